@@ -1,0 +1,194 @@
+"""Connections: one Twilio account's credentials each, a JSON secret in Secrets Manager."""
+
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from twilio_connector import aws
+from twilio_connector.errors import (
+    ConnectionInvalidError,
+    ConnectionNotFoundError,
+    ConnectorError,
+    ServiceUnavailableError,
+)
+from twilio_connector.inputs import AccountSid, ApiKeySid, MessagingServiceSid, Sender, convert, fields
+
+FRESH_SECONDS = 300
+"""A secret is used that long before it is read again."""
+STALE_SECONDS = 3600
+"""A secret is used that long while Secrets Manager does not answer."""
+_PAUSE_SECONDS = 30  # after a look-up that failed, until the next
+_STRANGERS_PER_MINUTE = 20  # look-ups of names that whoever calls the webhook made up
+_REMEMBERED = 500  # names
+
+# https://www.twilio.com/docs/global-infrastructure/api-domain-migration-guide: the hosts that
+# hold only a region stopped working on 2026-04-28.
+_HOSTS = {
+    "us1": "https://api.twilio.com",
+    "ie1": "https://api.dublin.ie1.twilio.com",
+    "au1": "https://api.sydney.au1.twilio.com",
+}
+
+_Secret = Annotated[
+    str,
+    Meta(pattern=r"\A[!-~]{1,256}\Z", description="must be 1 to 256 visible ASCII characters, without spaces"),
+]
+
+
+class Connection(Struct, frozen=True, kw_only=True):
+    """One Twilio account, with an API key or its auth token."""
+
+    account_sid: AccountSid
+    api_key_sid: ApiKeySid | None = None
+    api_key_secret: _Secret | None = None
+    auth_token: _Secret | None = None
+    secondary_auth_token: _Secret | None = None
+    subaccount_sids: Annotated[list[AccountSid], Meta(description="must be a list of account SIDs")] = []
+    region: Literal["us1", "ie1", "au1"] = "us1"
+    default_from: Sender | None = None
+    default_messaging_service_sid: MessagingServiceSid | None = None
+
+    def __repr__(self) -> str:
+        """Name the account and nothing else."""
+        return f"Connection(account_sid={self.account_sid!r})"
+
+    __rich_repr__ = None
+
+    @property
+    def basic_auth(self) -> tuple[str, str]:
+        """User and password of requests to Twilio."""
+        if self.api_key_sid and self.api_key_secret:
+            return self.api_key_sid, self.api_key_secret
+        return self.account_sid, self.auth_token or ""
+
+    @property
+    def account_sids(self) -> frozenset[str]:
+        """The accounts that this connection may act for."""
+        return frozenset({self.account_sid, *self.subaccount_sids})
+
+    @property
+    def webhook_tokens(self) -> list[str]:
+        """The tokens that may have signed a webhook; none if only an API key is stored: keys never sign."""
+        return [token for token in (self.auth_token, self.secondary_auth_token) if token]
+
+    @property
+    def api_url(self) -> str:
+        """Scheme and host of the region's API."""
+        return _HOSTS[self.region]
+
+
+def parse_secret(name: str, secret: str) -> Connection:
+    """Return the connection in a secret's text; raises ConnectionInvalidError naming what is wrong in it."""
+    try:
+        payload = msgspec.json.decode(secret)
+    except (msgspec.DecodeError, RecursionError, UnicodeError):
+        payload = None
+    if not isinstance(payload, dict):
+        raise ConnectionInvalidError(f"connection {name}: the secret is not a JSON object")
+    given, faults = convert(Connection, payload)
+    wrong = [f"{fault.field} {fault.message}" for fault in faults]
+    required = {"account_sid"}
+    required |= {"api_key_sid", "api_key_secret"} if given.keys() & {"api_key_sid", "api_key_secret"} else {"auth_token"}
+    wrong += [f"{field} is missing" for field in fields(Connection) if field in required and field not in given]
+    if wrong:
+        raise ConnectionInvalidError(f"connection {name}: {'; '.join(wrong)}")
+    return Connection(**given)
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What the last look-up of a name brought: when it was read, and until when it is not asked for again."""
+
+    result: Connection | ConnectorError
+    read_at: float
+    fresh_until: float
+
+
+class Connections:
+    """Reads connections, keeps them in memory, and asks for each at most once at a time."""
+
+    def __init__(self) -> None:
+        """Know nothing yet."""
+        self._known: dict[tuple[str, str], _Known] = {}
+        self._strangers: deque[float] = deque(maxlen=_STRANGERS_PER_MINUTE)
+        self._lock = threading.Lock()
+
+    def get(self, prefix: str, name: str, *, asked_by_stranger: bool = False) -> Connection:
+        """Return the connection of that name, in memory or in the secret `<prefix><name>`.
+
+        Raises ConnectionNotFoundError, ConnectionInvalidError or ServiceUnavailableError. Look-ups for
+        strangers, who may make up any name, are limited.
+        """
+        key = prefix, name
+        if (known := self._known.get(key)) and time.monotonic() < known.fresh_until:
+            return _unwrap(known.result)
+        with self._lock:
+            # Whoever waited for the lock finds what the one before it brought.
+            if (known := self._known.get(key)) and time.monotonic() < known.fresh_until:
+                return _unwrap(known.result)
+            return self._look_up(key, known, asked_by_stranger=asked_by_stranger)
+
+    def renew(self, prefix: str, name: str, refused: Connection) -> Connection:
+        """Return the connection read anew, after Twilio refused this one's credentials."""
+        key = prefix, name
+        with self._lock:
+            known = self._known.get(key)
+            if known and isinstance(known.result, Connection) and known.result != refused:
+                return known.result
+            return self._look_up(key, known)
+
+    def _look_up(
+        self, key: tuple[str, str], known: _Known | None, *, asked_by_stranger: bool = False
+    ) -> Connection:
+        now = time.monotonic()
+        old = known.result if known and isinstance(known.result, Connection) else None
+        if asked_by_stranger and old is None:
+            self._limit_strangers(now)
+        try:
+            found = _read(*key)
+        except ServiceUnavailableError:
+            if known is None or old is None or now - known.read_at >= STALE_SECONDS:
+                raise
+            self._remember(key, _Known(old, known.read_at, now + _PAUSE_SECONDS))
+            return old
+        except ConnectorError as error:
+            self._remember(key, _Known(error, now, now + _PAUSE_SECONDS))
+            raise
+        self._remember(key, _Known(found, now, now + FRESH_SECONDS))
+        return found
+
+    def _limit_strangers(self, now: float) -> None:
+        if len(self._strangers) == self._strangers.maxlen and now - self._strangers[0] < 60:  # noqa: PLR2004 seconds
+            raise ServiceUnavailableError("too many unknown connections were asked for in the last minute")
+        self._strangers.append(now)
+
+    def _remember(self, key: tuple[str, str], known: _Known) -> None:
+        if len(self._known) >= _REMEMBERED:
+            self._known.clear()
+        self._known[key] = known
+
+
+def _unwrap(result: Connection | ConnectorError) -> Connection:
+    if isinstance(result, ConnectorError):
+        raise type(result)(str(result))
+    return result
+
+
+def _read(prefix: str, name: str) -> Connection:
+    """Read the secret from Secrets Manager."""
+    try:
+        answer = aws.call("secretsmanager", "get_secret_value", SecretId=prefix + name)
+    except aws.UnavailableError as error:
+        raise ServiceUnavailableError(f"Secrets Manager does not answer ({error.code})") from None
+    except aws.RefusedError as error:
+        raise ConnectionNotFoundError(
+            f"connection {name}: there is no secret {prefix}{name}, or the function may not read it ({error.code})"
+        ) from None
+    if "SecretString" not in answer:
+        raise ConnectionInvalidError(f"connection {name}: the secret is binary, and must be text")
+    return parse_secret(name, answer["SecretString"])

@@ -1,0 +1,141 @@
+"""The entry point of every action: from any caller's event to a typed input, and back to the caller's answer."""
+
+import functools
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from twilio_connector import envelope, telemetry
+from twilio_connector.client import Twilio
+from twilio_connector.deadline import API_SECONDS, Deadline
+from twilio_connector.errors import ConnectorError, OutcomeUnknownError, ResponseTooLargeError
+from twilio_connector.inputs import Input
+
+MAX_ANSWER_BYTES = 6_291_556
+"""https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html"""
+
+type Action[I: Input] = Callable[[I, Twilio], Any]
+type Handler = Callable[[Any, Any], Any]
+
+
+def entrypoint[I: Input](
+    input_type: type[I], *, status: Callable[[I], int] = lambda _: 200
+) -> Callable[[Action[I]], Handler]:
+    """Make a Lambda handler of an action: a function that takes its input and the Twilio client.
+
+    A direct invocation, an EventBridge event, an SNS notification and a failure record get the action's result
+    or its exception. An API caller gets JSON with `status`, or a problem object. An SQS batch gets the records
+    to deliver again.
+    """
+
+    def decorate(action: Action[I]) -> Handler:
+        run = functools.partial(_run, input_type, action)
+
+        @functools.wraps(action)
+        def handler(event: Any, context: Any) -> Any:
+            deadline = Deadline.of(context)
+            try:
+                if envelope.is_http(event):
+                    return _answer_http(run, status, event, deadline.capped(API_SECONDS))
+                if (records := envelope.sqs_records(event)) is not None:
+                    return _answer_sqs(run, records, deadline)
+                return run(deadline, lambda: envelope.inputs(event), lambda _, result: result)
+            finally:
+                telemetry.flush()
+
+        return handler
+
+    return decorate
+
+
+def _run[I: Input](
+    input_type: type[I],
+    action: Action[I],
+    deadline: Deadline,
+    read: Callable[[], envelope.Inputs],
+    pack: Callable[[I, Any], Any],
+) -> Any:
+    """Run the action on what `read` returns, and return its result as `pack` puts it.
+
+    Every failure is logged, counted and raised as a ConnectorError.
+    """
+    context: dict[str, Any] = {"function": action.__module__}
+    try:
+        inputs = read()
+        context["caller"] = inputs.caller
+        value = input_type.parse(inputs.payload, inputs.text)
+        twilio = Twilio(value.connection, deadline)
+        context |= {"connection": twilio.name, "message_sid": getattr(value, "message_sid", None)}
+        telemetry.logger.debug("called", extra=context)
+        answer = pack(value, action(value, twilio))
+        if _is_too_large(answer):
+            raise _too_large(value)
+    except ConnectorError as error:
+        telemetry.failure(error, **context)
+        raise
+    except Exception as error:  # noqa: BLE001 whatever it is, its message must not reach a log or a caller
+        raise telemetry.bug(error) from None
+    return answer
+
+
+def _is_too_large(answer: Any) -> bool:
+    if len(msgspec.json.encode(answer)) < MAX_ANSWER_BYTES // 2:
+        return False
+    # The runtime writes more spaces than msgspec does.
+    return len(json.dumps(answer, ensure_ascii=False).encode()) > MAX_ANSWER_BYTES
+
+
+def _too_large(value: Input) -> ConnectorError:
+    if value.read_only:
+        return ResponseTooLargeError("the answer is larger than a function can return")
+    return OutcomeUnknownError("Twilio accepted the request, but its answer is larger than a function can return")
+
+
+def _answer_http(
+    run: Callable[..., Any], status: Callable[[Any], int], event: Any, deadline: Deadline
+) -> dict[str, Any]:
+    try:
+        answer: dict[str, Any] = run(
+            deadline,
+            lambda: envelope.http_inputs(envelope.http_request(event)),
+            lambda value, result: _http(status(value), "application/json", result),
+        )
+    except ConnectorError as error:
+        answer = _http(error.http_status, "application/problem+json", error.problem())
+        if error.retry_after is not None:
+            answer["headers"]["Retry-After"] = str(math.ceil(error.retry_after))
+    return answer
+
+
+def _http(status: int, content_type: str, body: Any) -> dict[str, Any]:
+    return {
+        "statusCode": status,
+        "headers": {"Content-Type": content_type},
+        "body": msgspec.json.encode(body).decode(),
+    }
+
+
+def _answer_sqs(
+    run: Callable[..., Any], records: list[envelope.Record], deadline: Deadline
+) -> dict[str, Any]:
+    """Run each record on its own, and return those that SQS is to deliver again.
+
+    A record whose outcome is unknown is not among them: to deliver it again could send it twice.
+    """
+    failed: list[dict[str, str]] = []
+    held_groups: set[str] = set()
+    for record in records:
+        try:
+            if record.group not in held_groups:
+                run(deadline, functools.partial(envelope.sqs_inputs, record), lambda _, result: result)
+                continue
+        except OutcomeUnknownError:
+            continue
+        except ConnectorError:
+            if record.group is not None:
+                held_groups.add(record.group)
+        failed.append({"itemIdentifier": record.message_id})
+    return {"batchItemFailures": failed}

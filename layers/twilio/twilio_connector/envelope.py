@@ -1,0 +1,209 @@
+"""The shapes in which callers hand over an input, read strictly: a shape that is not known is refused."""
+
+import base64
+import binascii
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl
+
+import msgspec
+
+from twilio_connector.errors import Fault, InvalidInputError
+
+# A field that only an envelope has. The actions' own inputs have none of these names.
+_ENVELOPE_FIELDS = frozenset(
+    {
+        "Records",
+        "detail-type",
+        "detail",
+        "httpMethod",
+        "rawPath",
+        "requestContext",
+        "requestPayload",
+        "responsePayload",
+        "routeKey",
+        "eventSource",
+        "EventSource",
+        "TopicArn",
+        "awslogs",
+        "invocationId",
+    }
+)
+_MAX_DEPTH = 4  # an SQS body with an SNS notification with a failure record with an EventBridge event
+
+
+class Inputs(NamedTuple):
+    """What a caller gave: a JSON payload, and the values that a query string or a path spells as text."""
+
+    caller: str
+    payload: Any
+    text: Mapping[str, list[str]] = {}
+
+
+class Record(NamedTuple):
+    """One record of an SQS batch; records of one FIFO `group` must not overtake each other."""
+
+    message_id: str
+    body: str
+    group: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpRequest:
+    """A request through API Gateway (payload format 1.0 or 2.0) or a function URL.
+
+    `path` is what the client called, with stage or base path. `query` is as it came; None in payload 1.0, which
+    has only the decoded `parameters`. Header names are lower case.
+    """
+
+    method: str
+    domain: str
+    path: str
+    query: str | None
+    parameters: list[tuple[str, str]] = field(repr=False)
+    path_parameters: dict[str, str] = field(repr=False)
+    headers: dict[str, str] = field(repr=False)
+    body: bytes = field(repr=False)
+
+
+def is_http(event: Any) -> bool:
+    """Tell whether an event is a request through API Gateway or a function URL."""
+    context = event.get("requestContext") if isinstance(event, dict) else None
+    return isinstance(context, dict) and ("http" in context or "httpMethod" in event) and "elb" not in context
+
+
+def http_request(event: dict[str, Any]) -> HttpRequest:
+    """Read an event for which `is_http` holds; raises InvalidInputError where it is malformed."""
+    try:
+        return _payload_2(event) if "http" in event["requestContext"] else _payload_1(event)
+    except (KeyError, TypeError, ValueError, AttributeError, UnicodeError, binascii.Error):
+        raise _refused("(request)", "is not an API Gateway or function URL event") from None
+
+
+def http_inputs(request: HttpRequest) -> Inputs:
+    """Return the input in a request: query string, path and JSON body together."""
+    text: dict[str, list[str]] = {}
+    for name, value in request.parameters:
+        text.setdefault(name, []).append(value)
+    for name, value in request.path_parameters.items():
+        text.setdefault(name, []).append(value)
+    payload = _json(request.body, "(body)") if request.body else {}
+    if request.method != "GET" and "idempotency-key" in request.headers:
+        text.setdefault("idempotency_key", []).append(request.headers["idempotency-key"])
+    return Inputs("api", payload, text)
+
+
+def sqs_records(event: Any) -> list[Record] | None:
+    """Return the records of an SQS batch, or None where the event is something else."""
+    if not isinstance(event, dict) or not isinstance(event.get("Records"), list) or not event["Records"]:
+        return None
+    records = event["Records"]
+    if not all(isinstance(record, dict) and record.get("eventSource") == "aws:sqs" for record in records):
+        return None
+    try:
+        return [Record(record["messageId"], record["body"], _fifo_group(record)) for record in records]
+    except (KeyError, AttributeError):
+        raise _refused("Records", "is not an SQS batch: a record has no messageId or body") from None
+
+
+def sqs_inputs(record: Record) -> Inputs:
+    """Return the input in the body of an SQS record."""
+    return Inputs("sqs", _unwrapped(_json(record.body, "body"), depth=1)[1])
+
+
+def inputs(event: Any) -> Inputs:
+    """Return the input in any other event; raises InvalidInputError for a shape that is not known."""
+    return Inputs(*_unwrapped(event, depth=0))
+
+
+def _fifo_group(record: dict[str, Any]) -> str | None:
+    """Return the message group; that of a standard queue says nothing about order."""
+    if not str(record.get("eventSourceARN")).endswith(".fifo"):
+        return None
+    return str(record["attributes"]["MessageGroupId"])
+
+
+def _unwrapped(event: Any, depth: int) -> tuple[str, Any]:
+    """Return the caller and the input in an event, through all envelopes around it."""
+    if not isinstance(event, dict) or not _ENVELOPE_FIELDS & event.keys():
+        return "direct", event
+    if depth == _MAX_DEPTH:
+        raise _refused("(event)", "has too many envelopes around the input")
+    match event:
+        case {"detail-type": str(), "source": str(), "detail": dict(detail)}:
+            # Failure records reach EventBridge as the detail of an event.
+            return "eventbridge", _unwrapped(detail, depth + 1)[1]
+        case {"Records": [{"EventSource": "aws:sns", "Sns": {"Message": str(message)}}]}:
+            return "sns", _unwrapped(_json(message, "Message"), depth + 1)[1]
+        case {"Type": "Notification", "TopicArn": str(), "Message": str(message)}:
+            return "sns", _unwrapped(_json(message, "Message"), depth + 1)[1]
+        case {"requestContext": {"functionArn": str()}, "requestPayload": payload}:
+            # https://docs.aws.amazon.com/lambda/latest/dg/invocation-async-retain-records.html
+            return _unwrapped(payload, depth + 1)
+    raise _refused("(event)", "is neither an input nor an event that the connector knows")
+
+
+def _payload_2(event: dict[str, Any]) -> HttpRequest:
+    """https://docs.aws.amazon.com/apigateway/latest/developerguide/http-api-develop-integrations-lambda.html."""
+    context = event["requestContext"]
+    query = event.get("rawQueryString") or ""
+    return HttpRequest(
+        method=str(context["http"]["method"]).upper(),
+        domain=str(context.get("domainName", "")),
+        path=_text(event["rawPath"]),
+        query=_text(query),
+        parameters=parse_qsl(_text(query), keep_blank_values=True),
+        path_parameters=_texts(event.get("pathParameters")),
+        headers={name.lower(): value for name, value in _texts(event.get("headers")).items()},
+        body=_body(event),
+    )
+
+
+def _payload_1(event: dict[str, Any]) -> HttpRequest:
+    """https://docs.aws.amazon.com/apigateway/latest/developerguide/http-api-develop-integrations-lambda.html."""
+    context = event["requestContext"]
+    headers = {name: ", ".join(values) for name, values in (event.get("multiValueHeaders") or {}).items()}
+    headers |= _texts(event.get("headers"))
+    parameters = event.get("multiValueQueryStringParameters") or {
+        name: [value] for name, value in (event.get("queryStringParameters") or {}).items()
+    }
+    return HttpRequest(
+        method=str(event["httpMethod"]).upper(),
+        domain=str(context.get("domainName", "")),
+        path=_text(context.get("path") or event["path"]),
+        query=None,
+        parameters=[(_text(name), _text(value)) for name, values in parameters.items() for value in values],
+        path_parameters=_texts(event.get("pathParameters")),
+        headers={name.lower(): _text(value) for name, value in headers.items()},
+        body=_body(event),
+    )
+
+
+def _body(event: dict[str, Any]) -> bytes:
+    body = event.get("body") or ""
+    if event.get("isBase64Encoded"):
+        return base64.b64decode(body, validate=True)
+    return _text(body).encode()
+
+
+def _texts(values: Any) -> dict[str, str]:
+    return {_text(name): _text(value) for name, value in (values or {}).items()}
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    value.encode()  # raises where it is no Unicode text, which JSON's escapes can spell
+    return value
+
+
+def _json(text: Any, name: str) -> Any:
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeError, RecursionError, TypeError):
+        raise _refused(name, "must be JSON") from None
+
+
+def _refused(name: str, message: str) -> InvalidInputError:
+    return InvalidInputError(Fault(name, message))
