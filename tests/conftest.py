@@ -1,0 +1,56 @@
+"""What all tests share: the functions' environment, events from files, and a Lambda context."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+ROOT = Path(__file__).parent.parent
+
+# boto3 wants a region and keys when a client is made; the settings are those of the template's defaults.
+os.environ |= {
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "CONNECTION_PREFIX": "twilio/",
+    "DEFAULT_CONNECTION": "default",
+    "DEFAULT_COUNTRY": "US",
+    "TWILIO_API_URL": "",
+    "WEBHOOK_BASE_URL": "",
+    "EVENT_BUS_NAME": "bus",
+    "LOG_LEVEL": "INFO",
+}
+
+settings.register_profile("default", derandomize=True, deadline=None, print_blob=True)
+settings.load_profile("default")
+
+type LoadEvent = Callable[[str], Any]
+
+
+class Context:
+    """Lambda's context, as far as the functions use it."""
+
+    def __init__(self, seconds: float = 30) -> None:
+        """`seconds` remain."""
+        self.seconds = seconds
+
+    def get_remaining_time_in_millis(self) -> int:
+        """Return the time that remains at the beginning."""
+        return int(self.seconds * 1000)
+
+
+@pytest.fixture
+def event() -> LoadEvent:
+    """Return the event in a file of `events/`, by its name without ending."""
+    return lambda name: json.loads((ROOT / "events" / f"{name}.json").read_text())
+
+
+@pytest.fixture
+def context() -> Context:
+    """Return a context with the template's timeout."""
+    return Context()

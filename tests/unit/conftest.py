@@ -1,0 +1,41 @@
+"""What the tests in one process share: AWS and Twilio as servers on loopback."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+from twilio_connector import aws, client
+from twilio_connector.connection import Connections
+
+from tests.aws_wire import AwsWire
+from tests.faults import FaultServer
+
+ACCOUNT_SID = "AC" + "0" * 32
+AUTH_TOKEN = "0" * 32
+API_KEY = {
+    "account_sid": ACCOUNT_SID,
+    "api_key_sid": "SK" + "0" * 32,
+    "api_key_secret": "not-a-secret",
+    "auth_token": AUTH_TOKEN,
+    "default_from": "+15551234567",
+}
+
+
+@pytest.fixture
+def aws_wire(monkeypatch: pytest.MonkeyPatch) -> Iterator[AwsWire]:
+    """Return AWS with the connection `default`, as in a container that just started."""
+    with AwsWire() as wire:
+        wire.secrets["twilio/default"] = json.dumps(API_KEY)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", wire.url)
+        monkeypatch.setattr(client, "CONNECTIONS", Connections())
+        aws._client.cache_clear()
+        yield wire
+        aws._client.cache_clear()
+
+
+@pytest.fixture
+def twilio(monkeypatch: pytest.MonkeyPatch, aws_wire: AwsWire) -> Iterator[FaultServer]:
+    """Return a Twilio that fails as told, in the place of all of Twilio's hosts."""
+    with FaultServer() as server:
+        monkeypatch.setenv("TWILIO_API_URL", server.url)
+        yield server
