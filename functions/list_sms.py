@@ -37,6 +37,10 @@ class Day(Moment):
             raise ValueError("must be an ISO 8601 date, or a date-time with offset") from None
 
 
+PageSize = Annotated[int, Meta(ge=1, le=1000, description="must be a whole number from 1 to 1000")]
+Limit = Annotated[int, Meta(ge=1, le=5000, description="must be a whole number from 1 to 5000")]
+
+
 class Position(Struct, frozen=True, array_like=True):
     """Where a list goes on: a page as Twilio names it, and how many of its messages were given already."""
 
@@ -55,8 +59,8 @@ class ListSms(Input, frozen=True, kw_only=True):
     date_sent: Day | None = None
     date_sent_after: Day | None = None
     date_sent_before: Day | None = None
-    page_size: Annotated[int, Meta(ge=1, le=1000, description="must be a whole number from 1 to 1000")] | None = None
-    limit: Annotated[int, Meta(ge=1, le=5000, description="must be a whole number from 1 to 5000")] = 1000
+    page_size: PageSize | None = None
+    limit: Limit = 1000
     page_token: str | None = None
 
     def filters(self) -> dict[str, str]:
@@ -147,9 +151,7 @@ def _next(page: dict[str, Any], position: Position, twilio: Twilio) -> Position 
     if path != f"{API_PATH}/Accounts/{twilio.connection.account_sid}/Messages.json":
         raise TwilioUnavailableError("Twilio's next page is not in the connection's account")
     names = dict(parse_qsl(query))
-    return Position(
-        position.filters, position.page_size, names.get("Page", ""), names.get("PageToken", "")
-    )
+    return Position(position.filters, position.page_size, names.get("Page", ""), names.get("PageToken", ""))
 
 
 def _size(message: dict[str, Any]) -> int:

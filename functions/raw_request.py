@@ -35,6 +35,9 @@ _MEDIA = re.compile(r"https://([a-z0-9-]+\.)*twiliocdn\.com/[!-~]*")
 _MAX_BINARY_BYTES = 4_500_000  # Base64 makes a third more of it, and a function returns at most 6 MB
 
 
+_PAIRS_RULE = "must have texts, numbers, booleans or lists of them as values"
+
+
 class Pairs(list[tuple[str, str]]):
     """Names with values, from an object or a list of `{"key", "value"}` where a name repeats."""
 
@@ -43,17 +46,21 @@ class Pairs(list[tuple[str, str]]):
         """Write numbers and booleans as JSON does."""
         if isinstance(value, dict):
             items = list(value.items())
-        elif isinstance(value, list) and all(isinstance(item, dict) and item.keys() == {"key", "value"} for item in value):
+        elif isinstance(value, list) and all(map(_is_pair, value)):
             items = [(item["key"], item["value"]) for item in value]
         else:
-            raise ValueError('must be an object, or a list of {"key", "value"}')  # noqa: TRY004 a fault to msgspec
+            raise ValueError('must be an object, or a list of {"key", "value"}')
         pairs = cls()
         for key, content in items:
             for single in content if isinstance(content, list) else [content]:
                 if not isinstance(key, str) or not isinstance(single, (str, int, float, bool)):
-                    raise ValueError("must have texts, numbers, booleans or lists of them as values")
+                    raise ValueError(_PAIRS_RULE)  # noqa: TRY004 msgspec turns ValueError into a fault
                 pairs.append((key, single if isinstance(single, str) else msgspec.json.encode(single).decode()))
         return pairs
+
+
+def _is_pair(item: object) -> bool:
+    return isinstance(item, dict) and item.keys() == {"key", "value"}
 
 
 class Headers(dict[str, str]):
@@ -96,6 +103,11 @@ class Files(dict[str, bytes]):
         return files
 
 
+Milliseconds = Annotated[
+    int, Meta(ge=0, le=900_000, description="must be a whole number of milliseconds up to 900000")
+]
+
+
 class RawRequest(Input, frozen=True, kw_only=True):
     """A request; `url` is a path below `https://api.twilio.com/2010-04-01`."""
 
@@ -108,9 +120,9 @@ class RawRequest(Input, frozen=True, kw_only=True):
     query_parameters: Pairs | None = None
     headers: Headers | None = None
     response_type: Literal["json", "text", "binary"] = "json"
-    timeout_ms: Annotated[int, Meta(ge=1, le=900_000, description="must be a whole number from 1 to 900000")] = 10000
+    timeout_ms: Annotated[Milliseconds, Meta(ge=1)] = 10_000
     max_retry_count: Annotated[int, Meta(ge=0, le=100, description="must be a whole number from 0 to 100")] = 0
-    retry_delay_ms: Annotated[int, Meta(ge=0, le=900_000, description="must be a whole number from 0 to 900000")] = 0
+    retry_delay_ms: Milliseconds = 0
     retry_on_all_errors: Flag = False
     use_exponential_backoff: Flag = False
 
@@ -217,7 +229,8 @@ def handler(raw: RawRequest, twilio: Twilio) -> dict[str, Any]:
 def _is_safe(path: str) -> bool:
     """Tell whether every parser reads this path as the same one."""
     encoded = re.findall(r"%[0-9A-Fa-f]{2}", path)
-    return _PATH.fullmatch(path) is not None and not any(_ENCODED_TRAP.fullmatch(unquote(byte)) for byte in encoded)
+    trapped = any(_ENCODED_TRAP.fullmatch(unquote(byte)) for byte in encoded)
+    return _PATH.fullmatch(path) is not None and not trapped
 
 
 def _is_json(headers: object) -> bool:

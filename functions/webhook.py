@@ -190,9 +190,7 @@ def _delivery(signer: _Signer, url: str, fields: Fields, query: str | None) -> D
     if account_sid not in signer.connection.account_sids:
         raise Refused("the account is neither the connection's own nor one of its subaccount_sids")
     # What is signed of a name that repeats is each value once, in order.
-    parameters = {
-        name: values[0] if len(values) == 1 else sorted(set(values)) for name, values in fields.items()
-    }
+    parameters = {name: values[0] if len(values) == 1 else sorted(set(values)) for name, values in fields.items()}
     return Delivery(signer.name, account_sid, url.partition("?")[0], signed, about, parameters)
 
 

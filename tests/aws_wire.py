@@ -62,9 +62,7 @@ class AwsWire:
     @property
     def entries(self) -> list[dict[str, Any]]:
         """All entries that were put on the bus."""
-        return [
-            entry for called, body in self.calls if called == "PutEvents" for entry in body["Entries"]
-        ]
+        return [entry for called, body in self.calls if called == "PutEvents" for entry in body["Entries"]]
 
     def answer(self, operation: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         """Return status and body of the answer to a call."""

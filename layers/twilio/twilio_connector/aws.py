@@ -61,4 +61,4 @@ def call(service: str, operation: str, **parameters: Any) -> dict[str, Any]:
 
 @cache
 def _client(service: str) -> Any:
-    return boto3.client(service, config=_CONFIG)  # type: ignore[call-overload]
+    return boto3.client(service, config=_CONFIG)

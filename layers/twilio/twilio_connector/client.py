@@ -106,7 +106,7 @@ class Twilio:
     """One connection, for the time of one invocation."""
 
     def __init__(self, connection: str | None, deadline: Deadline) -> None:
-        """`connection` is its name; None is the stack's default."""
+        """Take the connection of that name; None is the stack's default."""
         self._settings = Settings.from_env()
         self._deadline = deadline
         self.name = connection or self._settings.default_connection
@@ -186,8 +186,10 @@ class Twilio:
                 renewed = True
                 connection = CONNECTIONS.renew(self._settings.connection_prefix, self.name, connection)
                 continue
+            if retried == retries.limit or not retries.when(result):
+                break
             delay = retries.delay(retried) if result.retry_after is None else result.retry_after
-            if retried == retries.limit or not retries.when(result) or delay > self._seconds_left() - _LEAST_SECONDS:
+            if not self.has_time(delay + _LEAST_SECONDS):
                 break
             time.sleep(delay)
             retried += 1

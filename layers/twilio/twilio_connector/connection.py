@@ -16,7 +16,7 @@ from twilio_connector.errors import (
     ConnectorError,
     ServiceUnavailableError,
 )
-from twilio_connector.inputs import AccountSid, ApiKeySid, MessagingServiceSid, Sender, convert, fields
+from twilio_connector.inputs import AccountSid, ApiKeySid, MessagingServiceSid, Sender, convert
 
 FRESH_SECONDS = 300
 """A secret is used that long before it is read again."""
@@ -57,8 +57,6 @@ class Connection(Struct, frozen=True, kw_only=True):
         """Name the account and nothing else."""
         return f"Connection(account_sid={self.account_sid!r})"
 
-    __rich_repr__ = None
-
     @property
     def basic_auth(self) -> tuple[str, str]:
         """User and password of requests to Twilio."""
@@ -92,9 +90,9 @@ def parse_secret(name: str, secret: str) -> Connection:
         raise ConnectionInvalidError(f"connection {name}: the secret is not a JSON object")
     given, faults = convert(Connection, payload)
     wrong = [f"{fault.field} {fault.message}" for fault in faults]
-    required = {"account_sid"}
-    required |= {"api_key_sid", "api_key_secret"} if given.keys() & {"api_key_sid", "api_key_secret"} else {"auth_token"}
-    wrong += [f"{field} is missing" for field in fields(Connection) if field in required and field not in given]
+    api_key = ("api_key_sid", "api_key_secret")
+    required = ("account_sid", *(api_key if given.keys() & set(api_key) else ("auth_token",)))
+    wrong += [f"{field} is missing" for field in required if field not in given]
     if wrong:
         raise ConnectionInvalidError(f"connection {name}: {'; '.join(wrong)}")
     return Connection(**given)

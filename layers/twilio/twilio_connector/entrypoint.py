@@ -70,9 +70,7 @@ def _run[I: Input](
         twilio = Twilio(value.connection, deadline)
         context |= {"connection": twilio.name, "message_sid": getattr(value, "message_sid", None)}
         telemetry.logger.debug("called", extra=context)
-        answer = pack(value, action(value, twilio))
-        if _is_too_large(answer):
-            raise _too_large(value)
+        answer = _fitting(pack(value, action(value, twilio)), value)
     except ConnectorError as error:
         telemetry.failure(error, **context)
         raise
@@ -81,17 +79,16 @@ def _run[I: Input](
     return answer
 
 
-def _is_too_large(answer: Any) -> bool:
+def _fitting(answer: Any, value: Input) -> Any:
+    """Return the answer; raises the error of one that Lambda would not take."""
     if len(msgspec.json.encode(answer)) < MAX_ANSWER_BYTES // 2:
-        return False
+        return answer
     # The runtime writes more spaces than msgspec does.
-    return len(json.dumps(answer, ensure_ascii=False).encode()) > MAX_ANSWER_BYTES
-
-
-def _too_large(value: Input) -> ConnectorError:
+    if len(json.dumps(answer, ensure_ascii=False).encode()) <= MAX_ANSWER_BYTES:
+        return answer
     if value.read_only:
-        return ResponseTooLargeError("the answer is larger than a function can return")
-    return OutcomeUnknownError("Twilio accepted the request, but its answer is larger than a function can return")
+        raise ResponseTooLargeError("the answer is larger than a function can return")
+    raise OutcomeUnknownError("Twilio accepted the request, but its answer is larger than a function can return")
 
 
 def _answer_http(
@@ -118,9 +115,7 @@ def _http(status: int, content_type: str, body: Any) -> dict[str, Any]:
     }
 
 
-def _answer_sqs(
-    run: Callable[..., Any], records: list[envelope.Record], deadline: Deadline
-) -> dict[str, Any]:
+def _answer_sqs(run: Callable[..., Any], records: list[envelope.Record], deadline: Deadline) -> dict[str, Any]:
     """Run each record on its own, and return those that SQS is to deliver again.
 
     A record whose outcome is unknown is not among them: to deliver it again could send it twice.

@@ -68,9 +68,7 @@ class Moment(Parsed):
                 raise ValueError  # noqa: TRY301 the same fault to the user
             return cls(moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
         except (msgspec.ValidationError, ValueError, OverflowError):
-            raise ValueError(
-                "must be an ISO 8601 date-time with offset, such as 2030-01-31T09:00:00Z"
-            ) from None
+            raise ValueError("must be an ISO 8601 date-time with offset, such as 2030-01-31T09:00:00Z") from None
 
 
 def _text(value: Any) -> str:
@@ -117,7 +115,7 @@ class Input(Struct, frozen=True, kw_only=True):
         return True
 
     @classmethod
-    def combinations(cls, given: Mapping[str, Any]) -> Iterator[Fault]:
+    def combinations(cls, given: Mapping[str, Any]) -> Iterator[Fault]:  # noqa: ARG003 for subclasses
         """Yield the faults that no field has alone; a wrong value is `INVALID`, an absent one is not there."""
         yield from ()
 

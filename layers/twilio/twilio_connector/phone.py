@@ -36,9 +36,7 @@ def _national(number: str, country: str) -> str:
     try:
         parsed = phonenumbers.parse(number, None if international else country)
     except phonenumbers.NumberParseException:
-        raise ValueError(
-            "must be a phone number (best in E.164), a short code or a channel address"
-        ) from None
+        raise ValueError("must be a phone number (best in E.164), a short code or a channel address") from None
     # A number is never moved to another country than the one it was written for.
     valid = (
         phonenumbers.is_valid_number(parsed)

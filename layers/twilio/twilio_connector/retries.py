@@ -40,7 +40,9 @@ class Verdict(NamedTuple):
     retry: bool
 
 
-def judge(end: End | int, *, code: int | None = None, read_only: bool) -> Verdict:  # noqa: PLR0911 a table
+def judge(  # noqa: C901, PLR0911 a table
+    end: End | int, *, code: int | None = None, read_only: bool
+) -> Verdict:
     """Return the verdict on a request that ended so: an HTTP status outside 2xx, or an `End`.
 
     `code` is Twilio's own error code. Code 21611 comes with status 429 but asks for minutes, so it is tested

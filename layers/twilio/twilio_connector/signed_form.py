@@ -74,10 +74,10 @@ _NAMES: dict[Kind, dict[str, str | None]] = {
     }
     | _texts("""
         AddOns Address Body ButtonPayload ButtonText ChannelInstallSid ChannelMetadata ChannelStatusMessage
-        ChannelToAddress ErrorMessage EventType ExternalUserId FlowData InteractiveData Label ListDescription ListId
-        ListTitle OriginalRepliedMessageSender ProfileName ReferralBody ReferralCtwaClid ReferralHeadline
-        ReferralMediaContentType ReferralMediaId ReferralMediaUrl ReferralSourceId ReferralSourceType
-        ReferralSourceUrl StructuredMessage
+        ChannelToAddress ErrorMessage EventType ExternalUserId FlowData InteractiveData Label
+        ListDescription ListId ListTitle OriginalRepliedMessageSender ProfileName ReferralBody
+        ReferralCtwaClid ReferralHeadline ReferralMediaContentType ReferralMediaId ReferralMediaUrl
+        ReferralSourceId ReferralSourceType ReferralSourceUrl StructuredMessage
         """)
     | _texts(" ".join(f"MediaContentType{number} MediaUrl{number}" for number in range(10))),
     Kind.CALL: _COMMON

@@ -2,6 +2,7 @@
 
 import os
 import traceback
+from pathlib import Path
 from typing import Any
 
 from aws_lambda_powertools.logging import Logger
@@ -43,9 +44,7 @@ def failure(error: ConnectorError, **context: Any) -> None:
         }
     logger.error(str(error), extra={"error": name, "retryable": error.retryable, **details})
     if error.twilio or name.startswith(("Twilio", "OutcomeUnknown")):
-        with single_metric(
-            name="TwilioErrors", unit=MetricUnit.Count, value=1, namespace=_NAMESPACE
-        ) as metric:
+        with single_metric(name="TwilioErrors", unit=MetricUnit.Count, value=1, namespace=_NAMESPACE) as metric:
             metric.add_dimension(name="error", value=name)
     if name == "OutcomeUnknownError":
         count("OutcomeUnknown")
@@ -57,7 +56,7 @@ def bug(error: Exception) -> InternalError:
     The exception's own message is left out: it may hold any value.
     """
     frames = traceback.extract_tb(error.__traceback__)
-    where = [f"{os.path.basename(frame.filename)}:{frame.lineno} {frame.name}" for frame in frames]
+    where = [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames]
     logger.error("unexpected exception", extra={"exception": type(error).__name__, "where": where})
     return InternalError("a fault of the connector; its log says where")
 

@@ -67,7 +67,7 @@ class _Timed(io.RawIOBase):
         if remaining <= 0:
             raise TimeoutError
         self._sock.settimeout(remaining)
-        return self._raw.readinto(buffer)  # type: ignore[attr-defined, no-any-return]
+        return self._raw.readinto(buffer)
 
     def close(self) -> None:
         self._raw.close()
@@ -79,19 +79,19 @@ class _TimedResponse(http.client.HTTPResponse):
 
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
-        self.fp = io.BufferedReader(_Timed(self.fp.detach(), sock))  # type: ignore[attr-defined]
+        self.fp = io.BufferedReader(_Timed(self.fp.detach(), sock))
 
 
 class _KnowsWhetherSent:
     """Makes every failure before the first byte of a request a `NeverSent`."""
 
-    response_class = _TimedResponse
+    response_class: Any = _TimedResponse
     idle_since = 0.0
 
     def connect(self) -> None:
         try:
             super().connect()  # type: ignore[misc]
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 whatever it is, nothing was sent
             bad_certificate = isinstance(error, ssl.SSLCertVerificationError)
             raise NeverSent(_reason(error), bad_certificate=bad_certificate) from None
 
@@ -200,7 +200,8 @@ class Session(requests.Session):
         cannot be read is left out there.
         """
         try:
-            response = self.send(request, timeout=timeout, stream=True, allow_redirects=False)
+            # requests hands urllib3's Timeout through, though its types do not say so.
+            response = self.send(request, timeout=timeout, stream=True, allow_redirects=False)  # type: ignore[arg-type]
         except (requests.RequestException, HTTPError, http.client.HTTPException, OSError, ValueError) as error:
             raise Lost(_lost(error)) from None
         with response:

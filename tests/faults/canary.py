@@ -1,0 +1,159 @@
+"""Places where nothing must arrive, or nothing can: a canary, a closed port, a black hole."""
+
+import ipaddress
+import socket
+import threading
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+from unittest.mock import patch
+
+from . import tls
+from .wire import Reader, Reply, Request
+
+_TLS_HANDSHAKE = b"\x16"
+
+
+class Visit(NamedTuple):
+    """One connection to a canary: its first bytes, and the request if it sent one, under TLS too."""
+
+    first_bytes: bytes
+    request: Request
+
+    @property
+    def authorization(self) -> str | None:
+        """The header that must never arrive here."""
+        return self.request.header("Authorization")
+
+
+class Canary:
+    """A listener that must not be reached; it answers everything, so that nobody is stopped by it.
+
+    `names` are the host names and ports that `resolve_to` turned to it. TLS is answered with a self-signed
+    certificate: a client that verifies leaves its ClientHello in `first_bytes`, one that does not its request.
+    """
+
+    def __init__(self) -> None:
+        """Listen."""
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self.port: int = self._listener.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.names: list[tuple[str, int]] = []
+        self._visits: list[Visit] = []
+        self._threads: list[threading.Thread] = []
+        self._own: set[Any] = set()
+        self._seen = threading.Condition()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def visits(self) -> list[Visit]:
+        """All connections that came before this was asked; it misses none, since they are accepted in order."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            own = probe.getsockname()
+            self._own.add(own)
+            probe.connect(self._listener.getsockname())
+            with self._seen:
+                self._seen.wait_for(lambda: own not in self._own, 10)
+        for thread in list(self._threads):
+            thread.join(timeout=10)
+        return list(self._visits)
+
+    def reset(self) -> None:
+        """Forget all visits."""
+        self._visits[:] = self.visits[:0]
+        self.names.clear()
+
+    def close(self) -> None:
+        """Stop listening."""
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # closed
+            while True:
+                sock, peer = self._listener.accept()
+                with self._seen:
+                    if peer in self._own:
+                        sock.close()
+                        self._own.discard(peer)
+                        self._seen.notify_all()
+                        continue
+                    thread = threading.Thread(target=self._receive, args=(sock,), daemon=True)
+                    thread.start()
+                    self._threads.append(thread)
+
+    def _receive(self, sock: socket.socket) -> None:
+        """Take down what a visitor says within some seconds."""
+        sock.settimeout(3)
+        first_bytes = head = body = b""
+        complete = False
+        try:
+            first_bytes = sock.recv(4096, socket.MSG_PEEK)
+            if first_bytes[:1] == _TLS_HANDSHAKE:
+                sock = tls.context("self_signed").wrap_socket(sock, server_side=True)
+            head, body, complete = Reader(sock).read()
+        except OSError:
+            pass  # it went away, or does not trust us
+        self._visits.append(Visit(first_bytes, Request(0, 0, head=head, body=body, complete=complete)))
+        with suppress(OSError):
+            sock.sendall(Reply.json(200, {"sid": "SM" + "0" * 32}).head)
+        sock.close()
+
+
+@contextmanager
+def resolve_to(canary: Canary, *, allow: Collection[int] | None = None) -> Iterator[Canary]:
+    """Turn every host name and address of this process, and every port, to a canary.
+
+    Only loopback literals (127.0.0.1, ::1) with a port in `allow` are left as they are; None allows all ports.
+    """
+    real = socket.getaddrinfo
+
+    def resolve(host: Any, port: Any, *arguments: Any, **options: Any) -> Any:
+        if _is_loopback(host) and (allow is None or port in allow):
+            return real(host, port, *arguments, **options)
+        canary.names.append((host.decode() if isinstance(host, bytes) else str(host), port))
+        return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("127.0.0.1", canary.port))]
+
+    with patch.object(socket, "getaddrinfo", resolve):
+        yield canary
+
+
+def _is_loopback(host: Any) -> bool:
+    try:
+        return ipaddress.ip_address(host.decode() if isinstance(host, bytes) else host).is_loopback
+    except ValueError:
+        return False
+
+
+@contextmanager
+def closed_port() -> Iterator[int]:
+    """Give a port that refuses connections; it is held, so that nobody else comes to listen there."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        yield sock.getsockname()[1]
+
+
+@contextmanager
+def black_hole() -> Iterator[int]:
+    """Give a port that never answers a connection: its queue is full, so that the system drops what comes."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        queued = [socket.socket() for _ in range(4)]
+        for sock in queued:
+            sock.setblocking(False)
+            sock.connect_ex(listener.getsockname())
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            for sock in queued:
+                sock.close()

@@ -1,0 +1,200 @@
+"""What Twilio's Messages resource answers where nothing goes wrong, and a history of messages page by page."""
+
+import itertools
+import re
+from collections.abc import Callable
+from datetime import UTC, date, datetime, timedelta
+from email.utils import format_datetime, parsedate_to_datetime
+from typing import Any, Literal
+from urllib.parse import urlencode
+
+from .wire import Reply, Request
+
+type Message = dict[str, Any]
+type Evil = Literal[
+    "foreign_host", "other_account", "self_loop", "two_page_loop", "repeated_page", "repeated_message", "empty_pages"
+]
+
+NEWEST = datetime(2026, 1, 31, 12, tzinfo=UTC)
+"""When the newest message of a history was sent."""
+
+OTHER_ACCOUNT = "AC" + "f" * 32
+RECIPIENTS = [f"+1555010{number:04}" for number in range(4)]
+SENDERS = ["+15005550006", "+15551234567"]
+
+_RESOURCE = re.compile(r"/2010-04-01/Accounts/([^/.]+)/Messages(?:/([^/.]+))?(?:\.json)?")
+
+
+class Account:
+    """A minimal Twilio: it takes every message, and knows every SID."""
+
+    def __init__(self) -> None:
+        self.history = History(0)
+        self._sids = itertools.count(1)
+
+    def reply(self, request: Request) -> Reply:
+        """Return the normal answer: 201, 200 or 204; what is no message is answered with what was asked."""
+        match = _RESOURCE.fullmatch(request.path)
+        if request.method == "DELETE":
+            return Reply(204)
+        if not match:
+            return Reply.json(200, {"method": request.method, "uri": request.target})
+        account, sid = match.groups()
+        if sid:
+            return Reply.json(200, self.history.find(sid) or message(account, sid))
+        if request.method != "POST":
+            return self.history.page(request)
+        form = {name: values[0] for name, values in request.form.items()}
+        sid = f"{'MM' if 'MediaUrl' in form else 'SM'}{next(self._sids):032x}"
+        return Reply.json(201, message(account, sid, form))
+
+
+class History:
+    """Messages, newest first, in pages as Twilio makes them, or in pages as an attacker would."""
+
+    def __init__(  # noqa: PLR0913 each is an option of its own
+        self,
+        count: int,
+        *,
+        max_page_size: int = 1000,
+        spacing: timedelta = timedelta(minutes=1),
+        body: str = "Hello",
+        evil: Evil | None = None,
+        elsewhere: str = "https://elsewhere.example",
+    ) -> None:
+        self._messages = [
+            _sent(number, NEWEST - number * spacing, body) for number in range(count)
+        ]
+        self._max_page_size = max_page_size
+        self._evil = evil
+        self._elsewhere = elsewhere
+
+    @property
+    def sids(self) -> list[str]:
+        """The SIDs of all messages, newest first."""
+        return [each["sid"] for each in self._messages]
+
+    def find(self, sid: str) -> Message | None:
+        """Return a message of the history."""
+        return next((each for each in self._messages if each["sid"] == sid), None)
+
+    def page(self, request: Request) -> Reply:
+        """Return the page that a request asks for."""
+        wanted = {name: values[0] for name, values in request.parameters.items()}
+        account = request.path.split("/")[3]
+        number = int(wanted.get("Page", 0))
+        size = min(int(wanted.get("PageSize", 50)), self._max_page_size)
+        found = [each | _owner(account, each) for each in self._messages if _matches(each, wanted)]
+        start = number * size
+        if token := wanted.get("PageToken"):
+            known = [each["sid"] for each in found]
+            if token[2:] not in known:
+                return Reply.json(400, {"code": 21481, "message": "Invalid page token", "status": 400})
+            start = known.index(token[2:]) + 1
+        if self._evil == "repeated_page":
+            start = 0
+        if self._evil == "repeated_message":
+            start = max(start - 1, 0) if number else 0
+        rows = [] if self._evil == "empty_pages" else found[start : start + size]
+        last = (rows or found or [{"sid": "SM" + "0" * 32}])[-1]["sid"]
+        following = wanted | {"PageSize": str(size), "Page": str(number + 1), "PageToken": f"PA{last}"}
+        next_page = f"{request.path}?{urlencode(following)}"
+        has_more = start + size < len(found) or self._evil in {"repeated_page", "empty_pages"}
+        return Reply.json(200, {
+            "messages": rows,
+            "page": number,
+            "page_size": size,
+            "start": start,
+            "end": start + len(rows) - 1,
+            "uri": request.target,
+            "first_page_uri": f"{request.path}?PageSize={size}&Page=0",
+            "previous_page_uri": None,
+            "next_page_uri": self._corrupt(next_page, request, number) if has_more or self._evil else None,
+        })  # fmt: skip
+
+    def _corrupt(self, next_page: str, request: Request, number: int) -> str:
+        """Return the next page, or where an attacker would send us instead."""
+        account = request.path.split("/")[3]
+        first_page = re.sub(r"&Page=\d+&PageToken=\w+", "", next_page)
+        corruptions: dict[Evil | None, Callable[[], str]] = {
+            "foreign_host": lambda: self._elsewhere + next_page,
+            "other_account": lambda: next_page.replace(account, OTHER_ACCOUNT),
+            "self_loop": lambda: request.target,
+            "two_page_loop": lambda: first_page if number else next_page,
+        }
+        return corruptions.get(self._evil, lambda: next_page)()
+
+
+def message(account: str, sid: str, form: dict[str, str] | None = None) -> Message:
+    """Return a message object as Twilio makes it of the form of a request."""
+    form = form or {"To": RECIPIENTS[0], "From": SENDERS[0], "Body": "Hello"}
+    service = form.get("MessagingServiceSid")
+    created = format_datetime(NEWEST)
+    return {
+        "account_sid": account,
+        "api_version": "2010-04-01",
+        "body": form.get("Body", ""),
+        "date_created": created,
+        "date_sent": None,
+        "date_updated": created,
+        "direction": "outbound-api",
+        "error_code": None,
+        "error_message": None,
+        "from": form.get("From"),
+        "messaging_service_sid": service,
+        "num_media": "0",
+        "num_segments": "0" if service else "1",
+        "price": None,
+        "price_unit": "USD",
+        "sid": sid,
+        "status": "accepted" if service else "queued",
+        "subresource_uris": {"media": f"/2010-04-01/Accounts/{account}/Messages/{sid}/Media.json"},
+        "to": form.get("To"),
+        "uri": f"/2010-04-01/Accounts/{account}/Messages/{sid}.json",
+    }
+
+
+def _sent(number: int, sent: datetime, body: str) -> Message:
+    """Return one message of a history; recipients and senders take turns."""
+    sid = f"{'SM' if number % 10 else 'MM'}{number:032x}"
+    form = {
+        "To": RECIPIENTS[number % len(RECIPIENTS)],
+        "From": SENDERS[number // len(RECIPIENTS) % len(SENDERS)],
+        "Body": body,
+    }
+    return message("AC" + "0" * 32, sid, form) | {"status": "delivered", "date_sent": format_datetime(sent)}
+
+
+def _owner(account: str, each: Message) -> Message:
+    """Return what of a message names its account."""
+    whole = message(account, each["sid"])
+    return {name: whole[name] for name in ("account_sid", "subresource_uris", "uri")}
+
+
+def _matches(each: Message, wanted: dict[str, str]) -> bool:
+    """Tell whether a message passes the filters; dates are days in UTC, all filters are inclusive."""
+    sent = parsedate_to_datetime(each["date_sent"])
+    return (
+        wanted.get("To", each["to"]) == each["to"]
+        and wanted.get("From", each["from"]) == each["from"]
+        and all(
+            holds(*_comparable(sent, wanted[name]))
+            for name, holds in _DATE_FILTERS.items()
+            if name in wanted
+        )
+    )
+
+
+_DATE_FILTERS: dict[str, Callable[[date, date], bool]] = {
+    "DateSent": lambda sent, bound: sent == bound,
+    "DateSent<": lambda sent, bound: sent <= bound,
+    "DateSent>": lambda sent, bound: sent >= bound,
+}
+
+
+def _comparable(sent: datetime, bound: str) -> tuple[date, date]:
+    """Return two days, or two moments, depending on what the filter gives."""
+    moment = datetime.fromisoformat(bound)
+    if len(bound) == len("2026-01-31"):
+        return sent.date(), moment.date()
+    return sent, moment.replace(tzinfo=moment.tzinfo or UTC)
