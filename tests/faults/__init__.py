@@ -1,17 +1,43 @@
-"""A small server that fails on purpose, and places where nothing must arrive.
+"""A Twilio on loopback that fails on purpose, and places where nothing must arrive.
 
-    with FaultServer() as server:                               # server.url is a TwilioApiUrl
-        server.script(faults.status(503), faults.OK)            # in turn; the last holds from then on
+One request after the other:
+
+    with FaultServer() as server:  # server.url is a TwilioApiUrl, here or for a deployed stack
+        server.script(faults.status(503), faults.OK)  # in turn; the last from then on
         ...
-        assert [503...] == [request.fault for request in server.requests]
+        assert ["status_503", "ok"] == [each.fault for each in server.requests]
+
+Requests that run at the same time each name their own faults, in the URL or in the text. Names are the keys
+of `faults.NAMED`; others are added to `server.named`:
+
+    server.named["astray"] = faults.redirect(307, canary.url)
+    send(message="unique text fault=reset_after_read")
+    send(message="unique text fault=status_429_seconds,ok")  # the first attempt, the second
+    send(message="unique text fault=astray")
+
+A request that hangs until it is released (or the server is closed):
+
+    server.script(faults.hang(then=faults.OK))
+    ...  # start the call elsewhere
+    server.wait_for(1)  # the request is there, whole
+    server.release()
+
+Bad certificates (the client is to trust `server.ca_file`, so that just one thing is wrong with each):
+
+    with FaultServer(tls="expired") as server:
+        ...
+        assert (1, []) == (server.connections, server.requests)
+
+Nothing must leave:
 
     with FaultServer() as server, Canary() as canary, resolve_to(canary, allow=[server.port]):
-        server.script(faults.redirect(307, canary.url))
         ...
         assert [] == canary.visits
 
-`faults` holds everything that can go wrong. Where requests run at the same time, each names its own fault in its
-URL or its text: `Body=... fault=reset_after_read` (see FaultServer).
+Many messages, and pages that lead astray:
+
+    history = server.history(2500)  # history.sids, newest first
+    server.history(3, evil="foreign_host", elsewhere=canary.url)
 """
 
 from . import faults

@@ -5,7 +5,6 @@ import socket
 import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 from unittest.mock import patch
 
@@ -13,6 +12,7 @@ from . import tls
 from .wire import Reader, Reply, Request
 
 _TLS_HANDSHAKE = b"\x16"
+_ANSWER = Reply(200, b'{"sid": "SM00000000000000000000000000000000"}', (("Connection", "close"),))
 
 
 class Visit(NamedTuple):
@@ -31,7 +31,7 @@ class Canary:
     """A listener that must not be reached; it answers everything, so that nobody is stopped by it.
 
     `names` are the host names and ports that `resolve_to` turned to it. TLS is answered with a self-signed
-    certificate: a client that verifies leaves its ClientHello in `first_bytes`, one that does not its request.
+    certificate: who verifies it leaves only a ClientHello in `first_bytes`, who does not its request.
     """
 
     def __init__(self) -> None:
@@ -49,12 +49,12 @@ class Canary:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @property
     def visits(self) -> list[Visit]:
-        """All connections that came before this was asked; it misses none, since they are accepted in order."""
+        """All connections so far; none is missed, since they are accepted in order."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             own = probe.getsockname()
@@ -68,7 +68,9 @@ class Canary:
 
     def reset(self) -> None:
         """Forget all visits."""
-        self._visits[:] = self.visits[:0]
+        _ = self.visits  # what is still under way belongs to the past
+        self._visits.clear()
+        self._threads.clear()
         self.names.clear()
 
     def close(self) -> None:
@@ -105,7 +107,7 @@ class Canary:
             pass  # it went away, or does not trust us
         self._visits.append(Visit(first_bytes, Request(0, 0, head=head, body=body, complete=complete)))
         with suppress(OSError):
-            sock.sendall(Reply.json(200, {"sid": "SM" + "0" * 32}).head)
+            sock.sendall(_ANSWER.head + _ANSWER.body)
         sock.close()
 
 
@@ -113,7 +115,7 @@ class Canary:
 def resolve_to(canary: Canary, *, allow: Collection[int] | None = None) -> Iterator[Canary]:
     """Turn every host name and address of this process, and every port, to a canary.
 
-    Only loopback literals (127.0.0.1, ::1) with a port in `allow` are left as they are; None allows all ports.
+    Only loopback literals (127.0.0.1, ::1) with a port in `allow` stay as they are; None allows all ports.
     """
     real = socket.getaddrinfo
 
@@ -150,7 +152,7 @@ def black_hole() -> Iterator[int]:
         listener.listen(0)
         queued = [socket.socket() for _ in range(4)]
         for sock in queued:
-            sock.setblocking(False)
+            sock.settimeout(0)
             sock.connect_ex(listener.getsockname())
         try:
             yield listener.getsockname()[1]

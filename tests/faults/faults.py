@@ -1,7 +1,7 @@
 """What can go wrong between us and Twilio; each is a Fault, to be scripted or named in a request.
 
-Constants need nothing more; functions take figures and return a Fault. "Normal" is the answer that Twilio would
-give to the request at hand (201 and a message for a send, and so on).
+Constants need nothing more; functions take figures and return a Fault. "Normal" is the answer that Twilio
+would give to the request at hand (201 and a message for a send, and so on).
 """
 
 import gzip
@@ -45,6 +45,7 @@ OK = Fault("ok", lambda exchange: exchange.reply(exchange.normal))
 
 
 # Answers that are whole
+
 
 def status(
     code: int,
@@ -145,6 +146,7 @@ def body(name: str) -> Fault:
 
 # Bodies and heads that are too much
 
+
 def _json_of(size: int) -> Iterator[bytes]:
     """Yield JSON of exactly so many bytes."""
     yield _START
@@ -169,12 +171,14 @@ def huge(megabytes: float, *, content_type: str = "application/json") -> Fault:
 
 
 def gzip_bomb(megabytes: int = 1024) -> Fault:
-    """Answer with a thousandth of that, which unpacks to valid JSON of so many megabytes; none of it is held."""
+    """Answer with valid JSON of so many megabytes, packed to a thousandth; it is never held."""
 
     def act(exchange: Exchange) -> None:
         squeeze = zlib.compressobj(9, zlib.DEFLATED, -15)
-        # After a full flush the next bytes need nothing of those before, so one piece can be sent again and again.
-        pieces = [squeeze.compress(data) + squeeze.flush(zlib.Z_FULL_FLUSH) for data in (_START, b"0" * _MEGABYTE)]
+        # After a full flush nothing refers back, so one piece can be sent again and again.
+        pieces = [
+            squeeze.compress(data) + squeeze.flush(zlib.Z_FULL_FLUSH) for data in (_START, b"0" * _MEGABYTE)
+        ]
         last = squeeze.compress(_END) + squeeze.flush()
         length = 10 + len(pieces[0]) + megabytes * len(pieces[1]) + len(last) + 8
         headers = (("Content-Encoding", "gzip"), ("Content-Length", str(length)))
@@ -226,17 +230,24 @@ def many_headers(count: int = 10_000) -> Fault:
 
 
 def _with_headers(name: str, headers: Mapping[str, str]) -> Fault:
-    return Fault(name, lambda exchange: exchange.reply(exchange.normal._replace(headers=tuple(headers.items()))))
+    return Fault(
+        name, lambda exchange: exchange.reply(exchange.normal._replace(headers=tuple(headers.items())))
+    )
 
 
 # Answers that are broken off, late or no HTTP
 
+
 def cut(part: Literal["status", "headers", "body"], *, reset: bool = False) -> Fault:
-    """Answer normally up to the middle of a part, then close or reset; lengths are those of the whole answer."""
+    """Answer normally up to the middle of a part, then close or reset; Content-Length stays the whole."""
 
     def act(exchange: Exchange) -> None:
         head, content = exchange.normal.head, exchange.normal.body
-        parts = {"status": head[:10], "headers": head[: len(head) // 2], "body": head + content[: len(content) // 2]}
+        parts = {
+            "status": head[:10],
+            "headers": head[: len(head) // 2],
+            "body": head + content[: len(content) // 2],
+        }
         exchange.send(parts[part])
         exchange.close(reset=reset)
 
@@ -304,7 +315,7 @@ HANG_IN_HANDSHAKE = Fault("hang_in_handshake", _hang_and_close, Stage.CONNECTED)
 PLAIN_TEXT = replace(
     raw(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"), name="plain_text", stage=Stage.CONNECTED
 )
-"""These four come before TLS, once per connection, and leave no request behind: look at `server.connections`."""
+"""These four come before TLS, once per connection, and leave no request: look at `server.connections`."""
 
 RETRY_AFTER: dict[str, str | timedelta | None] = {
     "absent": None,
@@ -327,7 +338,7 @@ NAMED: dict[str, Fault] = {
         OK, UNAUTHORIZED, OPTED_OUT, QUEUE_FULL, NOT_FOUND, NO_CONTENT, ENDLESS, INVALID_CHUNK, NOT_HTTP,
         CLOSE_AFTER_READ, RESET_AFTER_READ, RESET_BEFORE_READ, HANG_BEFORE_READ, OK_THEN_CLOSE, hang(),
         huge(50), gzip_bomb(), nested_gzip(3), huge_header(), many_headers(), drip("headers"), drip("body"),
-        *(status(code) for code in (300, 304, 400, 401, 403, 404, 408, 409, 422, 429, 500, 501, 502, 503, 504)),
+        *(status(code) for code in (300, 400, 401, 403, 404, 408, 409, 422, 429, 500, 501, 502, 503, 504)),
         *(html(code) for code in (200, 201, 403, 404, 500, 502, 503, 504)),
         *(replace(too_many(value), name=f"status_429_{kind}") for kind, value in RETRY_AFTER.items()),
         *(cut(part, reset=reset) for part in ("status", "headers", "body") for reset in (False, True)),

@@ -8,7 +8,6 @@ from collections import Counter, deque
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 from urllib.parse import unquote_plus
 
@@ -18,15 +17,15 @@ from .tls import Tls
 from .twilio import Account, History
 from .wire import Closed, Exchange, Gate, Reader, Request
 
-_MARKER = re.compile(r"\bfault=([\w,.-]+)")
+_MARKER = re.compile(r"\bfault=([\w,]+)")
 
 
 class FaultServer:
     """A Twilio that answers, or fails, from the moment it is made until it is closed.
 
     What happens to a request is decided, in this order, by
-    - a marker in its URL or body: `fault=NAME`, or `fault=NAME,NAME,...` for the first, second, ... request that is
-      the same in method, URL and body; the last name holds from then on. Names are those of `server.named`;
+    - a marker in its URL or body: `fault=NAME`, or `fault=NAME,NAME,...` for the first, second, ... request
+      that is the same in method, URL and body; the last holds from then on. `server.named` has the names;
     - the script: one fault per request, the last from then on;
     - else it is answered as Twilio would.
     """
@@ -43,13 +42,14 @@ class FaultServer:
         self._threads: list[threading.Thread] = []
         self._accepted = 0
         self._closed = False
+        self.errors: list[Exception] = []  # of the server itself, shown when it is closed
         self._start_anew()
         self._run(self._accept)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: TracebackType | BaseException | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close()
         if self.errors and kind is None:
             raise ExceptionGroup("the fault server failed by itself", self.errors)
@@ -68,17 +68,18 @@ class FaultServer:
 
     @property
     def ca_file(self) -> Path:
-        """What a client must trust for "good"; "wrong_host" and "expired" are signed by the same authority."""
+        """What a client is to trust; "good", "wrong_host" and "expired" are signed by it."""
         return certificates.ca_file()
 
     def script(self, *faults: Fault) -> None:
         """Give the next requests these faults in turn, and the last one from then on (OK: answer normally).
 
-        Faults in the TLS handshake are counted per connection; a request that meets one in the script because its
-        connection is older is answered normally.
+        Faults in the TLS handshake are taken by a new connection; a request on an older one that meets one in
+        the script is answered normally.
         """
         with self._changed:
-            self._script = deque(faults)
+            self._script.clear()
+            self._script.extend(faults)
 
     def history(self, count: int, **options: Any) -> History:
         """Fill the account with messages; the options are those of History."""
@@ -119,7 +120,6 @@ class FaultServer:
 
     def _start_anew(self) -> None:
         self.named: dict[str, Fault] = dict(NAMED)
-        self.errors: list[Exception] = []
         self._account = Account()
         self._requests: list[Request] = []
         self._script: deque[Fault] = deque()
@@ -148,7 +148,9 @@ class FaultServer:
             self._track(sock)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if fault := self._scripted(Stage.CONNECTED):
-                fault.act(Exchange(sock, self._gate))
+                exchange = Exchange(sock, self._gate)
+                sock.recv(65536)  # a connection closed with unread bytes is reset
+                fault.act(exchange)
                 return
             if self._tls:
                 sock = self._tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
@@ -168,7 +170,8 @@ class FaultServer:
 
     def _exchange(self, sock: socket.socket, reader: Reader, number: int) -> bool:
         """Answer one request; return whether the connection can have another."""
-        reader.wait()
+        if not reader.wait():
+            return False
         exchange = Exchange(sock, self._gate)
         if fault := self._scripted(Stage.READABLE):
             self._record(Request(number, time.time(), fault.name))

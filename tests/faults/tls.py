@@ -16,7 +16,7 @@ _NAMES = ("127.0.0.1", "localhost")
 
 @cache
 def ca_file() -> Path:
-    """Return the file of the authority that signed all certificates but the self-signed and the untrusted one."""
+    """Return the file of the authority that signed the good certificate, the expired and the wrong one."""
     path = _directory() / "ca.pem"
     _authority().cert_pem.write_to_path(path)
     return path

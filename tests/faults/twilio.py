@@ -1,4 +1,4 @@
-"""What Twilio's Messages resource answers where nothing goes wrong, and a history of messages page by page."""
+"""What Twilio's Messages resource answers where nothing goes wrong, and a history page by page."""
 
 import itertools
 import re
@@ -12,7 +12,13 @@ from .wire import Reply, Request
 
 type Message = dict[str, Any]
 type Evil = Literal[
-    "foreign_host", "other_account", "self_loop", "two_page_loop", "repeated_page", "repeated_message", "empty_pages"
+    "foreign_host",
+    "other_account",
+    "self_loop",
+    "two_page_loop",
+    "repeated_page",
+    "repeated_message",
+    "empty_pages",
 ]
 
 NEWEST = datetime(2026, 1, 31, 12, tzinfo=UTC)
@@ -62,9 +68,7 @@ class History:
         evil: Evil | None = None,
         elsewhere: str = "https://elsewhere.example",
     ) -> None:
-        self._messages = [
-            _sent(number, NEWEST - number * spacing, body) for number in range(count)
-        ]
+        self._messages = [_sent(number, NEWEST - number * spacing, body) for number in range(count)]
         self._max_page_size = max_page_size
         self._evil = evil
         self._elsewhere = elsewhere
@@ -99,7 +103,7 @@ class History:
         last = (rows or found or [{"sid": "SM" + "0" * 32}])[-1]["sid"]
         following = wanted | {"PageSize": str(size), "Page": str(number + 1), "PageToken": f"PA{last}"}
         next_page = f"{request.path}?{urlencode(following)}"
-        has_more = start + size < len(found) or self._evil in {"repeated_page", "empty_pages"}
+        has_more = start + size < len(found) or self._evil not in {None, "repeated_message"}
         return Reply.json(200, {
             "messages": rows,
             "page": number,
@@ -109,18 +113,20 @@ class History:
             "uri": request.target,
             "first_page_uri": f"{request.path}?PageSize={size}&Page=0",
             "previous_page_uri": None,
-            "next_page_uri": self._corrupt(next_page, request, number) if has_more or self._evil else None,
+            "next_page_uri": self._corrupt(next_page, request, wanted) if has_more else None,
         })  # fmt: skip
 
-    def _corrupt(self, next_page: str, request: Request, number: int) -> str:
+    def _corrupt(self, next_page: str, request: Request, wanted: dict[str, str]) -> str:
         """Return the next page, or where an attacker would send us instead."""
         account = request.path.split("/")[3]
-        first_page = re.sub(r"&Page=\d+&PageToken=\w+", "", next_page)
+        first_page = urlencode(
+            {name: wanted[name] for name in wanted if not name.startswith("PageT")} | {"Page": "0"}
+        )
         corruptions: dict[Evil | None, Callable[[], str]] = {
             "foreign_host": lambda: self._elsewhere + next_page,
             "other_account": lambda: next_page.replace(account, OTHER_ACCOUNT),
             "self_loop": lambda: request.target,
-            "two_page_loop": lambda: first_page if number else next_page,
+            "two_page_loop": lambda: f"{request.path}?{first_page}" if "PageToken" in wanted else next_page,
         }
         return corruptions.get(self._evil, lambda: next_page)()
 
@@ -178,9 +184,7 @@ def _matches(each: Message, wanted: dict[str, str]) -> bool:
         wanted.get("To", each["to"]) == each["to"]
         and wanted.get("From", each["from"]) == each["from"]
         and all(
-            holds(*_comparable(sent, wanted[name]))
-            for name, holds in _DATE_FILTERS.items()
-            if name in wanted
+            holds(*_comparable(sent, wanted[name])) for name, holds in _DATE_FILTERS.items() if name in wanted
         )
     )
 

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import select
 import socket
 import struct
 import threading
@@ -18,9 +17,9 @@ _RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close() sends RST
 class Request:
     """What of one request reached the server, byte for byte.
 
-    `head` is the request line and the headers. Both parts are empty where a fault came before anything was read,
-    and `complete` tells whether the whole request was. `time` is in seconds since the epoch, `connection` counts
-    from 1, `fault` is the name of the fault that the request was given.
+    `head` is the request line and the headers; it is empty, as `body` is, where a fault came before anything
+    was read. `complete` tells whether all of the request was read. `time` is in seconds since the epoch,
+    `connection` counts from 1, `fault` is the name of the fault that the request was given.
     """
 
     connection: int
@@ -54,7 +53,9 @@ class Request:
     def headers(self) -> list[tuple[str, str]]:
         """Names and values in the order in which they came."""
         lines = self.head.decode("latin-1").split("\r\n")[1:]
-        return [(name, value.strip()) for name, colon, value in (line.partition(":") for line in lines) if colon]
+        return [
+            (name, value.strip()) for name, colon, value in (line.partition(":") for line in lines) if colon
+        ]
 
     @property
     def form(self) -> dict[str, list[str]]:
@@ -115,7 +116,10 @@ class Reply(NamedTuple):
         given = {name.lower() for name, _ in self.headers}
         if self.status == 204 or "transfer-encoding" in given:
             del headers["Content-Length"]
-        lines = [*((name, value) for name, value in headers.items() if name.lower() not in given), *self.headers]
+        lines = [
+            *((name, value) for name, value in headers.items() if name.lower() not in given),
+            *self.headers,
+        ]
         text = "".join(f"{name}: {value}\r\n" for name, value in lines)
         return f"HTTP/1.1 {self.status} Status\r\n{text}\r\n".encode("latin-1")
 
@@ -159,7 +163,9 @@ class Gate:
 class Exchange:
     """One request and its answer, as a fault sees them; `normal` is what Twilio would answer."""
 
-    def __init__(self, sock: socket.socket, gate: Gate, method: str = "", normal: Reply | None = None) -> None:
+    def __init__(
+        self, sock: socket.socket, gate: Gate, method: str = "", normal: Reply | None = None
+    ) -> None:
         self.normal = normal or Reply(500)
         self.is_open = True
         self._sock = sock
@@ -198,12 +204,10 @@ class Reader:
         self._sock = sock
         self._data = bytearray()
 
-    def wait(self) -> None:
-        """Wait for the first byte of a request, or the end of the connection, without reading it."""
-        if not self._data:
-            poll = select.poll()
-            poll.register(self._sock, select.POLLIN)
-            poll.poll()
+    def wait(self) -> bool:
+        """Wait for the first byte of a request without reading it; False is the end of the connection."""
+        # Below TLS, whose own recv() can not peek.
+        return bool(self._data) or bool(socket.socket.recv(self._sock, 1, socket.MSG_PEEK))
 
     def read(self) -> tuple[bytes, bytes, bool]:
         """Return the head and the body of a request, and whether that is all of it."""

@@ -55,6 +55,7 @@ class _Timed(io.RawIOBase):
     """A socket's bytes until a deadline: a socket's own timeout starts anew with every byte that drips in."""
 
     def __init__(self, raw: io.RawIOBase, sock: socket.socket) -> None:
+        self.ended = False
         self._raw = raw
         self._sock = sock
         self._deadline = time.monotonic() + (sock.gettimeout() or 0)
@@ -67,7 +68,9 @@ class _Timed(io.RawIOBase):
         if remaining <= 0:
             raise TimeoutError
         self._sock.settimeout(remaining)
-        return self._raw.readinto(buffer)
+        count = self._raw.readinto(buffer)
+        self.ended = count == 0
+        return count
 
     def close(self) -> None:
         self._raw.close()
@@ -79,7 +82,14 @@ class _TimedResponse(http.client.HTTPResponse):
 
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
-        self.fp = io.BufferedReader(_Timed(self.fp.detach(), sock))
+        self._timed = _Timed(self.fp.detach(), sock)
+        self.fp = io.BufferedReader(self._timed)
+
+    def begin(self) -> None:
+        super().begin()
+        # http.client takes headers that break off for all headers, of an answer without a body.
+        if self._timed.ended:
+            raise ConnectionError
 
 
 class _KnowsWhetherSent:

@@ -1,0 +1,106 @@
+"""Run every linter, two at a time, and say in one line each how it went."""
+
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from os import environ
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+TEMPLATE = "template.yaml"
+TRANSFORMED = ".local/template.json"
+SERVERLESS_RULES = ("--append-rules", "cfn_lint_serverless.rules", "--")
+LOCKS = ("requirements/*.txt", "layers/*/requirements.txt", "local/*/package-lock.json")
+
+_HASHLESS = re.compile(r"^[a-zA-Z0-9][^\\\n]*$", re.MULTILINE)
+_SOURCE = re.compile(r"(--(extra-)?index-url|--find-links|--trusted-host|\"resolved\":|@ \w+:).*")
+_HOME = re.compile(r"/(home|Users|root)/[\w.-]+")
+
+
+class FailedError(Exception):
+    """A linter found something; the message is its output."""
+
+
+def run(*command: str) -> str:
+    """Run a program in the project's root; return its output, or raise FailedError with it."""
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise FailedError(done.stdout + done.stderr or f"{command[0]} ended with {done.returncode}")
+    return done.stdout
+
+
+def lint_transformed() -> None:
+    """Check what CloudFormation will get after the SAM transform."""
+    (ROOT / TRANSFORMED).parent.mkdir(exist_ok=True)
+    (ROOT / TRANSFORMED).write_text(run(".venv-sam/bin/python", ".ci/transform.py", TEMPLATE))
+    run(".venv-lint/bin/checkov", "--file", TRANSFORMED)
+
+
+def lint_locks() -> None:
+    """Refuse lock files that name an index or leave out a hash."""
+    found = [
+        f"{path.relative_to(ROOT)}: {match[0]}"
+        for pattern in LOCKS
+        for path in sorted(ROOT.glob(pattern))
+        for rule in ((_SOURCE, _HASHLESS) if path.suffix == ".txt" else (_SOURCE,))
+        for match in rule.finditer(path.read_text())
+    ]
+    if found:
+        raise FailedError("\n".join(found))
+
+
+def lint_paths() -> None:
+    """Refuse paths of one person's machine in what git has or would add."""
+    found = []
+    for name in run("git", "ls-files", "--cached", "--others", "--exclude-standard").splitlines():
+        path = ROOT / name
+        text = path.read_text(errors="replace") if path.is_file() else ""
+        found += [f"{name}: {match[0]}" for match in _HOME.finditer(text)]
+    if found:
+        raise FailedError("\n".join(found))
+
+
+# The slowest first, so that two at a time end together.
+LINTERS: dict[str, Callable[[], object]] = {
+    "checkov, transformed template": lint_transformed,
+    "checkov": partial(run, ".venv-lint/bin/checkov", "--file", TEMPLATE),
+    "sam validate": partial(run, ".venv-sam/bin/sam", "validate", "--lint"),
+    "cfn-lint": partial(run, ".venv-lint/bin/cfn-lint", *SERVERLESS_RULES, TEMPLATE),
+    "mypy": partial(run, ".venv/bin/python", "-m", "mypy"),
+    "ruff check": partial(run, ".venv/bin/ruff", "check", "--quiet", "--output-format", "concise"),
+    "ruff format": partial(run, ".venv/bin/ruff", "format", "--check", "--output-format", "concise"),
+    "lock files": lint_locks,
+    "paths": lint_paths,
+}
+
+
+def attempt(name: str) -> str:
+    """Run one linter, print its line, and return what it found."""
+    start = time.monotonic()
+    try:
+        LINTERS[name]()
+        found = ""
+    except FailedError as error:
+        found = str(error)
+    print(f"{'✗' if found else '✓'} {name:<30}{time.monotonic() - start:5.1f} s", flush=True)
+    return found
+
+
+def main() -> int:
+    """Return 0 only if no linter found anything."""
+    # The SAM CLI wants a region, and asks nothing of it.
+    environ.setdefault("AWS_DEFAULT_REGION", "us-east-1")
+    with ThreadPoolExecutor(2) as pool:
+        results = dict(zip(LINTERS, pool.map(attempt, LINTERS), strict=True))
+    for name, found in results.items():
+        if found:
+            print(f"\n{name}\n{found.strip()}", file=sys.stderr)
+    return 1 if any(results.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+# Each target makes the environments it needs; `make help` lists the targets.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test unit integration lint format local local-down build deploy lock clean
+MAKEFLAGS += --no-print-directory
+
+# Nothing is written outside this folder, but packages into their caches.
+export SAM_CLI_TELEMETRY := 0
+export __SAM_CLI_APP_DIR := $(CURDIR)/.local/sam
+export UV_PYTHON_DOWNLOADS := never
+
+# The interpreter itself: a version manager's python3.13 (pyenv, asdf) depends on the folder it is called in.
+FOUND := $(shell python3.13 -E -c 'import sys; print(sys.executable)' 2>/dev/null)
+PYTHON = $(or $(FOUND),$(error Python 3.13 is needed, and no python3.13 runs here: install it, then try again))
+SAM = PATH="$$(dirname "$(PYTHON)"):$$PATH" .venv-sam/bin/sam
+UV = .venv/bin/uv
+RUN = .venv/bin/python -m
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' Makefile
+
+demo:  ## Deploy on this machine, send and receive messages, say where to look
+	@+$(MAKE) --silent $(PARALLEL) $(LOCAL)
+	@$(RUN) local demo
+
+local:  ## Leave the stack running on this machine (.local/stack.json says where)
+	@+$(MAKE) --silent $(PARALLEL) $(LOCAL)
+	@$(RUN) local up
+
+local-down: .venv/synced  ## End the stack on this machine
+	@$(RUN) local down
+
+test:  ## Run all tests, with coverage
+	@+$(MAKE) --silent $(PARALLEL) $(TESTS)
+	@+$(MAKE) unit integration
+
+unit: .venv/synced  ## Run the tests that need no stack, with coverage
+	@$(RUN) pytest --no-header --cov --cov-report=term tests/unit
+
+integration:  ## Run the tests on the stack on this machine
+	@+$(MAKE) --silent $(PARALLEL) $(TESTS)
+	@$(RUN) pytest --no-header tests --ignore=tests/unit
+
+lint:  ## Check code, types, template, lock files
+	@+$(MAKE) --silent $(PARALLEL) .venv/synced .venv-sam/synced .venv-lint/synced
+	@.venv/bin/python .ci/lint.py
+
+format: .venv/synced  ## Format the code, mend what can be mended
+	@.venv/bin/ruff check --fix-only --quiet
+	@.venv/bin/ruff format
+
+build: .venv-sam/synced  ## Build the functions and the layer
+	@$(SAM) build
+
+deploy: build  ## Deploy to AWS, asking for the parameters
+	@$(SAM) deploy --guided
+
+lock: .venv/synced  ## Write the lock files anew (UPGRADE=1: with the newest versions)
+	@mkdir -p .local
+	@for file in $(LOCKS); do \
+		cp "$$file" .local/lock.txt 2>/dev/null || rm -f .local/lock.txt; \
+		$(COMPILE) --output-file .local/lock.txt "$${file%.txt}.in" || exit; \
+		cmp -s .local/lock.txt "$$file" || { cp .local/lock.txt "$$file" && echo "$$file changed"; }; \
+		rm .local/lock.txt; \
+	done
+
+clean:  ## End the stack, delete everything that these targets made
+	@[ ! -e .local/stack.json ] || $(MAKE) local-down
+	@rm -rf .venv .venv-* .local .aws-sam .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -prune -exec rm -rf {} +
+
+# ---------------------------------------------------------------- environments
+# One for each set of packages whose pins clash with another's, filled when its lock file changes. pip installs only
+# uv, which fills them in seconds.
+
+LOCAL = .venv/synced .venv-sam/synced .venv-ministack/synced .venv-lambda/synced
+TESTS = $(LOCAL) .venv-aws/synced
+PARALLEL = $(if $(findstring jobserver,$(MAKEFLAGS)),,-j4)
+# In this order: dev is bound to the versions of uv and of the layer.
+LOCKS = requirements/uv.txt layers/twilio/requirements.txt \
+	$(patsubst %.in,%.txt,$(filter-out requirements/uv.in,$(wildcard requirements/*.in)))
+COMPILE = $(UV) pip compile --quiet --universal --python-version 3.13 --generate-hashes --no-header $(if $(UPGRADE),--upgrade)
+
+# An environment whose interpreter is gone is made anew.
+$(shell for env in .venv*; do [ -x "$$env/bin/python" ] || rm -f "$$env/synced" "$$env/bin/uv"; done)
+
+.venv/bin/uv: requirements/uv.txt
+	@echo "Making .venv"
+	@"$(PYTHON)" -E -c 'import pip' 2>/dev/null || { echo "pip is needed: run 'python3.13 -m ensurepip', then try again." >&2; exit 1; }
+	@"$(PYTHON)" -E -m venv --clear --without-pip .venv
+	@PIP_REQUIRE_VIRTUALENV=0 PIP_USER=0 "$(PYTHON)" -E -m pip --python .venv/bin/python install --quiet --quiet \
+		--require-hashes --only-binary :all: --requirement requirements/uv.txt
+	@touch $@
+
+.venv/synced: .venv/bin/uv requirements/dev.txt layers/twilio/requirements.txt
+	@echo "Filling .venv"
+	@$(UV) pip sync --quiet --python .venv --require-hashes requirements/dev.txt layers/twilio/requirements.txt
+	@touch $@
+
+# Lambda's runtime is compiled; the other environments' packages compile themselves as they are used.
+.venv-%/synced: requirements/%.txt .venv/bin/uv
+	@echo "Making .venv-$*"
+	@$(UV) venv --quiet --allow-existing --relocatable --python "$(PYTHON)" .venv-$*
+	@$(UV) pip sync --quiet --python .venv-$* --require-hashes $(if $(filter lambda,$*),--compile-bytecode) $<
+	@touch $@

@@ -1,0 +1,54 @@
+"""Speak to the AWS emulator, whatever is set up for AWS on this machine."""
+
+import os
+from typing import Any, NamedTuple
+
+import boto3
+import botocore.session
+import requests
+from botocore.auth import SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.config import Config
+from botocore.credentials import Credentials
+
+REGION = "us-east-1"
+SECONDS = 40  # longer than any function may run
+
+
+class Identity(NamedTuple):
+    """Whose requests these are."""
+
+    access_key_id: str
+    secret_access_key: str
+
+
+ROOT_USER = Identity("test", "test")
+
+_NOTHING_FROM_OUTSIDE = {
+    "profile": (None, None, None, None),
+    "config_file": (None, None, os.devnull, None),
+    "credentials_file": (None, None, os.devnull, None),
+}
+
+
+def client(service: str, endpoint_url: str, identity: Identity = ROOT_USER) -> Any:
+    """Return a client that knows no profile and no proxy."""
+    session = boto3.Session(
+        *identity,
+        region_name=REGION,
+        botocore_session=botocore.session.Session(session_vars=_NOTHING_FROM_OUTSIDE),
+    )
+    config = Config(proxies={}, read_timeout=SECONDS, retries={"max_attempts": 0})
+    return session.client(service, endpoint_url=endpoint_url, config=config)
+
+
+def call_api(
+    method: str, url: str, identity: Identity | None = None, *, body: str | None = None
+) -> requests.Response:
+    """Make a request to an API of API Gateway, signed where there is an identity."""
+    request = AWSRequest(method, url, data=body, headers={"Content-Type": "application/json"} if body else {})
+    if identity:
+        SigV4Auth(Credentials(*identity), "execute-api", REGION).add_auth(request)
+    with requests.Session() as session:
+        session.trust_env = False
+        return session.request(method, url, data=body, headers=dict(request.headers), timeout=SECONDS)

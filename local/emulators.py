@@ -1,0 +1,122 @@
+"""The two servers of the local stack: ministack in place of AWS, emulate in place of Twilio."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from local import ROOT, LocalError, processes
+from local.aws import REGION
+
+NAMES = ("ministack", "emulate")
+
+_NODE_ENVIRONMENT = ROOT / ".venv-node"
+_OLDEST_NODE = 20
+_EMULATE = ROOT / ".local" / "emulate"
+_INSTALL_SECONDS = 120
+
+
+def start(folder: Path) -> None:
+    """Start both on free ports of the loopback address."""
+    ports = {name: processes.free_port() for name in NAMES}
+    (folder / "ports.json").write_text(json.dumps(ports))
+    for name in ("layers", "tmp"):  # of an earlier ministack, whose layers had the same ARNs
+        shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / "tmp").mkdir()
+    _start_ministack(folder, ports["ministack"])
+    _start_emulate(folder, ports["emulate"])
+
+
+def wait(folder: Path) -> None:
+    """Wait until both answer."""
+    for name in NAMES:
+        processes.wait_until_answers(folder, name, _health(folder, name))
+
+
+def are_well(folder: Path) -> bool:
+    """Tell whether both run and answer."""
+    return all(processes.is_alive(folder, name) and processes.answers(_health(folder, name)) for name in NAMES)
+
+
+def stop(folder: Path) -> bool:
+    """End both; tell whether one ran."""
+    return any([processes.stop(folder, name) for name in NAMES])
+
+
+def url(folder: Path, name: str) -> str:
+    """Return the address of one."""
+    ports = json.loads((folder / "ports.json").read_text())
+    return f"http://127.0.0.1:{ports[name]}"
+
+
+def _health(folder: Path, name: str) -> str:
+    return url(folder, name) + ("/_ministack/ready" if name == "ministack" else "/")
+
+
+def _start_ministack(folder: Path, port: int) -> None:
+    environment = {
+        "AUTH": "true",  # signatures are checked, and functions have no more rights than their role
+        "AWS_DEFAULT_REGION": REGION,
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",  # the functions' too
+        "BIND_HOST": "127.0.0.1",
+        "GATEWAY_PORT": str(port),
+        "HOME": str(folder / "tmp"),
+        "IOT_MTLS_ENABLED": "0",  # no second port
+        "LANG": "C.UTF-8",
+        "MINISTACK_REGION": REGION,
+        "PATH": os.defpath,
+        "STATE_DIR": str(folder / "tmp"),
+        "TMPDIR": str(folder / "tmp"),
+    }
+    processes.start(folder, "ministack", [ROOT / ".venv-ministack" / "bin" / "ministack"], env=environment)
+
+
+def _start_emulate(folder: Path, port: int) -> None:
+    node = _install_emulate()
+    program = _EMULATE / "node_modules" / "emulate" / "dist" / "index.js"
+    command: list[str | Path] = [node, "--import", ROOT / "local" / "emulate" / "loopback.mjs", program]
+    command += ["--service", "twilio", "--port", str(port)]
+    processes.start(folder, "emulate", command, env={"PATH": os.defpath})
+
+
+def _install_emulate() -> Path:
+    """Install emulate where that was not done yet; return the Node.js that runs it."""
+    with processes.exclusive(ROOT / ".local" / "emulate.lock"):
+        node, npm = _node()
+        wanted = ROOT / "local" / "emulate" / "package-lock.json"
+        installed = _EMULATE / "installed.json"
+        if not installed.exists() or installed.read_text() != wanted.read_text():
+            shutil.rmtree(_EMULATE, ignore_errors=True)
+            _EMULATE.mkdir()
+            for file in (wanted, wanted.with_name("package.json")):
+                shutil.copy(file, _EMULATE)
+            command: list[str | Path] = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier"]
+            environment = os.environ | {"PATH": f"{node.parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
+            log = ROOT / ".local" / "logs" / "npm.log"
+            log.parent.mkdir(exist_ok=True)
+            processes.run("npm ci", command, log=log, env=environment, cwd=_EMULATE, seconds=_INSTALL_SECONDS)
+            shutil.copy(wanted, installed)
+    return node
+
+
+def _node() -> tuple[Path, Path]:
+    """Return Node.js and npm: this machine's, or else those of an environment that `make` fills from PyPI."""
+    own = [shutil.which(name) for name in ("node", "npm")]
+    if own[0] and own[1] and _version(own[0]) >= _OLDEST_NODE:
+        return Path(own[0]), Path(own[1])
+    log = ROOT / ".local" / "logs" / "node.log"
+    log.parent.mkdir(exist_ok=True)
+    command = ["make", ".venv-node/synced"]
+    processes.run("Installing Node.js", command, log=log, env=os.environ, cwd=ROOT, seconds=_INSTALL_SECONDS)
+    return _NODE_ENVIRONMENT / "bin" / "node", _NODE_ENVIRONMENT / "bin" / "npm"
+
+
+def _version(node: str) -> int:
+    """Return the major version; 0 of what does not run."""
+    try:
+        answer = subprocess.run([node, "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
+        return int(answer.removeprefix("v").partition(".")[0])
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return 0

@@ -1,0 +1,93 @@
+"""Give the deployed stack what no template makes: connections, a caller, and a number that calls the webhook."""
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import requests
+
+from local import ROOT, LocalError
+from local.aws import REGION, Identity, client
+from local.deploy import STACK_NAME
+
+CONNECTIONS = {"api_key": "default", "auth_token": "main-token"}
+
+# The emulator's own account.
+ACCOUNT_SID = f"AC{'0' * 32}"
+AUTH_TOKEN = "twilio_test_auth_token"  # noqa: S105 made up
+NUMBER = "+15551234567"
+_NUMBER_SID = f"PN{'0' * 32}"
+_SERVICE_SID = f"MG{'0' * 32}"
+_API_KEY = {"api_key_sid": f"SK{'0' * 32}", "api_key_secret": "twilio_test_api_secret"}
+
+_CALLER = "caller"
+
+
+def create_connections(endpoint_url: str) -> None:
+    """Store the emulator's credentials, once as an API key and once as an auth token."""
+    secrets = client("secretsmanager", endpoint_url)
+    prefix = _parameter(endpoint_url, "ConnectionPrefix")
+    account = {"account_sid": ACCOUNT_SID, "auth_token": AUTH_TOKEN, "default_from": NUMBER}
+    for name, content in (("default", account | _API_KEY), ("main-token", account)):
+        try:
+            secrets.create_secret(Name=f"{prefix}{name}", SecretString=json.dumps(content))
+        except secrets.exceptions.ResourceExistsException:
+            secrets.put_secret_value(SecretId=f"{prefix}{name}", SecretString=json.dumps(content))
+
+
+def create_caller(endpoint_url: str, outputs: Mapping[str, str], known: Identity | None) -> Identity:
+    """Make an IAM user who has the rights that the README gives to callers; a key that is known stays."""
+    iam = client("iam", endpoint_url)
+    with suppress(iam.exceptions.EntityAlreadyExistsException):
+        iam.create_user(UserName=_CALLER)
+    iam.put_user_policy(UserName=_CALLER, PolicyName=_CALLER, PolicyDocument=caller_policy(outputs))
+    keys = [key["AccessKeyId"] for key in iam.list_access_keys(UserName=_CALLER)["AccessKeyMetadata"]]
+    if known and known.access_key_id in keys:
+        return known
+    key = iam.create_access_key(UserName=_CALLER)["AccessKey"]
+    return Identity(key["AccessKeyId"], key["SecretAccessKey"])
+
+
+def caller_policy(outputs: Mapping[str, str]) -> str:
+    """Return the README's policy with this stack's names in it."""
+    names = dict(outputs) | {
+        "Region": REGION,
+        "AccountId": outputs["SendSmsFunctionArn"].split(":")[4],
+        "ActionsApiId": outputs["ActionsApiUrl"].rpartition("/")[2],
+    }
+    policy = (ROOT / "examples" / "caller-policy.json").read_text()
+    for name, value in names.items():
+        policy = policy.replace(f"<{name}>", value)
+    if "<" in policy:
+        raise LocalError("examples/caller-policy.json has a <name> in it that is no output of the stack.")
+    return policy
+
+
+def point_number(twilio_url: str, webhook_url: str) -> None:
+    """Let the number and the messaging service call the webhook, as one does at Twilio."""
+    account = f"{twilio_url}/2010-04-01/Accounts/{ACCOUNT_SID}"
+    call_twilio(
+        "POST",
+        f"{account}/IncomingPhoneNumbers/{_NUMBER_SID}.json",
+        {"SmsUrl": webhook_url, "SmsMethod": "POST", "StatusCallback": webhook_url},
+    )
+    call_twilio("POST", f"{twilio_url}/messaging/v1/Services/{_SERVICE_SID}", {"StatusCallback": webhook_url})
+
+
+def call_twilio(method: str, url: str, form: Mapping[str, str] | None = None) -> Any:
+    """Make a request to the Twilio emulator."""
+    with requests.Session() as session:
+        session.trust_env = False
+        answer = session.request(method, url, data=form, auth=(ACCOUNT_SID, AUTH_TOKEN), timeout=30)
+    if not answer.ok:
+        raise LocalError(f"The Twilio emulator answered {answer.status_code} to {method} {url}: {answer.text[:200]}")
+    return answer.json()
+
+
+def _parameter(endpoint_url: str, name: str) -> str:
+    """Return the value that a parameter of the deployed stack has."""
+    stack = client("cloudformation", endpoint_url).describe_stacks(StackName=STACK_NAME)["Stacks"][0]
+    values = {parameter["ParameterKey"]: parameter["ParameterValue"] for parameter in stack["Parameters"]}
+    value: str = values[name]
+    return value

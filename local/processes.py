@@ -1,0 +1,157 @@
+"""Run programs: to their end, or as servers that outlive this one.
+
+A server holds a lock on the file that has its process id for as long as it lives, whatever becomes of the id.
+"""
+
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+import requests
+
+from local import LocalError
+
+_STOP_SECONDS = 5
+_START_SECONDS = 60
+_POLL_SECONDS = 0.05
+_LAST_LINES = 15
+
+_children: dict[int, subprocess.Popen[bytes]] = {}
+
+
+def free_port() -> int:
+    """Return a port of the loopback address that nobody uses."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+@contextmanager
+def exclusive(path: Path, *, busy: str | None = None) -> Iterator[None]:
+    """Hold a lock; where another process has it, wait, or raise `busy`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+        except BlockingIOError:
+            raise LocalError(busy) from None
+        yield
+
+
+def run(what: str, command: Sequence[str | Path], *, log: Path, env: Mapping[str, str], cwd: Path, seconds: int) -> None:
+    """Run a command to its end; its output goes to the log."""
+    with log.open("wb") as output:
+        process = _begin(command, env, cwd, output)
+    try:
+        code = process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        raise LocalError(f"{what} took longer than {seconds} s; {_end_of(log)}") from None
+    finally:
+        if process.returncode is None:
+            _signal(process.pid, signal.SIGKILL)
+            process.wait()
+    if code:
+        raise LocalError(f"{what} failed; {_end_of(log)}")
+
+
+def start(folder: Path, name: str, command: Sequence[str | Path], *, env: Mapping[str, str]) -> None:
+    """Start a server."""
+    with (folder / f"{name}.pid").open("a+") as lock, log_of(folder, name).open("wb") as output:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        process = _begin(command, env, folder, output, pass_fds=[lock.fileno()])
+        lock.truncate(0)
+        lock.write(str(process.pid))
+    _children[process.pid] = process
+
+
+def log_of(folder: Path, name: str) -> Path:
+    """Return where the output of a program goes."""
+    return folder / "logs" / f"{name}.log"
+
+
+def wait_until_answers(folder: Path, name: str, url: str) -> None:
+    """Wait for a server to answer."""
+    deadline = time.monotonic() + _START_SECONDS
+    while not answers(url):
+        if not is_alive(folder, name):
+            raise LocalError(f"{name} ended as soon as it was started; {_end_of(log_of(folder, name))}")
+        if time.monotonic() > deadline:
+            raise LocalError(f"{name} does not answer at {url}; {_end_of(log_of(folder, name))}")
+        time.sleep(_POLL_SECONDS)
+
+
+def answers(url: str) -> bool:
+    """Tell whether a server is well."""
+    with requests.Session() as session:
+        session.trust_env = False  # no proxy is asked for loopback
+        try:
+            return session.get(url, timeout=5).ok
+        except requests.RequestException:
+            return False
+
+
+def is_alive(folder: Path, name: str) -> bool:
+    """Tell whether a server runs."""
+    try:
+        with (folder / f"{name}.pid").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def stop(folder: Path, name: str) -> bool:
+    """End a server and what it started; tell whether it ran."""
+    pid_file = folder / f"{name}.pid"
+    ran = is_alive(folder, name)
+    if ran:
+        pid = int(pid_file.read_text())
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            _signal(pid, number)
+            deadline = time.monotonic() + _STOP_SECONDS
+            while is_alive(folder, name) and time.monotonic() < deadline:
+                time.sleep(_POLL_SECONDS)
+        if child := _children.pop(pid, None):
+            child.wait()
+    pid_file.unlink(missing_ok=True)
+    return ran
+
+
+def _begin(
+    command: Sequence[str | Path], env: Mapping[str, str], cwd: Path, output: IO[bytes], *, pass_fds: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
+    """Start a process at the head of a group of its own, out of reach of Ctrl-C."""
+    try:
+        return subprocess.Popen(
+            command,
+            env=env,
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            pass_fds=pass_fds,
+        )
+    except OSError as error:
+        raise LocalError(f"{command[0]} cannot be run ({error.strerror}): run 'make clean', then try again.") from None
+
+
+def _signal(group: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(group, number)
+
+
+def _end_of(log: Path) -> str:
+    """Return the last lines of a log, and where it is."""
+    lines = log.read_text(errors="replace").rstrip().splitlines()[-_LAST_LINES:]
+    return f"the end of {log}:\n" + "\n".join(f"    {line}" for line in lines)

@@ -1,0 +1,109 @@
+"""Start a function as Lambda starts it: in Lambda's environment, with the layers of exactly its version.
+
+The emulator runs this in place of the managed runtime, as the `bootstrap` beside the handlers, and mounts no layers.
+It runs in an environment that has what the managed runtime has, and needs nothing else.
+"""
+
+import hashlib
+import http.client
+import io
+import json
+import os
+import shutil
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+# Given to the function by Lambda and by the emulator in its place; nothing else of what is set here is let through.
+_GIVEN = [
+    "AWS_ACCESS_KEY_ID",
+    "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT_URL",
+    "AWS_LAMBDA_FUNCTION_MEMORY_SIZE",
+    "AWS_LAMBDA_FUNCTION_NAME",
+    "AWS_LAMBDA_FUNCTION_VERSION",
+    "AWS_LAMBDA_LOG_STREAM_NAME",
+    "AWS_LAMBDA_RUNTIME_API",
+    "AWS_REGION",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "LAMBDA_TASK_ROOT",
+    "_HANDLER",
+]
+_SECONDS = 10
+
+
+def main(layers: Path) -> None:
+    """Become AWS's runtime client; `layers` is where layers are unpacked."""
+    given = {name: os.environ[name] for name in _GIVEN if name in os.environ}
+    configuration = _configuration(given)
+    unpacked = [_unpacked(layer["Arn"], given, layers) for layer in configuration.get("Layers", [])]
+    # In /opt a later layer's files replace an earlier one's.
+    path = [given["LAMBDA_TASK_ROOT"], *(str(layer / "python") for layer in reversed(unpacked))]
+    logging = configuration["LoggingConfig"]
+    environment = configuration.get("Environment", {}).get("Variables", {}) | given
+    environment |= {
+        "AWS_EXECUTION_ENV": "AWS_Lambda_python3.13",
+        "AWS_LAMBDA_INITIALIZATION_TYPE": "on-demand",
+        "AWS_LAMBDA_LOG_FORMAT": logging.get("LogFormat", "Text"),
+        "AWS_LAMBDA_LOG_GROUP_NAME": logging["LogGroup"],
+        "AWS_LAMBDA_LOG_LEVEL": logging.get("ApplicationLogLevel", ""),
+        "HOME": "/nonexistent",  # no ~/.aws and no ~/.netrc, as in Lambda
+        "LANG": "en_US.UTF-8",
+        "PATH": "/usr/local/bin:/usr/bin:/bin",
+        "PYTHONDONTWRITEBYTECODE": "1",  # Lambda's file system is read-only
+        "PYTHONPATH": os.pathsep.join(path),
+        "TZ": ":UTC",
+    }
+    # Not -I, which would ignore PYTHONPATH.
+    command = [sys.executable, "-m", "awslambdaric", given["_HANDLER"]]
+    os.execve(sys.executable, command, environment)  # noqa: S606 the runtime client takes this process over
+
+
+def _configuration(given: dict[str, str]) -> Any:
+    """Return the configuration of the function's version."""
+    name, version = given["AWS_LAMBDA_FUNCTION_NAME"], given["AWS_LAMBDA_FUNCTION_VERSION"]
+    path = f"/2015-03-31/functions/{quote(name)}/configuration?Qualifier={quote(version)}"
+    return json.loads(_get(given, path))
+
+
+def _unpacked(arn: str, given: dict[str, str], layers: Path) -> Path:
+    """Return the folder of a layer's version; the first to ask unpacks it."""
+    *_, name, version = arn.split(":")
+    found = json.loads(_get(given, f"/2018-10-31/layers/{quote(name)}/versions/{version}"))["Content"]
+    folder = layers / hashlib.sha256(f"{arn} {found['CodeSha256']}".encode()).hexdigest()[:32]
+    if folder.exists():
+        return folder
+    location = urlsplit(found["Location"])
+    layers.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(dir=layers))
+    with zipfile.ZipFile(io.BytesIO(_get(given, location.path))) as content:
+        content.extractall(new)
+    try:
+        new.rename(folder)
+    except OSError:  # another was faster
+        shutil.rmtree(new)
+    return folder
+
+
+def _get(given: dict[str, str], path: str) -> bytes:
+    """Ask the emulator as root, whose signature it does not check."""
+    credential = f"Credential=test/20200101/{given['AWS_REGION']}/lambda/aws4_request"
+    headers = {"Authorization": f"AWS4-HMAC-SHA256 {credential}, SignedHeaders=host, Signature=0"}
+    connection = http.client.HTTPConnection(urlsplit(given["AWS_ENDPOINT_URL"]).netloc, timeout=_SECONDS)
+    try:
+        connection.request("GET", path, headers=headers)
+        answer = connection.getresponse()
+        body = answer.read()
+    finally:
+        connection.close()
+    if answer.status != http.client.OK:
+        raise SystemExit(f"The emulator answered {answer.status} to {path}.")
+    return body
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

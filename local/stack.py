@@ -1,0 +1,121 @@
+"""Start the stack on this machine, deploy to it again, end it.
+
+    up  ──▶  emulators (kept where they are well) ──▶ sam build ──▶ sam deploy ──▶ furnish ──▶ stack.json
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from local import FOLDER, LocalError, deploy, emulators, furnish, processes
+from local.aws import REGION, Identity
+from local.console import QUIET, Report
+
+Stack = dict[str, Any]  # stack.json
+
+
+def up(folder: Path = FOLDER, *, parameters: Mapping[str, str] | None = None, report: Report = QUIET) -> Stack:
+    """Start a stack, or bring the one that runs up to date; return what stack.json says.
+
+    `parameters` are the template's. What this started is ended again where something fails.
+    """
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    with _alone(folder):
+        found = (folder / "stack.json").exists() and emulators.are_well(folder)
+        try:
+            if not found:
+                with report.step("Start the emulators of AWS and Twilio") as facts:
+                    _end(folder)
+                    emulators.start(folder)
+                    facts += emulators.NAMES
+            with report.step("Build with sam build"):
+                deploy.build(folder)
+            emulators.wait(folder)
+            defaults = {"TwilioApiUrl": emulators.url(folder, "emulate")}
+            return _deploy(folder, defaults | dict(parameters or {}), report)
+        except BaseException:
+            if not found:
+                _end(folder)
+            raise
+
+
+def redeploy(
+    folder: Path, *, parameters: Mapping[str, str] | None = None, built: Path = deploy.BUILT, report: Report = QUIET
+) -> Stack:
+    """Deploy what was built, here or elsewhere, to a stack that runs; return what stack.json says.
+
+    Parameters that are not named keep their values; `WebhookBaseUrl` becomes the local API's address again.
+    """
+    with _alone(folder):
+        read(folder)
+        deploy.prepare(folder, built)
+        return _deploy(folder, parameters or {}, report)
+
+
+def down(folder: Path = FOLDER) -> bool:
+    """End a stack; tell whether one ran."""
+    if not folder.exists():
+        return False
+    with _alone(folder):
+        return _end(folder)
+
+
+def read(folder: Path = FOLDER) -> Stack:
+    """Return what stack.json says."""
+    try:
+        stack: Stack = json.loads((folder / "stack.json").read_text())
+    except FileNotFoundError:
+        raise LocalError("No stack runs here: start one with 'make local'.") from None
+    return stack
+
+
+def _alone(folder: Path) -> Any:
+    return processes.exclusive(
+        folder / "stack.lock", busy=f"Another command is at work on the stack in {folder}: wait until it ends."
+    )
+
+
+def _deploy(folder: Path, parameters: Mapping[str, str], report: Report) -> Stack:
+    aws_url, twilio_url = emulators.url(folder, "ministack"), emulators.url(folder, "emulate")
+    with report.step("Deploy with sam deploy") as facts:
+        outputs = deploy.deploy(folder, aws_url, parameters)
+        facts.append(deploy.STACK_NAME)
+    with report.step("Store connections, create a caller, point the number at the webhook"):
+        furnish.create_connections(aws_url)
+        caller = furnish.create_caller(aws_url, outputs, _known_caller(folder))
+        furnish.point_number(twilio_url, outputs["WebhookUrl"])
+    stack = {
+        "aws_endpoint_url": aws_url,
+        "region": REGION,
+        "actions_api_url": outputs["ActionsApiUrl"],
+        "webhook_url": outputs["WebhookUrl"],
+        "stack_name": deploy.STACK_NAME,
+        "connections": furnish.CONNECTIONS,
+        "caller": caller._asdict(),
+        "twilio": {
+            "url": twilio_url,
+            "account_sid": furnish.ACCOUNT_SID,
+            "auth_token": furnish.AUTH_TOKEN,
+            "number": furnish.NUMBER,
+        },
+        "outputs": outputs,
+    }
+    new = folder / "stack.json.new"
+    new.write_text(json.dumps(stack, indent=2) + "\n")
+    os.replace(new, folder / "stack.json")
+    return stack
+
+
+def _known_caller(folder: Path) -> Identity | None:
+    try:
+        return Identity(**read(folder)["caller"])
+    except LocalError:
+        return None
+
+
+def _end(folder: Path) -> bool:
+    ran = emulators.stop(folder)
+    (folder / "stack.json").unlink(missing_ok=True)
+    return ran

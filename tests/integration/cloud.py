@@ -1,0 +1,164 @@
+"""The stack on this machine as tests see it: AWS as deployer or caller, the two APIs, and Twilio's emulator."""
+
+import json
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import boto3
+import requests
+from botocore.auth import SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
+
+SECONDS = 30
+"""How long a test waits for what must come."""
+
+
+class Cloud:
+    """A running stack; `info` is its `.local/stack.json`."""
+
+    def __init__(self, info: dict[str, Any]) -> None:
+        """Take what the local stack says of itself."""
+        self.info = info
+        self.outputs: dict[str, str] = info["outputs"]
+        self.client = cache(self._client)
+
+    def _client(self, service: str, *, as_caller: bool = False) -> Any:
+        """Return a client of the deployer, or of the caller, who has only the README's policy."""
+        caller = self.info["caller"]
+        return boto3.client(
+            service,
+            endpoint_url=self.info["aws_endpoint_url"],
+            region_name=self.info["region"],
+            aws_access_key_id=caller["access_key_id"] if as_caller else "test",
+            aws_secret_access_key=caller["secret_access_key"] if as_caller else "test",
+        )
+
+    def invoke(self, function: str, event: Any) -> Any:
+        """Invoke a function by its output (`SendSms`) as the caller, and return its answer or its error."""
+        answer = self.client("lambda", as_caller=True).invoke(
+            FunctionName=self.outputs[f"{function}FunctionArn"], Payload=json.dumps(event)
+        )
+        return json.loads(answer["Payload"].read())
+
+    def api(
+        self, method: str, path: str, body: Any = None, *, signed: bool = True, headers: dict[str, str] | None = None
+    ) -> requests.Response:
+        """Call the Actions API, with the caller's signature."""
+        caller = self.info["caller"]
+        request = AWSRequest(
+            method,
+            self.info["actions_api_url"] + path,
+            data=None if body is None else json.dumps(body),
+            headers={"Content-Type": "application/json", **(headers or {})},
+        )
+        if signed:
+            credentials = Credentials(caller["access_key_id"], caller["secret_access_key"])
+            SigV4Auth(credentials, "execute-api", self.info["region"]).add_auth(request)
+        return requests.request(
+            method, request.url, data=request.data, headers=dict(request.headers), timeout=SECONDS
+        )
+
+    def twilio(self, method: str, path: str, **form: str) -> Any:
+        """Call Twilio's emulator as the account's owner."""
+        twilio = self.info["twilio"]
+        answer = requests.request(
+            method,
+            twilio["url"] + path,
+            data=form or None,
+            auth=(twilio["account_sid"], twilio["auth_token"]),
+            timeout=SECONDS,
+        )
+        answer.raise_for_status()
+        return answer.json()
+
+    def stored(self, text: str) -> list[dict[str, Any]]:
+        """Return the messages with this text that Twilio's emulator holds."""
+        path = f"/2010-04-01/Accounts/{self.info['twilio']['account_sid']}/Messages.json?PageSize=1000"
+        return [message for message in self.twilio("GET", path)["messages"] if message["body"] == text]
+
+    @contextmanager
+    def queue(self) -> Iterator[tuple[str, str]]:
+        """Give URL and ARN of a queue for one test."""
+        sqs = self.client("sqs")
+        url = sqs.create_queue(QueueName=f"test-{uuid.uuid4().hex}")["QueueUrl"]
+        try:
+            attributes = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])["Attributes"]
+            yield url, attributes["QueueArn"]
+        finally:
+            sqs.delete_queue(QueueUrl=url)
+
+    @contextmanager
+    def events(self) -> Iterator["Bus"]:
+        """Give the events that reach the stack's bus during a test."""
+        events, name = self.client("events"), f"test-{uuid.uuid4().hex}"
+        bus = self.outputs["EventBusName"]
+        with self.queue() as (url, arn):
+            events.put_rule(Name=name, EventBusName=bus, EventPattern='{"source": ["twilio"]}')
+            events.put_targets(Rule=name, EventBusName=bus, Targets=[{"Id": "queue", "Arn": arn}])
+            try:
+                yield Bus(self.client("sqs"), url)
+            finally:
+                events.remove_targets(Rule=name, EventBusName=bus, Ids=["queue"])
+                events.delete_rule(Name=name, EventBusName=bus)
+
+    def resource(self, logical_id: str) -> str:
+        """Return the physical name of a resource of the stack."""
+        found = self.client("cloudformation").describe_stack_resource(
+            StackName=self.info["stack_name"], LogicalResourceId=logical_id
+        )
+        return str(found["StackResourceDetail"]["PhysicalResourceId"])
+
+    def log_lines(self) -> list[str]:
+        """Return all lines in all log groups."""
+        logs = self.client("logs")
+        groups = [group["logGroupName"] for group in logs.describe_log_groups()["logGroups"]]
+        return [
+            event["message"]
+            for group in groups
+            for page in logs.get_paginator("filter_log_events").paginate(logGroupName=group)
+            for event in page["events"]
+        ]
+
+
+class Bus:
+    """The events of the bus, as a queue gets them."""
+
+    def __init__(self, sqs: Any, url: str) -> None:
+        """Read from a queue."""
+        self._sqs = sqs
+        self._url = url
+        self.events: list[dict[str, Any]] = []
+
+    def wait_for(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """Return the first event that is wanted; TimeoutError where none comes."""
+        deadline = time.monotonic() + SECONDS
+        while not (found := [event for event in self.events if wanted(event)]):
+            if time.monotonic() > deadline:
+                raise TimeoutError
+            self.drain(wait=1)
+        return found[0]
+
+    def drain(self, wait: int = 0) -> list[dict[str, Any]]:
+        """Return all events so far."""
+        while messages := self._sqs.receive_message(
+            QueueUrl=self._url, MaxNumberOfMessages=10, WaitTimeSeconds=wait
+        ).get("Messages", []):
+            for message in messages:
+                self.events.append(json.loads(message["Body"]))
+                self._sqs.delete_message(QueueUrl=self._url, ReceiptHandle=message["ReceiptHandle"])
+            wait = 0
+        return self.events
+
+
+def eventually[T](attempt: Callable[[], T], *, until: Callable[[T], bool]) -> T:
+    """Return what an attempt brings once it is as wanted; fails with the last where that does not come."""
+    deadline = time.monotonic() + SECONDS
+    while not until(result := attempt()):
+        assert time.monotonic() < deadline, result
+        time.sleep(0.1)
+    return result

@@ -1,0 +1,71 @@
+"""One stack on this machine for all tests, beside one that `make local` left running."""
+
+import base64
+import hashlib
+import hmac
+import json
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from local import FOLDER, stack as local_stack
+from tests.integration.cloud import Cloud
+
+
+@pytest.fixture(scope="session")
+def folder() -> Path:
+    """Return where the tests' stack keeps its files."""
+    return FOLDER / "test"
+
+
+@pytest.fixture(scope="session")
+def stack(folder: Path) -> Iterator[dict[str, Any]]:
+    """Start the stack, and end it after the last test."""
+    local_stack.down(folder)
+    try:
+        yield local_stack.up(folder)
+    finally:
+        local_stack.down(folder)
+
+
+@pytest.fixture(scope="session")
+def cloud(stack: dict[str, Any]) -> Cloud:
+    """Return the stack with what tests do to it."""
+    return Cloud(stack)
+
+
+@pytest.fixture(scope="session")
+def other_connections(cloud: Cloud) -> None:
+    """Store a connection that Twilio refuses, and one that is none."""
+    default = json.loads(
+        cloud.client("secretsmanager").get_secret_value(SecretId="twilio/default")["SecretString"]
+    )
+    secrets = {
+        "refused": json.dumps(default | {"api_key_secret": "no-longer-valid"}),
+        "broken": '{"account_sid": "AC1"}',
+    }
+    for name, secret in secrets.items():
+        cloud.client("secretsmanager").create_secret(Name=f"twilio/{name}", SecretString=secret)
+
+
+@pytest.fixture
+def genuine(cloud: Cloud) -> dict[str, Any]:
+    """Return a status callback that Twilio signed for the default connection."""
+    sid = f"SM{uuid.uuid4().hex}"
+    fields = {
+        "AccountSid": cloud.info["twilio"]["account_sid"],
+        "From": cloud.info["twilio"]["number"],
+        "MessageSid": sid,
+        "MessageStatus": "sent",
+        "SmsSid": sid,
+        "SmsStatus": "sent",
+        "To": "+15005550006",
+    }
+    url = cloud.info["webhook_url"]
+    text = url + "".join(name + fields[name] for name in sorted(fields))
+    token = cloud.info["twilio"]["auth_token"]
+    digest = hmac.digest(token.encode(), text.encode(), hashlib.sha1)
+    return {"url": url, "fields": fields, "signature": base64.b64encode(digest).decode()}

@@ -1,0 +1,175 @@
+"""Deployments reach the alias; and behind it, a Twilio that fails gets no request too many."""
+
+import json
+import shutil
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from local import deploy
+from local import stack as local_stack
+from tests.faults import FaultServer
+from tests.integration.cloud import Cloud, eventually
+
+TO = "+15005550006"
+
+
+def versions(cloud: Cloud) -> dict[str, str]:
+    """Return the version that each function's alias points to."""
+    functions = cloud.client("lambda")
+    arns = {name: arn for name, arn in cloud.outputs.items() if name.endswith("FunctionArn")}
+    return {
+        name: functions.get_alias(FunctionName=arn.rpartition(":")[0], Name="live")["FunctionVersion"]
+        for name, arn in arns.items()
+    }
+
+
+def code(cloud: Cloud) -> set[str]:
+    """Return the hashes of the functions' code."""
+    functions = cloud.client("lambda")
+    arns = [arn for name, arn in cloud.outputs.items() if name.endswith("FunctionArn")]
+    return {functions.get_function_configuration(FunctionName=arn)["CodeSha256"] for arn in arns}
+
+
+@pytest.fixture(scope="module")
+def twilio(cloud: Cloud, folder: Path) -> Iterator[FaultServer]:
+    """Put a Twilio that fails in the emulator's place, by a deployment that changes nothing but a parameter."""
+    before, hashes = versions(cloud), code(cloud)
+    with FaultServer() as server:
+        local_stack.redeploy(folder, parameters={"TwilioApiUrl": server.url})
+        after = versions(cloud)
+
+        assert [] == [name for name in before if before[name] == after[name]]
+        assert hashes == code(cloud)
+        yield server
+    local_stack.redeploy(folder, parameters={"TwilioApiUrl": cloud.info["twilio"]["url"]})
+
+
+def test_parameter_reaches_the_alias(cloud: Cloud, twilio: FaultServer) -> None:
+    """A deployment that changes only a parameter is seen through the alias's ARN."""
+    twilio.reset()
+
+    assert "queued" == cloud.invoke("SendSms", {"to": TO, "message": "Hello"})["status"]
+    assert 1 == len(twilio.requests)
+
+
+def test_layer_reaches_the_alias(
+    cloud: Cloud, folder: Path, twilio: FaultServer, tmp_path: Path
+) -> None:
+    """A deployment that changes only the layer is seen through the alias's ARN."""
+    built = tmp_path / "build"
+    shutil.copytree(deploy.BUILT, built)
+    package = built / "TwilioLayer" / "python" / "twilio_connector"
+    (package / "__init__.py").write_text('"""A newer layer."""\n\n__version__ = "9.9.9"\n')
+    for compiled in (package / "__pycache__").glob("__init__.*"):
+        compiled.unlink()
+    before, hashes = versions(cloud), code(cloud)
+
+    local_stack.redeploy(folder, built=built)
+
+    twilio.reset()
+    cloud.invoke("SendSms", {"to": TO, "message": "Hello"})
+    assert (twilio.requests[0].header("User-Agent") or "").startswith("twilio-connector-aws/9.9.9 ")
+    assert [] == [name for name, version in versions(cloud).items() if version == before[name]]
+    assert hashes == code(cloud)
+
+
+def test_hang_after_accept_is_one_request_from_every_caller(cloud: Cloud, twilio: FaultServer) -> None:
+    """Whoever calls: a request that Twilio took and never answered is not made again."""
+    twilio.reset()
+    functions, sqs = cloud.client("lambda"), cloud.client("sqs")
+    function = cloud.outputs["SendSmsFunctionArn"]
+    texts = {shape: f"{shape} {uuid.uuid4().hex} fault=hang" for shape in ("api", "direct", "async", "sqs", "sns")}
+    sms = {shape: {"to": TO, "message": text} for shape, text in texts.items()}
+    notification = {"EventSource": "aws:sns", "Sns": {"Message": json.dumps(sms["sns"])}}
+    counts = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
+    with cloud.queue() as (url, arn), ThreadPoolExecutor() as pool:
+        sqs.send_message(QueueUrl=url, MessageBody=json.dumps(sms["sqs"]))
+        mapping = functions.create_event_source_mapping(
+            EventSourceArn=arn, FunctionName=function, FunctionResponseTypes=["ReportBatchItemFailures"]
+        )
+        asynchronous = functions.invoke(
+            FunctionName=function, InvocationType="Event", Payload=json.dumps(sms["async"])
+        )
+        api = pool.submit(cloud.api, "POST", "/messages", sms["api"])
+        direct = pool.submit(cloud.invoke, "SendSms", sms["direct"])
+        sns = pool.submit(cloud.invoke, "SendSms", {"Records": [notification]})
+        answers = api.result(), direct.result(), sns.result()
+        # Nor does the queue deliver it again: it is empty.
+        left = eventually(
+            lambda: sqs.get_queue_attributes(QueueUrl=url, AttributeNames=counts)["Attributes"],
+            until=lambda left: set(left.values()) == {"0"},
+        )
+        functions.delete_event_source_mapping(UUID=mapping["UUID"])
+
+    assert (202, {"0"}) == (asynchronous["StatusCode"], set(left.values()))
+    assert (504, "OutcomeUnknownError") == (answers[0].status_code, answers[0].json()["title"])
+    assert ["OutcomeUnknownError"] * 2 == [answer["errorType"] for answer in answers[1:]]
+    bodies = [request.form["Body"][0] for request in twilio.requests]
+    assert sorted(texts.values()) == sorted(bodies)
+
+
+OUTCOMES: list[tuple[str, str, dict[str, Any], int, str, int]] = [
+    ("SendSms", "status_500", {}, 504, "OutcomeUnknownError", 1),
+    ("SendSms", "html_502", {}, 504, "OutcomeUnknownError", 1),
+    ("SendSms", "status_302", {}, 504, "OutcomeUnknownError", 1),
+    ("SendSms", "reset_after_read", {}, 504, "OutcomeUnknownError", 1),
+    ("SendSms", "html_201", {}, 504, "OutcomeUnknownError", 1),
+    ("SendSms", "status_21610", {}, 400, "RecipientOptedOutError", 1),
+    ("SendSms", "status_21611", {}, 429, "SenderQueueFullError", 1),
+    ("SendSms", "status_409", {}, 409, "TwilioRejectedError", 1),
+    ("SendSms", "status_429", {}, 429, "TwilioRateLimitError", 3),
+    ("SendSms", "status_429_huge", {}, 429, "TwilioRateLimitError", 1),
+    ("SendSms", "status_401", {}, 502, "TwilioAuthenticationError", 2),
+    ("SendSms", "status_20003", {}, 502, "TwilioAuthenticationError", 1),
+    ("RawRequest", "status_503", {"method": "POST"}, 504, "OutcomeUnknownError", 1),
+    ("RawRequest", "status_503", {"method": "GET"}, 502, "TwilioUnavailableError", 1),
+    ("RawRequest", "status_503", {"method": "GET", "max_retry_count": 2}, 502, "TwilioUnavailableError", 3),
+    ("RawRequest", "status_404", {"method": "GET"}, 404, "TwilioNotFoundError", 1),
+    ("RawRequest", "status_302", {"method": "GET"}, 502, "TwilioUnavailableError", 1),
+    ("RawRequest", "huge", {"method": "GET"}, 502, "ResponseTooLargeError", 1),
+]
+
+
+@pytest.mark.parametrize(
+    ("function", "fault", "options", "status", "title", "requests"),
+    OUTCOMES,
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_outcome(  # noqa: PLR0913 a row of the table
+    cloud: Cloud,
+    twilio: FaultServer,
+    function: str,
+    fault: str,
+    options: dict[str, Any],
+    status: int,
+    title: str,
+    requests: int,
+) -> None:
+    """Each way to fail has its error and its number of requests on the wire."""
+    twilio.reset()
+    if function == "SendSms":
+        answer = cloud.api("POST", "/messages", {"to": TO, "message": f"{uuid.uuid4().hex} fault={fault}"})
+    else:
+        raw = {"url": "/Accounts/$TWILIO_ACCOUNT_SID/Calls.json", "query_parameters": {"fault": fault}} | options
+        answer = cloud.api("POST", "/raw-request", raw)
+
+    assert (status, title, requests) == (answer.status_code, answer.json()["title"], len(twilio.requests))
+
+
+def test_long_list_is_cut_and_goes_on(cloud: Cloud, twilio: FaultServer) -> None:
+    """A list that does not fit is cut, and its token goes on exactly there."""
+    history = twilio.history(6000, body="x" * 1600)
+    listed: list[str] = []
+    token, calls = "", 0
+    while token is not None and calls < 20:
+        answer = cloud.api("GET", f"/messages?limit=5000{f'&page_token={token}' if token else ''}").json()
+        listed += [message["sid"] for message in answer["messages"]]
+        token, calls = answer["next_page_token"], calls + 1
+
+    assert history.sids == listed
+    assert 1 < calls

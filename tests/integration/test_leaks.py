@@ -1,0 +1,111 @@
+"""No phone number, text, token or key of the tests is in a log, or in the answer of a call that failed."""
+
+import base64
+import json
+import uuid
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, quote_plus
+
+import pytest
+
+
+from tests.integration.cloud import Cloud, eventually
+
+NUMBER = "+15005559873"
+CALLER = "+15005554321"
+
+
+def spellings(marker: str) -> set[str]:
+    """Return the marker as it would stand in a log: plain, percent-encoded, Base64 at each offset, JSON-escaped."""
+    encoded = {base64.b64encode(f"{'x' * offset}{marker}".encode())[4:-4].decode() for offset in range(3)}
+    escaped = "".join(f"\\u{ord(character):04x}" for character in marker)
+    return {marker, quote(marker, safe=""), quote_plus(marker), json.dumps(marker)[1:-1], escaped} | encoded
+
+
+def found(lines: list[str], markers: list[str]) -> list[str]:
+    """Return the markers that stand in one of the lines, in any spelling."""
+    text = "\n".join(lines)
+    return [marker for marker in markers if any(spelling in text for spelling in spellings(marker))]
+
+
+def secrets(cloud: Cloud) -> list[str]:
+    """Return the values of the stack's connections that are secret."""
+    manager = cloud.client("secretsmanager")
+    names = [secret["Name"] for secret in manager.list_secrets()["SecretList"]]
+    values = [json.loads(manager.get_secret_value(SecretId=name)["SecretString"]) for name in names if name != "twilio/broken"]
+    return [value[name] for value in values for name in ("api_key_secret", "auth_token") if name in value]
+
+
+@pytest.fixture(scope="module")
+def text(cloud: Cloud, other_connections: None) -> str:
+    """Return a text that went through every function, with success and with failure."""
+    text = f"marker-{uuid.uuid4().hex}"
+    sms = {"to": NUMBER, "message": text}
+    cloud.api("POST", "/messages", sms)
+    cloud.api("POST", "/messages", sms | {"from": CALLER})  # refused by Twilio
+    cloud.api("POST", "/messages", sms | {"connection": "refused"})
+    cloud.invoke("SendSms", sms | {"to": f"{NUMBER} or so", text: text, "send_at": text, "max_price": text})
+    cloud.invoke("SendSms", {"Records": [{"eventSource": "aws:sqs", "messageId": "1", "body": text}]})
+    cloud.invoke("SendSms", {"Records": [{"eventSource": "aws:kinesis", "kinesis": {"data": text}}]})
+    cloud.api("GET", f"/messages/{text}")
+    cloud.api("GET", f"/messages?{text}={quote(NUMBER)}&to={quote(NUMBER)}&page_token={text}")
+    cloud.api("GET", f"/messages?to={quote(NUMBER)}")
+    for url in (f"/Accounts/$TWILIO_ACCOUNT_SID/{text}.json", f"https://{text}.example/", f"/{text}"):
+        cloud.api("POST", "/raw-request", {"method": "POST", "url": url, "data": {"Body": text}, "headers": {text: NUMBER}})
+    number = cloud.info["twilio"]["number"]
+    with cloud.events() as bus:
+        cloud.twilio("POST", "/_twilio/simulate/inbound-message", To=number, From=CALLER, Body=text)
+        bus.wait_for(lambda event: event["detail"].get("message", {}).get("body") == text)
+    for body in (f"Body={text}&From={quote(CALLER)}", text):
+        event: dict[str, Any] = {"version": "2.0", "requestContext": {"http": {"method": "POST"}, "domainName": "x"}}
+        event |= {"rawPath": "/webhook", "rawQueryString": text, "body": body}
+        event |= {"headers": {"x-twilio-signature": text, "content-type": "application/x-www-form-urlencoded"}}
+        function = cloud.client("lambda")
+        function.invoke(FunctionName=cloud.outputs["WebhookFunctionArn"], Payload=json.dumps(event))
+    return text
+
+
+def test_no_log_group_holds_personal_data_or_secrets(cloud: Cloud, text: str) -> None:
+    """The lines of all log groups are there, and none has a marker."""
+    lines = eventually(cloud.log_lines, until=lambda lines: any("InvalidInputError" in line for line in lines))
+
+    assert [] == found(lines, [text, NUMBER, CALLER, *secrets(cloud)])
+
+
+def test_tools_log_no_personal_data_or_secrets(cloud: Cloud, folder: Path, text: str) -> None:
+    """Nor do the logs of the build, the deployment and the local stack's own tools."""
+    lines = [log.read_text(errors="replace") for log in sorted((folder / "logs").glob("*.log"))]
+
+    assert lines
+    assert [] == found(lines, [text, NUMBER, CALLER, *secrets(cloud)])
+
+
+def test_answers_of_failed_calls_hold_no_input(cloud: Cloud, text: str) -> None:
+    """A fault names its field and not its value."""
+    sms = {"to": f"{NUMBER} or so", "message": text, "from": text, "send_at": text, "content_sid": text}
+    answers = [cloud.api("POST", "/messages", sms).text, json.dumps(cloud.invoke("SendSms", sms))]
+
+    assert [] == found(answers, [text, NUMBER])
+
+
+@pytest.mark.parametrize("spelling", range(8))
+def test_a_planted_leak_is_found(spelling: int) -> None:
+    """The sweep bites: it finds a marker in every spelling."""
+    marker = "+15005559999 token/é"
+    leaks = sorted(spellings(marker))
+
+    assert [marker] == found([f'{{"message": "{leaks[spelling % len(leaks)]}"}}'], [marker])
+
+
+def test_a_leak_in_a_log_group_is_found(cloud: Cloud) -> None:
+    """The sweep reads the log groups: a line planted there is found."""
+    logs, group = cloud.client("logs"), cloud.resource("SendSmsLogs")
+    marker = f"planted-{uuid.uuid4().hex}"
+    logs.create_log_stream(logGroupName=group, logStreamName=marker)
+    line = {"timestamp": 1_800_000_000_000, "message": base64.b64encode(marker.encode()).decode()}
+    logs.put_log_events(logGroupName=group, logStreamName=marker, logEvents=[line])
+    try:
+        assert [marker] == found(cloud.log_lines(), [marker])
+    finally:
+        logs.delete_log_stream(logGroupName=group, logStreamName=marker)

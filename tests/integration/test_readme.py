@@ -1,0 +1,211 @@
+"""The README does what it says: its commands run on the stack on this machine, and print what it shows."""
+
+import json
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from shlex import quote
+from typing import Any
+from uuid import uuid4
+
+import boto3
+import pytest
+
+from tests.readme import BLOCKS, ROOT, Block, marked
+
+_EXAMPLE_ARN = re.compile(r"arn:aws:lambda:[\w:-]+-EXAMPLE:live")
+_SECONDS = 60
+
+
+class Reader:
+    """Somebody who types the README's commands from top to bottom, in one shell."""
+
+    def __init__(self, stack: dict[str, Any], folder: Path) -> None:
+        """Sit down at a folder that looks like the project's."""
+        self._stack = stack
+        self._folder = folder
+        self._printed: dict[Block, str] = {}
+        self._variables = {"HOME": str(folder), "LANG": "C.UTF-8"} | {
+            "AWS_ENDPOINT_URL": stack["aws_endpoint_url"],
+            "AWS_REGION": stack["region"],
+            "AWS_DEFAULT_REGION": stack["region"],
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+        (folder / "shell").touch()
+        for name in ("events", "examples"):
+            (folder / name).symlink_to(ROOT / name)
+
+    def printed(self, block: Block) -> str:
+        """Return what the commands of a block printed, after those of all blocks before it."""
+        for earlier in BLOCKS[: BLOCKS.index(block) + 1]:
+            if earlier.mark == "save":
+                (self._folder / earlier.argument).write_text(earlier.text)
+            elif earlier.mark == "run" and earlier not in self._printed:
+                self._printed[earlier] = self._type(earlier)
+        return self._printed[block]
+
+    def _type(self, block: Block) -> str:
+        # The stack on this machine has a name of its own, and a connection `default` already.
+        commands = block.text.replace(
+            "--stack-name twilio-connector", f"--stack-name {self._stack['stack_name']}"
+        )
+        commands = commands.replace("--name twilio/default", "--name twilio/from-readme")
+        variables = self._variables | self._identity(block)
+        exports = "".join(f"export {name}={quote(value)}\n" for name, value in variables.items())
+        # The next block finds the functions and variables of this one.
+        script = f". ./shell\n{exports}set -aeo pipefail\n{commands}\n(declare -f; declare -px) >shell\n"
+        run = subprocess.run(
+            ["/bin/bash", "-c", script],
+            cwd=self._folder,
+            env={"PATH": f"{ROOT}/.venv-aws/bin:{os.environ['PATH']}"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+            check=False,
+        )
+        assert run.returncode == 0, f"{block}: {run.stderr}{run.stdout}"
+        assert "FunctionError" not in run.stdout, f"{block}: {run.stdout}"
+        if sid := re.search(r'"sid": ?"(SM[0-9a-f]{32})"', run.stdout):
+            self._variables["MESSAGE_SID"] = sid[1]
+        if "ACTIONS_API_URL=" in commands:
+            # The one output that is no address on this machine.
+            self._variables["ACTIONS_API_URL"] = self._stack["actions_api_url"]
+        return run.stdout
+
+    def _identity(self, block: Block) -> dict[str, str]:
+        if block.argument == "deployer":
+            return {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+        caller = self._stack["caller"]
+        return {
+            "AWS_ACCESS_KEY_ID": caller["access_key_id"],
+            "AWS_SECRET_ACCESS_KEY": caller["secret_access_key"],
+        }
+
+
+def deployer(stack: dict[str, Any], service: str) -> Any:
+    """Return a client of whoever deployed the stack."""
+    return boto3.client(
+        service,
+        endpoint_url=stack["aws_endpoint_url"],
+        region_name=stack["region"],
+        aws_access_key_id="test",
+        aws_secret_access_key="test",
+    )
+
+
+@pytest.fixture(scope="module")
+def reader(stack: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
+    """Return a reader, and take away what the commands left in the stack."""
+    yield Reader(stack, tmp_path_factory.mktemp("reader"))
+    events = deployer(stack, "events")
+    events.delete_rule(Name="inbound-sms", EventBusName=stack["outputs"]["EventBusName"])
+    secrets = deployer(stack, "secretsmanager")
+    secrets.delete_secret(SecretId="twilio/from-readme", ForceDeleteWithoutRecovery=True)
+
+
+def like(shown: Any, real: Any) -> bool:
+    """Tell whether an answer has all that the README shows of it; null may stand for anything."""
+    match shown, real:
+        case dict(), dict():
+            return all(name in real and like(value, real[name]) for name, value in shown.items())
+        case [first, *_], [*_]:
+            return all(like(first, value) for value in real)
+        case _:
+            return shown is None or real is None or type(shown) is type(real)
+
+
+def first_json(text: str) -> Any:
+    """Return what a function answered; the AWS CLI prints another object after it."""
+    return json.JSONDecoder().raw_decode(text)[0]
+
+
+@pytest.mark.parametrize("block", marked("run"), ids=str)
+def test_runs(block: Block, reader: Reader) -> None:
+    """Every command runs; every call is answered with a JSON object."""
+    printed = reader.printed(block)
+
+    if "/dev/stdout" in block.text or '"$ACTIONS_API_URL/' in block.text:
+        assert isinstance(first_json(printed), dict)
+
+
+@pytest.mark.parametrize("block", marked("answer"), ids=str)
+def test_answer(block: Block, reader: Reader) -> None:
+    """The answer that the README shows is like the one that its command gets."""
+    command = next(earlier for earlier in reversed(BLOCKS[: BLOCKS.index(block)]) if earlier.mark == "run")
+    shown, real = json.loads(block.text), first_json(reader.printed(command))
+
+    if block.argument == "exact":
+        assert shown == real
+    else:
+        assert like(shown, real), real
+
+
+@pytest.mark.parametrize("block", marked("state"), ids=str)
+@pytest.mark.parametrize(
+    ("given", "end", "error"),
+    [
+        ({"to": "+15005550006", "message": "From a state machine."}, "SUCCEEDED", None),
+        ({"to": "nobody", "message": "From a state machine."}, "FAILED", "NotSent"),
+    ],
+    ids=["sent", "not sent"],
+)
+def test_state(
+    block: Block, given: dict[str, str], end: str, error: str | None, stack: dict[str, Any]
+) -> None:
+    """The state of a state machine sends, and catches an error by its class."""
+    arn = stack["outputs"]["SendSmsFunctionArn"]
+    definition = {
+        "StartAt": "Send",
+        "States": {
+            "Send": json.loads(_EXAMPLE_ARN.sub(arn, block.text)),
+            "Sent": {"Type": "Succeed"},
+            "NotSent": {"Type": "Fail", "Error": "NotSent"},
+            "Unknown": {"Type": "Fail", "Error": "Unknown"},
+        },
+    }
+
+    with _state_machine(stack, definition, arn) as (machines, machine):
+        execution = machines.start_execution(stateMachineArn=machine, input=json.dumps(given))["executionArn"]
+        result = _end(machines, execution)
+
+    assert (end, error) == (result["status"], result.get("error"))
+
+
+@contextmanager
+def _state_machine(
+    stack: dict[str, Any], definition: dict[str, Any], function_arn: str
+) -> Iterator[tuple[Any, str]]:
+    """Lend a client and a state machine whose role may invoke the function, and nothing else."""
+    machines, iam = deployer(stack, "stepfunctions"), deployer(stack, "iam")
+    trust = {"Effect": "Allow", "Principal": {"Service": "states.amazonaws.com"}, "Action": "sts:AssumeRole"}
+    right = {"Effect": "Allow", "Action": "lambda:InvokeFunction", "Resource": function_arn}
+    name = f"readme-{uuid4()}"
+    role = iam.create_role(RoleName=name, AssumeRolePolicyDocument=_policy(trust))["Role"]["Arn"]
+    iam.put_role_policy(RoleName=name, PolicyName="invoke", PolicyDocument=_policy(right))
+    machine = machines.create_state_machine(name=name, roleArn=role, definition=json.dumps(definition))
+    try:
+        yield machines, machine["stateMachineArn"]
+    finally:
+        machines.delete_state_machine(stateMachineArn=machine["stateMachineArn"])
+        iam.delete_role_policy(RoleName=name, PolicyName="invoke")
+        iam.delete_role(RoleName=name)
+
+
+def _policy(statement: dict[str, Any]) -> str:
+    return json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+
+
+def _end(machines: Any, execution: str) -> dict[str, Any]:
+    """Wait for the end of an execution, and return it."""
+    deadline = time.monotonic() + _SECONDS
+    while time.monotonic() < deadline:
+        result: dict[str, Any] = machines.describe_execution(executionArn=execution)
+        if result["status"] != "RUNNING":
+            return result
+        time.sleep(0.1)
+    raise TimeoutError("the state machine does not end")

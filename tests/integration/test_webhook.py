@@ -1,0 +1,82 @@
+"""The webhook on the deployed stack: what Twilio's emulator signs arrives on the bus, and nothing else does."""
+
+import json
+import uuid
+from typing import Any
+
+import pytest
+import requests
+
+from tests.integration.cloud import Cloud
+
+CUSTOMER = "+15550100123"
+
+
+def post(url: str, fields: dict[str, str], signature: str | None) -> requests.Response:
+    """Post a form to the webhook."""
+    headers = {} if signature is None else {"X-Twilio-Signature": signature}
+    return requests.post(url, data=fields, headers=headers, timeout=30)
+
+
+def test_inbound_message_is_an_event(cloud: Cloud) -> None:
+    """A message to the number becomes `Message Received`, with its text as it was written."""
+    text = f"Grüße & 100 % ' + 👍 {uuid.uuid4()}"
+    with cloud.events() as bus:
+        number = cloud.info["twilio"]["number"]
+        message = cloud.twilio("POST", "/_twilio/simulate/inbound-message", To=number, From=CUSTOMER, Body=text)
+        event = bus.wait_for(lambda event: event["detail"].get("message", {}).get("body") == text)
+
+    detail = event["detail"]
+    assert ("twilio", "Message Received") == (event["source"], event["detail-type"])
+    assert (message["sid"], CUSTOMER, "received") == (
+        detail["message"]["sid"], detail["message"]["from"], detail["message"]["status"],
+    )  # fmt: skip
+    assert ("default", cloud.info["webhook_url"]) == (detail["connection"], detail["url"])
+    assert detail["parameters"]["Body"] == text
+
+
+def test_status_change_is_an_event(cloud: Cloud) -> None:
+    """A status callback becomes `Message Status Changed`, with its rank."""
+    sid = cloud.invoke("SendSms", {"to": "+15005550006", "message": f"Test {uuid.uuid4()}"})["sid"]
+    with cloud.events() as bus:
+        cloud.twilio("POST", "/_twilio/simulate/message-status", MessageSid=sid, Status="delivered")
+        event = bus.wait_for(lambda event: event["detail"].get("message", {}).get("sid") == sid)
+
+    assert "Message Status Changed" == event["detail-type"]
+    assert ("delivered", True) == (event["detail"]["message"]["status"], event["detail"]["message"]["terminal"])
+
+
+@pytest.mark.parametrize("signature", [None, "", "AAAAAAAAAAAAAAAAAAAAAAAAAAA=", "\xe9"], ids=repr)
+def test_forged_webhook_is_refused(cloud: Cloud, signature: str | None) -> None:
+    """Without Twilio's signature the answer is 403, always the same, and there is no event."""
+    with cloud.events() as bus:
+        fields = {"AccountSid": cloud.info["twilio"]["account_sid"], "Body": "forged"}
+        answer = post(cloud.info["webhook_url"], fields, signature)
+
+        assert (403, '{"message":"Forbidden"}') == (answer.status_code, answer.text)
+        assert [] == bus.drain()
+
+
+def test_unknown_connection_is_refused_alike(cloud: Cloud) -> None:
+    """Nobody learns which connections there are."""
+    answer = post(f"{cloud.info['webhook_url']}/nobody", {"AccountSid": "AC" + "0" * 32}, "x")
+
+    assert (403, '{"message":"Forbidden"}') == (answer.status_code, answer.text)
+
+
+def test_bus_that_refuses_is_unavailable(cloud: Cloud, genuine: dict[str, Any]) -> None:
+    """An event that the bus does not take is answered 503, and 200 as soon as the bus takes it."""
+    iam, role = cloud.client("iam"), cloud.resource("WebhookFunctionRole")
+    [name] = iam.list_role_policies(RoleName=role)["PolicyNames"]
+    policy = iam.get_role_policy(RoleName=role, PolicyName=name)["PolicyDocument"]
+    iam.delete_role_policy(RoleName=role, PolicyName=name)
+    try:
+        refused = post(**genuine)
+    finally:
+        iam.put_role_policy(RoleName=role, PolicyName=name, PolicyDocument=json.dumps(policy))
+
+    assert 503 == refused.status_code
+    accepted = post(**genuine)
+    assert (200, "text/xml", "<Response/>") == (
+        accepted.status_code, accepted.headers["Content-Type"].partition(";")[0], accepted.text,
+    )  # fmt: skip

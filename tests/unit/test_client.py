@@ -1,0 +1,872 @@
+"""Every end a request can have: the error it is, what of it is kept, and how many requests it took."""
+
+import json
+import logging
+import random
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple
+from urllib.parse import parse_qs
+
+import get_sms
+import pytest
+import responses
+import send_sms
+from twilio_connector import client, entrypoint, errors
+from twilio_connector.client import Retries, Twilio
+from twilio_connector.deadline import Deadline
+from twilio_connector.errors import (
+    ConnectionNotFoundError,
+    ConnectorError,
+    OutcomeUnknownError,
+    RecipientOptedOutError,
+    ResponseTooLargeError,
+    SenderQueueFullError,
+    ServiceUnavailableError,
+    TwilioAuthenticationError,
+    TwilioDetails,
+    TwilioNotFoundError,
+    TwilioRateLimitError,
+    TwilioRejectedError,
+    TwilioUnavailableError,
+)
+
+from tests.aws_wire import AwsWire
+from tests.conftest import Context, LoadEvent
+from tests.faults import Canary, Fault, FaultServer, black_hole, closed_port, faults, resolve_to
+from tests.faults.tls import Tls
+from tests.faults.wire import REQUEST_ID, Exchange
+from tests.unit.conftest import ACCOUNT_SID, API_KEY, AUTH_TOKEN
+
+SEND = {"to": "+15005550006", "message": "Hello"}
+GET = {"message_sid": "SM" + "0" * 32}
+API_KEY_AUTH = (API_KEY["api_key_sid"], API_KEY["api_key_secret"])
+TOKEN_AUTH = (ACCOUNT_SID, AUTH_TOKEN)
+
+pytestmark = pytest.mark.usefixtures("delays")
+
+
+@pytest.fixture
+def delays(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Record how long the client waits instead of waiting; jitter is the most it can be."""
+    waited: list[float] = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    monkeypatch.setattr(random, "uniform", lambda _, most: most)
+    return waited
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the read timeout be short."""
+    monkeypatch.setitem(Twilio.request.__kwdefaults__, "timeout", 0.3)
+
+
+def send(context: Context | None = None, **more: Any) -> Any:
+    """Send a message."""
+    return send_sms.handler(SEND | more, context or Context())
+
+
+def get(context: Context | None = None) -> Any:
+    """Get a message."""
+    return get_sms.handler(GET, context or Context())
+
+
+def failure(action: Callable[..., Any], *arguments: Any, **more: Any) -> ConnectorError:
+    """Return the error that an action ends with."""
+    with pytest.raises(ConnectorError) as caught:
+        action(*arguments, **more)
+    return caught.value
+
+
+def status(code: int, fault: Fault) -> Fault:
+    """Give a fault another status than the normal one."""
+
+    def act(exchange: Exchange) -> None:
+        exchange.normal = exchange.normal._replace(status=code)
+        fault.act(exchange)
+
+    return Fault(f"{fault.name}_{code}", act)
+
+
+class Ends(NamedTuple):
+    """How a change and a read end, and with how many requests."""
+
+    fault: Fault
+    send: type[ConnectorError]
+    sent: int
+    get: type[ConnectorError]
+    got: int
+
+
+def refused(fault: Fault, error: type[ConnectorError], requests: int = 1) -> Ends:
+    """Return an end that is the same for both."""
+    return Ends(fault, error, requests, error, requests)
+
+
+def unknown(fault: Fault, got: int = 3) -> Ends:
+    """Return an end that leaves a change in doubt, and after which a read is made again."""
+    return Ends(fault, OutcomeUnknownError, 1, TwilioUnavailableError, got)
+
+
+ENDS = [
+    *(refused(faults.status(code), TwilioRejectedError) for code in (400, 402, 403, 405, 409, 410, 413, 422, 451)),
+    refused(faults.status(400, twilio_code=21211), TwilioRejectedError),
+    refused(faults.html(403), TwilioRejectedError),
+    refused(faults.html(404), TwilioNotFoundError),
+    refused(faults.NOT_FOUND, TwilioNotFoundError),
+    refused(faults.OPTED_OUT, RecipientOptedOutError),
+    refused(faults.QUEUE_FULL, SenderQueueFullError),
+    refused(faults.UNAUTHORIZED, TwilioAuthenticationError, 2),
+    refused(faults.html(401), TwilioAuthenticationError, 2),
+    *(
+        refused(replace(faults.status(code, twilio_code=20003), name=f"status_{code}_20003"), TwilioAuthenticationError)
+        for code in (400, 403, 429)
+    ),
+    refused(faults.too_many(), TwilioRateLimitError, 3),
+    refused(faults.html(429), TwilioRateLimitError, 3),
+    *(unknown(faults.status(code), 1) for code in (300, 301, 302, 303, 304, 307, 308, 399, 408)),
+    *(unknown(faults.status(code)) for code in (500, 501, 502, 503, 504, 520, 599)),
+    *(unknown(faults.html(code)) for code in (200, 201, 500, 502, 503, 504)),
+    unknown(replace(faults.raw(b"HTTP/1.1 101 Switching Protocols\r\n\r\n"), name="status_101"), 1),
+    unknown(faults.NO_CONTENT),
+    *(unknown(faults.body(name)) for name in faults.BODIES),
+    unknown(faults.RESET_BEFORE_READ),
+    unknown(faults.RESET_AFTER_READ),
+    unknown(faults.CLOSE_AFTER_READ),
+    *(unknown(faults.cut(part, reset=reset)) for part in ("status", "headers", "body") for reset in (False, True)),  # type: ignore[arg-type]
+    unknown(faults.INVALID_CHUNK),
+    unknown(faults.NOT_HTTP),
+    unknown(faults.huge_header()),
+    unknown(faults.many_headers()),
+    unknown(faults.nested_gzip(20)),
+    unknown(faults.hang()),
+    unknown(faults.HANG_BEFORE_READ),
+    unknown(faults.drip("headers")),
+    unknown(faults.drip("body")),
+    *(
+        Ends(fault, OutcomeUnknownError, 1, ResponseTooLargeError, 1)
+        for fault in (faults.ENDLESS, faults.huge(7), faults.gzip_bomb(64))
+    ),
+    # An error counts by its status, whatever becomes of its body.
+    *(
+        refused(status(400, fault), TwilioRejectedError)
+        for fault in (faults.ENDLESS, faults.drip("body"), faults.cut("body"), faults.huge(7))
+    ),
+    unknown(status(503, faults.ENDLESS)),
+    unknown(status(302, faults.ENDLESS), 1),
+]  # fmt: skip
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("ends", ENDS, ids=lambda ends: ends.fault.name)
+def test_a_change_ends_so(twilio: FaultServer, ends: Ends) -> None:
+    """What may have been carried out is not sent again."""
+    twilio.script(ends.fault)
+    error = failure(send)
+
+    assert (ends.send, ends.sent) == (type(error), len(twilio.requests))
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("ends", ENDS, ids=lambda ends: ends.fault.name)
+def test_a_read_ends_so(twilio: FaultServer, ends: Ends) -> None:
+    """What only reads is made again where that can help."""
+    twilio.script(ends.fault)
+    error = failure(get)
+
+    assert (ends.get, ends.got) == (type(error), len(twilio.requests))
+
+
+@pytest.mark.parametrize(
+    ("fault", "http", "retryable"),
+    [
+        (faults.status(400), 400, False),
+        (faults.status(403), 403, False),
+        (faults.status(405), 400, False),
+        (faults.status(409), 409, False),
+        (faults.status(413), 400, False),
+        (faults.status(422), 422, False),
+        (faults.OPTED_OUT, 400, False),
+        (replace(faults.status(403, twilio_code=21610), name="status_403_21610"), 400, False),
+        (faults.NOT_FOUND, 404, False),
+        (faults.UNAUTHORIZED, 502, False),
+        (faults.too_many(), 429, True),
+        (faults.QUEUE_FULL, 429, True),
+        (faults.status(500), 504, False),
+        (faults.status(302), 504, False),
+        (faults.body("no_sid"), 504, False),
+    ],
+    ids=lambda value: value.name if isinstance(value, Fault) else "",
+)
+def test_an_api_caller_is_told(
+    twilio: FaultServer, event: LoadEvent, context: Context, fault: Fault, http: int, retryable: bool  # noqa: FBT001
+) -> None:
+    """The status and the advice are those of the error's class."""
+    twilio.script(fault)
+    answer = send_sms.handler(event("send_sms_api"), context)
+
+    assert (http, retryable) == (answer["statusCode"], json.loads(answer["body"])["retryable"])
+
+
+# Never sent
+
+
+def test_a_closed_port_is_tried_three_times(
+    aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch, delays: list[float]
+) -> None:
+    """Nothing was sent, so even a change is tried again."""
+    with closed_port() as port:
+        monkeypatch.setenv("TWILIO_API_URL", f"http://127.0.0.1:{port}")
+        errors = [failure(send), failure(get)]
+
+    assert [TwilioUnavailableError] * 2 == [type(error) for error in errors]
+    assert [0.25, 0.5] * 2 == delays
+    assert 1 == aws_wire.count("GetSecretValue")
+
+
+@pytest.mark.usefixtures("aws_wire")
+def test_a_name_that_does_not_resolve_is_tried_three_times(
+    monkeypatch: pytest.MonkeyPatch, delays: list[float]
+) -> None:
+    """DNS fails; AWS is found all the same."""
+    real = socket.getaddrinfo
+    asked: list[str] = []
+
+    def resolve(host: str, *arguments: Any, **options: Any) -> Any:
+        if host == "127.0.0.1":
+            return real(host, *arguments, **options)
+        asked.append(host)
+        raise socket.gaierror(socket.EAI_AGAIN, "injected")
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    error = failure(send)
+
+    assert (TwilioUnavailableError, ["api.twilio.com"] * 3, [0.25, 0.5]) == (type(error), asked, delays)
+
+
+@pytest.mark.usefixtures("aws_wire")
+def test_a_connection_that_nobody_accepts_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The function answers before it is killed."""
+    with black_hole() as port:
+        monkeypatch.setenv("TWILIO_API_URL", f"http://127.0.0.1:{port}")
+        began = time.monotonic()
+        error = failure(send, Context(2))
+
+    assert TwilioUnavailableError is type(error)
+    assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize("kind", ["self_signed", "wrong_host", "expired", "untrusted"])
+@pytest.mark.usefixtures("aws_wire")
+def test_a_bad_certificate_is_final(monkeypatch: pytest.MonkeyPatch, kind: Tls) -> None:
+    """One attempt, nothing sent, no second try."""
+    with FaultServer(tls=kind) as server:
+        monkeypatch.setenv("TWILIO_API_URL", server.url)
+        monkeypatch.setattr(client._SESSION, "verify", str(server.ca_file))
+        errors = [failure(send), failure(get)]
+
+        assert [TwilioUnavailableError] * 2 == [type(error) for error in errors]
+        assert (2, []) == (server.connections, server.requests)
+
+
+@pytest.mark.usefixtures("aws_wire")
+def test_a_handshake_that_broke_off_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, delays: list[float]
+) -> None:
+    """It is not final, and the message is sent once."""
+    with FaultServer(tls="good") as server:
+        monkeypatch.setenv("TWILIO_API_URL", server.url)
+        monkeypatch.setattr(client._SESSION, "verify", str(server.ca_file))
+        server.script(faults.CLOSE_IN_HANDSHAKE, faults.RESET_IN_HANDSHAKE, faults.OK)
+
+        assert "queued" == send()["status"]
+        assert (3, 1, [0.25, 0.5]) == (server.connections, len(server.requests), delays)
+        server.script(faults.CLOSE_IN_HANDSHAKE)
+        client._SESSION.close()
+        assert TwilioUnavailableError is type(failure(send))
+        assert (6, 1) == (server.connections, len(server.requests))
+
+
+def test_a_request_is_not_begun_when_the_time_is_too_short(twilio: FaultServer) -> None:
+    """Nothing is sent that could not be answered."""
+    errors = [failure(send, Context(seconds)) for seconds in (1.4, 0)]
+
+    assert [ServiceUnavailableError] * 2 == [type(error) for error in errors]
+    assert ([], 0) == (twilio.requests, twilio.connections)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [faults.hang(), faults.drip("headers"), faults.drip("body"), faults.HANG_BEFORE_READ],
+    ids=lambda fault: fault.name,
+)
+@pytest.mark.parametrize("action", [send, get])
+def test_the_answer_comes_before_the_function_is_killed(
+    twilio: FaultServer, action: Callable[[Context], Any], fault: Fault
+) -> None:
+    """The read timeout is no longer than the time that remains."""
+    twilio.script(fault)
+    began = time.monotonic()
+    error = failure(action, Context(1.8))
+
+    assert type(error) in {OutcomeUnknownError, TwilioUnavailableError}
+    assert time.monotonic() - began < 1.8
+    assert 1 == len(twilio.requests)
+
+
+def test_an_api_caller_is_answered_before_the_api_gives_up(
+    twilio: FaultServer, event: LoadEvent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the function might run."""
+    monkeypatch.setattr(entrypoint, "API_SECONDS", 1.8)
+    twilio.script(faults.hang())
+    began = time.monotonic()
+    answer = send_sms.handler(event("send_sms_api"), Context(900))
+
+    assert (504, 1) == (answer["statusCode"], len(twilio.requests))
+    assert time.monotonic() - began < 1.8
+
+
+# Sent again
+
+
+@pytest.mark.parametrize(
+    ("action", "script", "waited"),
+    [
+        (send, [faults.too_many()], [0.25]),
+        (send, [faults.too_many(), faults.too_many("1")], [0.25, 1]),
+        (get, [faults.status(500)], [0.25]),
+        (get, [faults.status(503), faults.html(502)], [0.25, 0.5]),
+        (get, [faults.RESET_AFTER_READ, faults.body("cut")], [0.25, 0.5]),
+        (get, [faults.status(503, headers={"Retry-After": "2"}), faults.too_many("0")], [2, 0]),
+    ],
+)
+def test_what_passes_is_waited_for(
+    twilio: FaultServer,
+    delays: list[float],
+    action: Callable[[], dict[str, Any]],
+    script: list[Fault],
+    waited: list[float],
+) -> None:
+    """A fault that passes within three attempts is not seen by the caller."""
+    twilio.script(*script, faults.OK)
+
+    assert "queued" == action()["status"]
+    assert (len(script) + 1, waited) == (len(twilio.requests), delays)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_read_that_timed_out_is_made_again(twilio: FaultServer) -> None:
+    """A new connection brings the answer."""
+    twilio.script(faults.hang(), faults.drip("body"), faults.OK)
+
+    assert "queued" == get()["status"]
+    assert [1, 2, 3] == sorted(request.connection for request in twilio.requests)
+
+
+RETRY_AFTER = {
+    "absent": [0.25, 0.5],
+    "zero": [0, 0],
+    "seconds": [1, 1],
+    "date": [2, 2],
+    "past": [0, 0],
+    "negative": [0.25, 0.5],
+    "fraction": [0.25, 0.5],
+    "garbage": [0.25, 0.5],
+    "blank": [0.25, 0.5],
+    "far": [],
+    "huge": [],
+}
+
+
+@pytest.mark.parametrize("kind", faults.RETRY_AFTER)
+def test_each_kind_of_retry_after(twilio: FaultServer, delays: list[float], kind: str) -> None:
+    """What says something is honoured, what is too long is left to the caller, and the rest is no matter."""
+    twilio.script(faults.too_many(faults.RETRY_AFTER[kind]))
+    error = failure(send)
+    expected = RETRY_AFTER[kind]
+
+    assert TwilioRateLimitError is type(error)
+    assert len(expected) + 1 == len(twilio.requests)
+    assert expected == pytest.approx(delays, abs=1.5 if kind == "date" else 0)
+    assert (kind in {"zero", "seconds", "date", "past", "far", "huge"}) == (error.retry_after is not None)
+
+
+@pytest.mark.parametrize(("header", "told"), [("30", "30"), ("86400", "86400"), (None, None), ("soon", None)])
+def test_an_api_caller_is_told_when_to_come_again(
+    twilio: FaultServer, event: LoadEvent, context: Context, header: str | None, told: str | None
+) -> None:
+    """Retry-After is passed on where Twilio sent one."""
+    twilio.script(faults.too_many(header))
+    answer = send_sms.handler(event("send_sms_api"), context)
+
+    assert (429, told) == (answer["statusCode"], answer["headers"].get("Retry-After"))
+    assert (1 if told else 3) == len(twilio.requests)
+
+
+def test_a_wait_that_outlasts_the_function_is_not_begun(twilio: FaultServer, delays: list[float]) -> None:
+    """The caller is told at once."""
+    twilio.script(faults.too_many("1"))
+    error = failure(send, Context(2.4))
+
+    assert (TwilioRateLimitError, 1.0, [], 1) == (
+        type(error),
+        error.retry_after,
+        delays,
+        len(twilio.requests),
+    )
+
+
+def test_a_full_queue_is_not_waited_for(twilio: FaultServer, delays: list[float]) -> None:
+    """It takes minutes, whatever Retry-After says."""
+    twilio.script(faults.status(429, twilio_code=21611, headers={"Retry-After": "1"}))
+    error = failure(send)
+
+    assert (SenderQueueFullError, 1.0, [], 1) == (
+        type(error),
+        error.retry_after,
+        delays,
+        len(twilio.requests),
+    )
+
+
+# Credentials
+
+
+def rotated(aws_wire: AwsWire) -> tuple[str, str]:
+    """Rotate the API key in the secret, and return the new credentials."""
+    secret = API_KEY | {"api_key_sid": "SK" + "1" * 32, "api_key_secret": "the-next-one"}
+    aws_wire.secrets["twilio/default"] = json.dumps(secret)
+    return secret["api_key_sid"], secret["api_key_secret"]
+
+
+@pytest.mark.parametrize("action", [send, get])
+def test_rotated_credentials_are_read_and_used(
+    twilio: FaultServer, aws_wire: AwsWire, action: Callable[[], Any]
+) -> None:
+    """A 401 was not processed, so the request is sent once more."""
+    get()
+    new = rotated(aws_wire)
+    twilio.reset()
+    twilio.script(faults.UNAUTHORIZED, faults.OK)
+
+    assert "queued" == action()["status"]
+    assert [API_KEY_AUTH, new] == [request.credentials for request in twilio.requests]
+    assert 2 == aws_wire.count("GetSecretValue")
+
+
+@pytest.mark.parametrize("action", [send, get])
+def test_credentials_that_stay_wrong_are_tried_twice(
+    twilio: FaultServer, aws_wire: AwsWire, delays: list[float], action: Callable[[], Any]
+) -> None:
+    """They are read anew once and no more."""
+    twilio.script(faults.UNAUTHORIZED)
+    error = failure(action)
+
+    assert (TwilioAuthenticationError, 2, 2, []) == (
+        type(error),
+        len(twilio.requests),
+        aws_wire.count("GetSecretValue"),
+        delays,
+    )
+
+
+def test_new_credentials_leave_all_retries(twilio: FaultServer, delays: list[float]) -> None:
+    """The renewal is not one of the three attempts."""
+    twilio.script(faults.too_many(), faults.UNAUTHORIZED, faults.too_many(), faults.OK)
+
+    assert "queued" == send()["status"]
+    assert (4, [0.25, 0.5]) == (len(twilio.requests), delays)
+
+
+def test_a_forbidden_20003_is_not_renewed(twilio: FaultServer, aws_wire: AwsWire) -> None:
+    """Only a 401 says that the credentials may be old."""
+    twilio.script(faults.status(403, twilio_code=20003))
+    error = failure(send)
+
+    assert (TwilioAuthenticationError, 1, 1) == (
+        type(error),
+        len(twilio.requests),
+        aws_wire.count("GetSecretValue"),
+    )
+
+
+def test_credentials_that_are_gone_when_renewed(twilio: FaultServer, aws_wire: AwsWire) -> None:
+    """The secret was deleted in the meantime."""
+    get()
+    del aws_wire.secrets["twilio/default"]
+    twilio.reset()
+    twilio.script(faults.UNAUTHORIZED)
+
+    assert (ConnectionNotFoundError, 1) == (type(failure(send)), len(twilio.requests))
+
+
+def test_old_credentials_are_kept_while_secrets_manager_is_away(
+    twilio: FaultServer, aws_wire: AwsWire
+) -> None:
+    """They cannot be renewed, and Twilio has the last word on them."""
+    get()
+    twilio.reset()
+    aws_wire.failures["GetSecretValue"] = [(400, "ThrottlingException")] * 9
+    twilio.script(faults.UNAUTHORIZED)
+
+    assert (TwilioAuthenticationError, 2) == (type(failure(send)), len(twilio.requests))
+
+
+@pytest.mark.parametrize(
+    ("secret", "credentials"),
+    [
+        (API_KEY, API_KEY_AUTH),
+        ({"account_sid": ACCOUNT_SID, "auth_token": AUTH_TOKEN, "default_from": "+15551234567"}, TOKEN_AUTH),
+    ],
+    ids=["api_key", "auth_token"],
+)
+def test_both_kinds_of_connection_sign_in(
+    twilio: FaultServer, aws_wire: AwsWire, secret: dict[str, str], credentials: tuple[str, str]
+) -> None:
+    """An API key stands in for the account, whose SID stays in the path."""
+    aws_wire.secrets["twilio/other"] = json.dumps(secret)
+    send(connection="other")
+
+    assert [credentials] == [request.credentials for request in twilio.requests]
+    assert f"/2010-04-01/Accounts/{ACCOUNT_SID}/Messages.json" == twilio.requests[0].target
+
+
+@pytest.mark.parametrize(
+    ("region", "host"),
+    [
+        (None, "api.twilio.com"),
+        ("us1", "api.twilio.com"),
+        ("ie1", "api.dublin.ie1.twilio.com"),
+        ("au1", "api.sydney.au1.twilio.com"),
+    ],
+)
+def test_each_region_has_its_host(
+    aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch, region: str | None, host: str
+) -> None:
+    """Its full name is resolved and named in TLS; what then cannot prove to be it learns nothing."""
+    secret = API_KEY | ({"region": region} if region else {})
+    aws_wire.secrets["twilio/default"] = json.dumps(secret)
+    monkeypatch.setenv("TWILIO_API_URL", "")
+    with Canary() as canary, resolve_to(canary):
+        error = failure(send)
+
+        assert TwilioUnavailableError is type(error)
+        assert [(host, 443)] == canary.names
+        [visit] = canary.visits
+        assert host.encode() in visit.first_bytes
+        assert None is visit.authorization
+
+
+@responses.activate
+def test_the_regional_host_gets_the_request(aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the host proves who it is, it gets the whole request."""
+    aws_wire.secrets["twilio/default"] = json.dumps(API_KEY | {"region": "ie1"})
+    monkeypatch.setenv("TWILIO_API_URL", "")
+    responses.add_passthru(aws_wire.url)
+    url = f"https://api.dublin.ie1.twilio.com/2010-04-01/Accounts/{ACCOUNT_SID}/Messages.json"
+    responses.post(url, json={"sid": GET["message_sid"]}, status=201)
+
+    assert GET["message_sid"] == send()["sid"]
+    assert {"To": ["+15005550006"], "From": ["+15551234567"], "Body": ["Hello"]} == parse_qs(
+        str(responses.calls[0].request.body)
+    )
+
+
+# What is sent, and what is kept
+
+
+def test_a_form_is_written_as_twilio_reads_it(twilio: FaultServer) -> None:
+    """Booleans are words, lists repeat the field, moments are in UTC, objects are JSON."""
+    send(
+        messaging_service_sid="MG" + "0" * 32,
+        message="caf\u00e9 & =+%\n\U0001f44d",
+        media_urls=["https://a.example/1?x=1&y=2", "https://a.example/2"],
+        send_at="2030-01-31T10:00:00+01:00",
+        smart_encoded=True,
+        shorten_urls=False,
+        validity_period=60,
+        max_price=0.25,
+    )
+    request = twilio.requests[0]
+
+    assert "application/x-www-form-urlencoded" == request.header("Content-Type")
+    assert {
+        "To": ["+15005550006"],
+        "Body": ["caf\u00e9 & =+%\n\U0001f44d"],
+        "MessagingServiceSid": ["MG" + "0" * 32],
+        "MediaUrl": ["https://a.example/1?x=1&y=2", "https://a.example/2"],
+        "SendAt": ["2030-01-31T09:00:00Z"],
+        "ScheduleType": ["fixed"],
+        "SmartEncoded": ["true"],
+        "ShortenUrls": ["false"],
+        "ValidityPeriod": ["60"],
+        "MaxPrice": ["0.25"],
+    } == request.form
+
+
+def test_one_connection_serves_many_calls(twilio: FaultServer) -> None:
+    """Sends and reads share it."""
+    for action in (send, get, send, get):
+        action()
+
+    assert (4, 1) == (len(twilio.requests), twilio.connections)
+
+
+@pytest.fixture
+def logged() -> Iterator[list[str]]:
+    """Collect what is logged."""
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("twilio-connector")
+    logger.addHandler(handler)
+    yield lines
+    logger.removeHandler(handler)
+
+
+def test_an_error_keeps_what_twilio_said(
+    twilio: FaultServer, event: LoadEvent, context: Context, logged: list[str]
+) -> None:
+    """Status, code and request id stand in its message; Twilio's text is for API callers only."""
+    text = "The 'To' number +15005550006 is not valid."
+    twilio.script(faults.status(400, twilio_code=21211, message=text))
+    error = failure(send)
+    answer = send_sms.handler(event("send_sms_api"), context)
+    message = f"Twilio refused the request (HTTP 400, Twilio code 21211, request {REQUEST_ID})"
+
+    assert TwilioDetails(status=400, code=21211, request_id=REQUEST_ID, text=text) == error.twilio
+    assert message == str(error)
+    assert {
+        "type": "urn:twilio-connector:error:TwilioRejectedError",
+        "title": "TwilioRejectedError",
+        "status": 400,
+        "detail": f"{message}: {text}",
+        "retryable": False,
+        "twilio_code": 21211,
+        "twilio_status": 400,
+        "twilio_request_id": REQUEST_ID,
+    } == json.loads(answer["body"])
+    assert "application/problem+json" == answer["headers"]["Content-Type"]
+    assert [message] * 2 == logged
+
+
+@pytest.mark.parametrize(
+    ("body", "details"),
+    [
+        ('{"code": 21211, "message": "a"}', TwilioDetails(status=400, code=21211, text="a")),
+        ('{"code": "21211", "message": 5}', TwilioDetails(status=400)),
+        ('{"code": true, "message": null}', TwilioDetails(status=400)),
+        ('{"code": -1, "message": []}', TwilioDetails(status=400)),
+        ('{"code": 1000000, "message": {}}', TwilioDetails(status=400)),
+        ('{"code": 21211.5}', TwilioDetails(status=400)),
+        (json.dumps({"message": "a" * 501}), TwilioDetails(status=400, text="a" * 500)),
+        ("[1]", TwilioDetails(status=400)),
+        ("null", TwilioDetails(status=400)),
+        ("<html/>", TwilioDetails(status=400)),
+        ("", TwilioDetails(status=400)),
+        ('{"code": 21211', TwilioDetails(status=400)),
+        (b"\xff\xfe", TwilioDetails(status=400)),
+        ("[" * 100_000, TwilioDetails(status=400)),
+    ],
+)
+def test_an_error_body_of_any_kind_is_read(
+    twilio: FaultServer, body: str | bytes, details: TwilioDetails
+) -> None:
+    """What is not Twilio's is left out."""
+    twilio.script(faults.status(400, body=body, headers={"Twilio-Request-Id": "RQ<script>"}))
+    error = failure(send)
+
+    assert (TwilioRejectedError, details) == (type(error), error.twilio)
+
+
+def test_an_unknown_outcome_says_why(twilio: FaultServer) -> None:
+    """The reason is in the message, in our own words."""
+    reasons: list[str] = []
+    for fault in (faults.status(503), faults.RESET_AFTER_READ, faults.html(201), faults.huge(7)):
+        twilio.script(fault)
+        reasons.append(str(failure(send)).removeprefix("the request may or may not have been carried out"))
+
+    assert [
+        f" (HTTP 503, Twilio code 20503, request {REQUEST_ID})",
+        ": the connection broke off before a whole answer",
+        ": HTTP 201 with an answer that is not Twilio's",
+        ": it has more than 6291456 bytes",
+    ] == reasons
+
+
+# Chosen retries
+
+
+def request(method: str, retries: Retries | None = None, **more: Any) -> client.Answer:
+    """Make a request of no action's own."""
+    more |= {"retries": retries} if retries else {}
+    return Twilio(None, Deadline(30)).request(method, "Calls.json", **more)
+
+
+CHOSEN = Retries(limit=2, when=lambda _: True, delay=lambda _: 0.0)
+
+
+def test_attempts_are_those_on_the_wire(twilio: FaultServer) -> None:
+    """What was never sent does not count."""
+    twilio.script(faults.status(500), faults.OK)
+
+    assert 2 == request("POST", CHOSEN).attempts
+    assert 2 == len(twilio.requests)
+
+
+@pytest.mark.usefixtures("aws_wire")
+def test_attempts_without_a_connection_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A handshake is no request."""
+    with FaultServer(tls="good") as server:
+        monkeypatch.setenv("TWILIO_API_URL", server.url)
+        monkeypatch.setattr(client._SESSION, "verify", str(server.ca_file))
+        server.script(faults.CLOSE_IN_HANDSHAKE, faults.OK)
+
+        assert (1, 1) == (request("GET").attempts, len(server.requests))
+
+
+@pytest.mark.parametrize("last", [faults.NOT_FOUND, faults.status(400), faults.too_many()], ids=lambda f: f.name)
+@pytest.mark.parametrize("first", [faults.status(500), faults.RESET_AFTER_READ], ids=lambda f: f.name)
+def test_a_chosen_repetition_of_a_change_stays_in_doubt(
+    twilio: FaultServer, first: Fault, last: Fault
+) -> None:
+    """That the last attempt was refused does not say what the first one did."""
+    twilio.script(first, last)
+
+    assert OutcomeUnknownError is type(failure(request, "POST", CHOSEN))
+    assert 3 == len(twilio.requests)
+    twilio.reset()
+    twilio.script(first, last)
+    assert OutcomeUnknownError is not type(failure(request, "GET", CHOSEN))
+
+
+def test_a_repetition_that_cannot_begin_leaves_a_change_in_doubt(
+    twilio: FaultServer, aws_wire: AwsWire
+) -> None:
+    """That the credentials are gone by then does not say what the first attempt did."""
+    get()
+    twilio.reset()
+    del aws_wire.secrets["twilio/default"]
+    twilio.script(faults.status(500), faults.UNAUTHORIZED)
+
+    assert (OutcomeUnknownError, 2) == (type(failure(request, "POST", CHOSEN)), len(twilio.requests))
+    twilio.reset()
+    twilio.script(faults.status(500), faults.UNAUTHORIZED)
+    assert ConnectionNotFoundError is type(failure(request, "GET", CHOSEN))
+
+
+def test_time_that_runs_out_between_attempts_leaves_a_change_in_doubt(
+    twilio: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wait that took longer than it should does not unmake the first attempt."""
+    deadline = Deadline(30)
+    monkeypatch.setattr(time, "sleep", lambda _: setattr(deadline, "_seconds", 0))
+    twilio.script(faults.status(500))
+    error = failure(Twilio(None, deadline).request, "POST", "Calls.json", retries=CHOSEN)
+
+    assert (OutcomeUnknownError, 1) == (type(error), len(twilio.requests))
+
+
+# Hanging after the request was read
+
+
+def sqs(event: LoadEvent, *bodies: str) -> Any:
+    """Return a batch with these bodies."""
+    batch = event("send_sms_sqs")
+    record = batch["Records"][0]
+    batch["Records"] = [record | {"messageId": str(number), "body": body} for number, body in enumerate(bodies)]
+    return batch
+
+
+SHAPES = {
+    "send_sms": None,
+    "send_sms_eventbridge": None,
+    "send_sms_sns": None,
+    "send_sms_failure_record": None,
+    "send_sms_api": 504,
+    "send_sms_api_payload_1": 504,
+    "send_sms_function_url": 504,
+}
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_message_that_is_not_answered_for_is_sent_once(
+    twilio: FaultServer, event: LoadEvent, context: Context, delays: list[float], shape: str
+) -> None:
+    """Whoever calls: one request, and an answer that says that the outcome is unknown."""
+    twilio.script(faults.hang())
+    if status := SHAPES[shape]:
+        answer = send_sms.handler(event(shape), context)
+        problem = json.loads(answer["body"])
+
+        assert (status, "OutcomeUnknownError", False) == (
+            answer["statusCode"],
+            problem["title"],
+            problem["retryable"],
+        )
+    else:
+        assert OutcomeUnknownError is type(failure(send_sms.handler, event(shape), context))
+    assert ["hang"] == [request.fault for request in twilio.requests]
+    assert [] == delays
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_message_of_a_queue_that_is_not_answered_for_is_not_given_back(
+    twilio: FaultServer, event: LoadEvent, context: Context
+) -> None:
+    """SQS would deliver it again; the other records of the batch go their own ways."""
+    texts = ["a fault=hang", "b", "c fault=status_429", "d fault=hang", "e"]
+    bodies = [json.dumps(SEND | {"message": text}) for text in texts]
+    answer = send_sms.handler(sqs(event, *bodies, "{}"), context)
+
+    assert {"batchItemFailures": [{"itemIdentifier": "2"}, {"itemIdentifier": "5"}]} == answer
+    assert [texts[index] for index in (0, 1, 2, 2, 2, 3, 4)] == [
+        request.form["Body"][0] for request in twilio.requests
+    ]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_the_whole_example_batch_is_sent_once(
+    twilio: FaultServer, event: LoadEvent, context: Context
+) -> None:
+    """A body that is a notification or an event of its own is sent once too."""
+    twilio.script(faults.hang())
+    batch = event("send_sms_sqs")
+
+    assert {"batchItemFailures": []} == send_sms.handler(batch, context)
+    assert len(batch["Records"]) == len(twilio.requests)
+
+
+def test_messages_that_find_no_time_are_given_back(
+    twilio: FaultServer, event: LoadEvent
+) -> None:
+    """A record that was not begun is provably not sent."""
+    client.CONNECTIONS.get("twilio/", "default")
+    twilio.script(faults.hang())
+    answer = send_sms.handler(sqs(event, *[json.dumps(SEND)] * 3), Context(1.8))
+
+    assert {"batchItemFailures": [{"itemIdentifier": "1"}, {"itemIdentifier": "2"}]} == answer
+    assert 1 == len(twilio.requests)
+
+
+def test_every_error_has_a_class_of_its_own() -> None:
+    """The rows above are all that can come from Twilio; the others have tests of their own."""
+    rows = {error for ends in ENDS for error in (ends.send, ends.get)}
+    others = {
+        "ConnectionInvalidError",
+        "ConnectionNotFoundError",
+        "InternalError",
+        "InvalidInputError",
+        "ServiceUnavailableError",
+    }
+    known = {
+        name
+        for name, kind in vars(errors).items()
+        if isinstance(kind, type) and issubclass(kind, ConnectorError) and kind is not ConnectorError
+    }
+
+    assert known - others == {error.__name__ for error in rows}

@@ -1,0 +1,131 @@
+"""The layer that `sam build` makes holds what Lambda needs on both architectures, compiled, and no more."""
+
+import ast
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+SOURCE = ROOT / "layers" / "twilio"
+MACHINES = {"x86_64": b"\x3e\x00", "aarch64": b"\xb7\x00"}
+"""ELF's numbers of the processors."""
+RUNTIME = {"boto3", "botocore"}
+"""What Lambda's runtime brings."""
+UNCHECKED_HASH = 1
+
+
+def build(folder: Path) -> Path:
+    """Build the layer as SAM does, in a copy of its folder; return what will be /opt/python."""
+    shutil.copytree(SOURCE, folder / "scratch")
+    make = ["make", "--silent", "--makefile", str(SOURCE / "Makefile"), "build-TwilioLayer"]
+    subprocess.run(make, cwd=folder / "scratch", env=os.environ | {"ARTIFACTS_DIR": str(folder)}, check=True)
+    return folder / "python"
+
+
+@pytest.fixture(scope="module")
+def layer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the built layer."""
+    return build(tmp_path_factory.mktemp("layer"))
+
+
+def files(layer: Path) -> list[Path]:
+    """Return the files of the layer."""
+    return [path for path in layer.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(("architecture", "number"), MACHINES.items(), ids=MACHINES)
+def test_compiled_modules_are_there_for_each_architecture(
+    layer: Path, architecture: str, number: bytes
+) -> None:
+    """A module compiled for one has a twin for the other, which is what its name says."""
+    suffix = f".cpython-313-{architecture}-linux-gnu.so"
+    modules = {path: path.name.partition(".")[0] for path in files(layer) if path.suffix == ".so"}
+    own = {path: name for path, name in modules.items() if path.name.endswith(suffix)}
+
+    assert {"_core", "cd", "md"} == set(own.values()) == set(modules.values())
+    assert {number} == {path.read_bytes()[18:20] for path in own}
+
+
+def test_every_source_is_compiled_for_good(layer: Path) -> None:
+    """Lambda can cache nothing, and must neither compare the source nor compile it anew."""
+    sources = [path for path in files(layer) if path.suffix == ".py"]
+    compiled = {path: Path(importlib.util.cache_from_source(str(path))).read_bytes() for path in sources}
+
+    assert {importlib.util.MAGIC_NUMBER} == {code[:4] for code in compiled.values()}
+    assert {UNCHECKED_HASH} == {int.from_bytes(code[4:8], "little") for code in compiled.values()}
+    assert len(compiled) == sum(path.suffix == ".pyc" for path in files(layer))
+
+
+def test_tracebacks_name_lambdas_paths(layer: Path) -> None:
+    """No path of the machine that built the layer is in it."""
+    compiled = next((layer / "twilio_connector" / "__pycache__").glob("errors.*.pyc"))
+
+    assert b"/opt/python/twilio_connector/errors.py" in compiled.read_bytes()
+    assert [] == [path for path in files(layer) if os.fsencode(layer.parent) in path.read_bytes()]
+
+
+@pytest.mark.parametrize("pattern", ["boto*", "bin", "**/tests", "**/test", "**/*.pyi", "**/RECORD"])
+def test_only_what_runs_is_in_it(layer: Path, pattern: str) -> None:
+    """Neither what the runtime has, nor tests, type stubs, scripts or an installer's notes."""
+    assert [] == list(layer.glob(pattern))
+
+
+def test_licences_are_in_it(layer: Path) -> None:
+    """Each package comes with its licence."""
+    assert [] == [
+        package.name
+        for package in layer.glob("*.dist-info")
+        if not any("LICENSE" in path.name.upper() for path in package.rglob("*"))
+    ]
+
+
+def test_it_is_small(layer: Path) -> None:
+    """Unzipped it takes less than 22 MB of Lambda's 250."""
+    assert sum(path.stat().st_size for path in files(layer)) < 22_000_000
+
+
+def imported() -> set[str]:
+    """Return the modules that functions and layer import, wherever in the code."""
+    sources = [*(ROOT / "functions").glob("*.py"), *(SOURCE / "twilio_connector").glob("*.py")]
+    names: set[str] = set()
+    for node in (node for source in sources for node in ast.walk(ast.parse(source.read_text()))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return {name for name in names if name.partition(".")[0] not in RUNTIME}
+
+
+def test_whatever_is_imported_is_in_it(layer: Path) -> None:
+    """A package of the development environment only would be missed no earlier than on Lambda."""
+    script = (
+        "import sys, importlib.util, importlib\n"
+        "sys.path += sys.argv[1:3]\n"
+        "own = {'twilio_connector'}  # needs the runtime's boto3\n"
+        "for name in sys.argv[3:]:\n"
+        "    assert importlib.util.find_spec(name), name\n"
+        "    name.partition('.')[0] in own or importlib.import_module(name)\n"
+    )
+    command = [sys.executable, "-I", "-S", "-c", script, str(layer), str(ROOT / "functions"), *imported()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert (0, "") == (done.returncode, done.stderr)
+
+
+def test_the_same_source_makes_the_same_layer(layer: Path, tmp_path: Path) -> None:
+    """Else each deployment would publish another version of it."""
+    again = build(tmp_path)
+
+    assert digests(layer) == digests(again)
+
+
+def digests(layer: Path) -> dict[str, str]:
+    """Return a digest of each file, by its path in the layer."""
+    return {str(path.relative_to(layer)): sha256(path.read_bytes()).hexdigest() for path in files(layer)}

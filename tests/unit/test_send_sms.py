@@ -1,0 +1,403 @@
+"""Is a message sent once, as Twilio takes it, and is everything else refused before?"""
+
+import json
+from typing import Any
+
+import pytest
+from send_sms import SendSms, handler
+from tests.aws_wire import AwsWire
+from tests.conftest import Context, LoadEvent
+from tests.faults import FaultServer, faults
+from tests.unit.conftest import ACCOUNT_SID
+from twilio_connector.connection import Connection
+from twilio_connector.errors import (
+    ConnectorError,
+    InvalidInputError,
+    OutcomeUnknownError,
+    RecipientOptedOutError,
+    SenderQueueFullError,
+    TwilioRateLimitError,
+    TwilioRejectedError,
+)
+from twilio_connector.inputs import Sender
+
+TO = "+15005550006"
+SERVICE = "MG" + "0" * 32
+OTHER_SERVICE = "MG" + "1" * 32
+CONTENT = "HX" + "0" * 32
+APPLICATION = "AP" + "0" * 32
+SMS: dict[str, Any] = {"to": TO, "from": "+15551234567", "message": "Hello"}
+BY_SERVICE: dict[str, Any] = {"to": TO, "messaging_service_sid": SERVICE, "message": "Hello"}
+MESSAGES = f"/2010-04-01/Accounts/{ACCOUNT_SID}/Messages.json"
+
+
+def connection(**more: Any) -> Connection:
+    """Return a connection with these fields."""
+    return Connection(account_sid=ACCOUNT_SID, auth_token="0" * 32, **more)
+
+
+def form(given: dict[str, Any], sender: Connection | None = None) -> dict[str, Any]:
+    """Return the form that an input makes."""
+    return SendSms.parse(given).form(sender or connection())
+
+
+def refused(given: dict[str, Any], sender: Connection | None = None) -> dict[str, str]:
+    """Return the faults of an input by field."""
+    with pytest.raises(InvalidInputError) as refusal:
+        form(given, sender)
+    return {fault.field: fault.message for fault in refusal.value.faults}
+
+
+# Every input, as it is sent
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sent"),
+    [
+        ("status_callback", "https://example.com/callback?x=1#rc=2", {"StatusCallback": "https://example.com/callback?x=1#rc=2"}),
+        ("media_urls", ["https://example.com/a.png"], {"MediaUrl": ["https://example.com/a.png"]}),
+        ("media_urls", ["https://example.com/a", "https://example.com/b"], {"MediaUrl": ["https://example.com/a", "https://example.com/b"]}),
+        ("send_at", "2030-01-31T10:00:00+01:00", {"SendAt": "2030-01-31T09:00:00Z", "ScheduleType": "fixed"}),
+        ("validity_period", 1, {"ValidityPeriod": "1"}),
+        ("validity_period", 36000, {"ValidityPeriod": "36000"}),
+        ("smart_encoded", True, {"SmartEncoded": "true"}),
+        ("smart_encoded", False, {"SmartEncoded": "false"}),
+        ("shorten_urls", True, {"ShortenUrls": "true"}),
+        ("shorten_urls", False, {"ShortenUrls": "false"}),
+        ("send_as_mms", True, {"SendAsMms": "true"}),
+        ("risk_check", "enable", {"RiskCheck": "enable"}),
+        ("risk_check", "disable", {"RiskCheck": "disable"}),
+        ("provide_feedback", True, {"ProvideFeedback": "true"}),
+        ("attempt", 2, {"Attempt": "2"}),
+        ("content_retention", "retain", {"ContentRetention": "retain"}),
+        ("content_retention", "discard", {"ContentRetention": "discard"}),
+        ("address_retention", "retain", {"AddressRetention": "retain"}),
+        ("address_retention", "obfuscate", {"AddressRetention": "obfuscate"}),
+        ("application_sid", APPLICATION, {"ApplicationSid": APPLICATION}),
+        ("persistent_action", ["geo:1,2"], {"PersistentAction": ["geo:1,2"]}),
+        ("fallback_from", "(202) 555-0143", {"FallbackFrom": "+12025550143"}),
+        ("traffic_type", "free", {"TrafficType": "free"}),
+        ("force_delivery", True, {"ForceDelivery": "true"}),
+        ("max_price", 0.05, {"MaxPrice": "0.05"}),
+        ("from", "Shop", {"From": "Shop"}),
+        ("dry_run", True, {}),
+        ("connection", "support", {}),
+    ],
+)  # fmt: skip
+def test_an_option_has_twilios_name_and_spelling(name: str, value: object, sent: dict[str, Any]) -> None:
+    """Booleans are words, numbers are digits, lists repeat."""
+    expected = {"To": TO, "MessagingServiceSid": SERVICE, "Body": "Hello"} | sent
+
+    assert expected == form(BY_SERVICE | {name: value})
+
+
+@pytest.mark.parametrize("price", [0.0001, 0.00001, 1000000])
+def test_a_price_is_written_in_digits(price: float) -> None:
+    """Not every form reader takes an exponent."""
+    assert "e" not in form(SMS | {"max_price": price})["MaxPrice"]
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        (SMS, {"To": TO, "From": "+15551234567", "Body": "Hello"}),
+        ({"to": "(202) 555-0143", "from": "202-555-0144", "message": "x"}, {"To": "+12025550143", "From": "+12025550144", "Body": "x"}),
+        ({"to": "whatsapp:+15558675309", "from": "whatsapp:+15005550006", "message": "x"}, {"To": "whatsapp:+15558675309", "From": "whatsapp:+15005550006", "Body": "x"}),
+        ({"to": "12345", "from": "123456", "message": " "}, {"To": "12345", "From": "123456", "Body": " "}),
+        ({"to": TO, "from": "12345", "media_urls": ["https://example.com/a"]}, {"To": TO, "From": "12345", "MediaUrl": ["https://example.com/a"]}),
+        ({"to": TO, "from": "12345", "content_sid": CONTENT}, {"To": TO, "From": "12345", "ContentSid": CONTENT}),
+        (
+            {"to": TO, "from": "12345", "content_sid": CONTENT, "content_variables": {"1": "é", "2": 3}},
+            {"To": TO, "From": "12345", "ContentSid": CONTENT, "ContentVariables": '{"1":"é","2":3}'},
+        ),
+        (
+            {"to": TO, "from": "12345", "content_sid": CONTENT, "content_variables": {}},
+            {"To": TO, "From": "12345", "ContentSid": CONTENT, "ContentVariables": "{}"},
+        ),
+        (BY_SERVICE | {"from": "Shop"}, {"To": TO, "From": "Shop", "MessagingServiceSid": SERVICE, "Body": "Hello"}),
+        (SMS | {"message": "x" * 1600}, {"To": TO, "From": "+15551234567", "Body": "x" * 1600}),
+        (SMS | {"message": "😀" * 1600}, {"To": TO, "From": "+15551234567", "Body": "😀" * 1600}),
+    ],
+    ids=["sms", "national", "channel", "short code", "mms", "content", "variables", "no variables", "both senders", "long", "emoji"],
+)  # fmt: skip
+def test_a_message_is_what_the_input_says(given: dict[str, Any], sent: dict[str, Any]) -> None:
+    """To whom, from whom, saying what."""
+    assert sent == form(given)
+
+
+@pytest.mark.parametrize(
+    ("defaults", "sent"),
+    [
+        ({"default_from": Sender("+15551234567")}, {"From": "+15551234567"}),
+        ({"default_messaging_service_sid": SERVICE}, {"MessagingServiceSid": SERVICE}),
+        ({"default_messaging_service_sid": SERVICE, "default_from": Sender("Shop")}, {"MessagingServiceSid": SERVICE}),
+    ],
+    ids=["from", "service", "both"],
+)
+def test_the_connection_has_the_default_sender(defaults: dict[str, Any], sent: dict[str, str]) -> None:
+    """A messaging service can do more, so it goes first."""
+    assert {"To": TO, "Body": "Hello"} | sent == form({"to": TO, "message": "Hello"}, connection(**defaults))
+
+
+@pytest.mark.parametrize(
+    ("sender", "sent"),
+    [
+        ({"from": "Shop"}, {"From": "Shop"}),
+        ({"messaging_service_sid": OTHER_SERVICE}, {"MessagingServiceSid": OTHER_SERVICE}),
+    ],
+    ids=["from", "service"],
+)
+def test_the_input_goes_before_the_default_sender(sender: dict[str, str], sent: dict[str, str]) -> None:
+    """Nothing of the default is mixed in."""
+    defaults = connection(default_from=Sender("12345"), default_messaging_service_sid=SERVICE)
+
+    assert {"To": TO, "Body": "Hello"} | sent == form({"to": TO, "message": "Hello", **sender}, defaults)
+
+
+def test_a_scheduled_message_goes_by_the_default_service() -> None:
+    """It needs one, and there is one."""
+    given = {"to": TO, "message": "Hello", "send_at": "2030-01-31T09:00:00Z"}
+
+    assert SERVICE == form(given, connection(default_messaging_service_sid=SERVICE))["MessagingServiceSid"]
+
+
+# What is refused
+
+
+NEED_SERVICE = {
+    "send_at": "2030-01-31T09:00:00Z",
+    "shorten_urls": True,
+    "fallback_from": "+15551234567",
+}
+
+
+@pytest.mark.parametrize("name", NEED_SERVICE)
+@pytest.mark.parametrize("sender", [{"from": "+15551234567"}, {}], ids=["from", "default from"])
+def test_what_needs_a_messaging_service_is_refused_without(name: str, sender: dict[str, str]) -> None:
+    """Whether the sender comes from the input or the connection."""
+    given = {"to": TO, "message": "Hello", name: NEED_SERVICE[name], **sender}
+
+    assert {name: "needs messaging_service_sid"} == refused(given, connection(default_from=Sender("12345")))
+
+
+def test_all_that_need_a_messaging_service_are_told_at_once() -> None:
+    """With whatever else is wrong."""
+    given = {"to": TO, "from": "Shop", **NEED_SERVICE}
+
+    assert {"message", *NEED_SERVICE} == refused(given).keys()
+
+
+@pytest.mark.parametrize("sender", [{"from": "+15551234567"}, {}], ids=["from", "default from"])
+def test_what_is_off_needs_no_messaging_service(sender: dict[str, str]) -> None:
+    """Not to shorten links is what every sender can do."""
+    given = {"to": TO, "message": "Hello", "shorten_urls": False, **sender}
+
+    assert "false" == form(given, connection(default_from=Sender("12345")))["ShortenUrls"]
+
+
+def test_without_any_sender_a_message_is_refused() -> None:
+    """The remedy names all three."""
+    assert {
+        "from": "is required, or messaging_service_sid, since the connection has no default sender"
+    } == refused({"to": TO, "message": "Hello"})
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"to": TO}, {"message": "is required, unless there are media_urls or a content_sid"}),
+        ({"message": "x"}, {"to": "is required"}),
+        (SMS | {"message": None}, {"message": "is required, unless there are media_urls or a content_sid"}),
+        (SMS | {"content_sid": CONTENT}, {"message": "cannot go with content_sid, whose template is the message"}),
+        (
+            SMS | {"content_sid": CONTENT, "media_urls": ["https://example.com/a"]},
+            {
+                "message": "cannot go with content_sid, whose template is the message",
+                "media_urls": "cannot go with content_sid, whose template is the message",
+            },
+        ),
+        (SMS | {"content_variables": {"1": "x"}}, {"content_variables": "needs content_sid"}),
+        (SMS | {"idempotency_key": "key"}, {"idempotency_key": "is not available yet"}),
+        (SMS | {"on_unknown": "report"}, {"on_unknown": "is not available yet"}),
+        (SMS | {"body": "x"}, {"body": "is not known"}),
+        (SMS | {"mesage": "x"}, {"mesage": "is not known; did you mean message?"}),
+        (SMS | {"schedule_type": "fixed"}, {"schedule_type": "is not known"}),
+    ],
+)
+def test_bad_combinations_are_refused(given: dict[str, Any], expected: dict[str, str]) -> None:
+    """Before Twilio is asked."""
+    assert expected == refused(given)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("to", "Shop"),
+        ("to", "nobody"),
+        ("from", "TwelveLetter"),
+        ("message", ""),
+        ("message", "x" * 1601),
+        ("message", 5),
+        ("messaging_service_sid", "MG0"),
+        ("media_urls", []),
+        ("media_urls", ["https://example.com/a"] * 11),
+        ("media_urls", ["ftp://example.com/a"]),
+        ("media_urls", ["https://example.com/a b"]),
+        ("media_urls", "https://example.com/a"),
+        ("content_sid", "HX"),
+        ("content_variables", '{"1": "x"}'),
+        ("status_callback", "example.com"),
+        ("status_callback", "https://my_host.example.com/"),
+        ("status_callback", "https://example.com/ "),
+        ("status_callback", "javascript:alert()"),
+        ("send_at", "2030-01-31T09:00:00"),
+        ("send_at", "tomorrow"),
+        ("validity_period", 0),
+        ("validity_period", 36001),
+        ("validity_period", "60"),
+        ("smart_encoded", "true"),
+        ("risk_check", "on"),
+        ("attempt", 0),
+        ("content_retention", "obfuscate"),
+        ("address_retention", "discard"),
+        ("application_sid", "AC" + "0" * 32),
+        ("persistent_action", []),
+        ("persistent_action", [""]),
+        ("traffic_type", "paid"),
+        ("max_price", -1),
+        ("max_price", float("nan")),
+        ("max_price", float("inf")),
+        ("dry_run", "yes"),
+    ],
+)
+def test_a_wrong_value_is_refused(name: str, value: object) -> None:
+    """Its field is named, and nothing else is wrong."""
+    given = BY_SERVICE | {name: value}
+    if name.startswith("content_"):
+        given = {"to": TO, "messaging_service_sid": SERVICE, "content_sid": CONTENT, name: value}
+
+    assert [name] == list(refused(given))
+
+
+# The handler
+
+
+def test_a_message_is_sent_once(twilio: FaultServer, context: Context) -> None:
+    """With the connection's credentials, and Twilio's answer comes back untouched."""
+    message = handler(SMS, context)
+
+    request = twilio.requests[0]
+    assert 1 == len(twilio.requests)
+    assert ("POST", MESSAGES) == (request.method, request.target)
+    assert {"To": [TO], "From": ["+15551234567"], "Body": ["Hello"]} == request.form
+    assert ("SK" + "0" * 32, "not-a-secret") == request.credentials
+    assert (TO, "Hello", "queued") == (message["to"], message["body"], message["status"])
+    assert "subresource_uris" in message
+
+
+def test_lists_repeat_on_the_wire(twilio: FaultServer, context: Context) -> None:
+    """A name for each value."""
+    handler(SMS | {"media_urls": ["https://example.com/a", "https://example.com/b?c=d&e"]}, context)
+
+    assert ["https://example.com/a", "https://example.com/b?c=d&e"] == twilio.requests[0].form["MediaUrl"]
+
+
+def test_the_api_answers_created(twilio: FaultServer, context: Context, event: LoadEvent) -> None:
+    """With the message as JSON."""
+    answer = handler(event("send_sms_api"), context)
+
+    assert (201, {"Content-Type": "application/json"}) == (answer["statusCode"], answer["headers"])
+    assert "Your parcel is on its way." == json.loads(answer["body"])["body"]
+    assert 1 == len(twilio.requests)
+
+
+def test_a_dry_run_says_what_would_be_sent(twilio: FaultServer, context: Context) -> None:
+    """And sends nothing."""
+    rehearsal = handler({"to": "(202) 555-0143", "message": "Hello €", "media_urls": ["https://example.com/a"], "dry_run": True}, context)  # fmt: skip
+
+    assert {
+        "dry_run": True,
+        "request": {
+            "method": "POST",
+            "path": MESSAGES,
+            "form": {
+                "To": "+12025550143",
+                "From": "+15551234567",
+                "Body": "Hello €",
+                "MediaUrl": ["https://example.com/a"],
+            },
+        },
+        "segments": {"encoding": "GSM-7", "count": 1, "characters": 7},
+    } == rehearsal
+    assert [] == twilio.requests
+
+
+@pytest.mark.parametrize("name", ["send_sms_api", "send_sms_api_payload_1", "send_sms_function_url"])
+def test_a_dry_run_through_the_api_answers_ok(
+    twilio: FaultServer, context: Context, event: LoadEvent, name: str
+) -> None:
+    """Nothing was created."""
+    request = event(name)
+    request["body"] = json.dumps(json.loads(request["body"]) | {"dry_run": True})
+
+    assert 200 == handler(request, context)["statusCode"]
+    assert [] == twilio.requests
+
+
+def test_a_dry_run_finds_faults(aws_wire: AwsWire, context: Context) -> None:
+    """The same as a real one."""
+    aws_wire.secrets["twilio/default"] = json.dumps({"account_sid": ACCOUNT_SID, "auth_token": "0" * 32})
+
+    with pytest.raises(InvalidInputError, match="^from: is required"):
+        handler({"to": TO, "message": "Hello", "dry_run": True}, context)
+
+
+def test_an_idempotency_key_in_a_header_is_refused(twilio: FaultServer, context: Context, event: LoadEvent) -> None:
+    """A key that is ignored would be a lie."""
+    request = event("send_sms_api")
+    request["headers"]["Idempotency-Key"] = "key"
+    problem = json.loads(handler(request, context)["body"])
+
+    assert [{"field": "idempotency_key", "message": "is not available yet"}] == problem["errors"]
+    assert [] == twilio.requests
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "count"),
+    [
+        (faults.status(400, twilio_code=21211), TwilioRejectedError, 1),
+        (faults.OPTED_OUT, RecipientOptedOutError, 1),
+        (faults.QUEUE_FULL, SenderQueueFullError, 1),
+        (faults.too_many("0"), TwilioRateLimitError, 3),
+        (faults.status(500), OutcomeUnknownError, 1),
+        (faults.html(503), OutcomeUnknownError, 1),
+        (faults.RESET_AFTER_READ, OutcomeUnknownError, 1),
+        (faults.NO_CONTENT, OutcomeUnknownError, 1),
+        (faults.body("html"), OutcomeUnknownError, 1),
+        (faults.body("no_sid"), OutcomeUnknownError, 1),
+        (faults.body("foreign_sid"), OutcomeUnknownError, 1),
+    ],
+    ids=["rejected", "opted out", "queue full", "429", "500", "503", "reset", "204", "html", "no sid", "foreign sid"],
+)
+def test_a_failed_send_has_its_error(
+    twilio: FaultServer, context: Context, fault: faults.Fault, error: type[ConnectorError], count: int
+) -> None:
+    """Only what was provably not processed went on the wire again."""
+    twilio.script(fault)
+
+    with pytest.raises(error) as failure:
+        handler(SMS, context)
+
+    assert error is failure.type
+    assert count == len(twilio.requests)
+
+
+@pytest.mark.parametrize("given", [SMS | {"to": "nobody"}, {}, SMS | {"idempotency_key": "x"}])
+def test_a_wrong_input_reaches_nobody(
+    twilio: FaultServer, aws_wire: AwsWire, context: Context, given: dict[str, Any]
+) -> None:
+    """Neither Twilio nor Secrets Manager."""
+    with pytest.raises(InvalidInputError):
+        handler(given, context)
+
+    assert ([], []) == (twilio.requests, aws_wire.calls)

@@ -1,0 +1,345 @@
+"""Does the signature check accept what Twilio signed, and nothing else, without ever raising?"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from twilio_connector.signature import body_matches, sign, signed_text, spellings, verify
+
+VECTORS: list[dict[str, Any]] = json.loads(
+    (Path(__file__).parent.parent / "data" / "signature_vectors.json").read_text()
+)
+BY_ID = {vector["id"]: vector for vector in VECTORS}
+TOKEN = "12345"
+URL = "https://mycompany.com/myapp.php?foo=1&bar=2"
+FIELDS: dict[str, list[str]] = BY_ID["V01"]["params"]
+SIGNATURE = "RSOYDt4T1cUTdK1PDd93/VVr8B8="
+
+SMS_URL = "https://abc123.execute-api.eu-west-1.amazonaws.com/prod/twilio/webhook?tenant=a%20b"
+SMS_BODY = (
+    "ToCountry=US&ToState=CA&SmsMessageSid=SM00000000000000000000000000000000&NumMedia=0&ToCity=&FromZip=94105"
+    "&SmsSid=SM00000000000000000000000000000000&FromState=CA&SmsStatus=received&FromCity=SAN+FRANCISCO"
+    "&Body=Hello+%26+welcome+%2B+100%25+%C3%A9%F0%9F%91%8D&FromCountry=US&To=%2B15005550006"
+    "&MessagingServiceSid=MG00000000000000000000000000000000&ToZip=&NumSegments=1"
+    "&MessageSid=SM00000000000000000000000000000000&AccountSid=AC00000000000000000000000000000000"
+    "&From=%2B15551234567&ApiVersion=2010-04-01"
+)
+
+vectors = pytest.mark.parametrize("vector", VECTORS, ids=BY_ID)
+
+
+def fields(form: str, *, blank: bool = True) -> dict[str, list[str]]:
+    """Return the fields of a form."""
+    found: dict[str, list[str]] = {}
+    for name, value in parse_qsl(form, keep_blank_values=blank):
+        found.setdefault(name, []).append(value)
+    return found
+
+
+# What Twilio signed
+
+
+def test_all_vectors_are_there() -> None:
+    """A file that lost some would prove less."""
+    assert [f"V{number:02}" for number in range(1, 31)] == [vector["id"] for vector in VECTORS]
+
+
+@vectors
+def test_a_vector_is_signed_as_published(vector: dict[str, Any]) -> None:
+    """The URL as it was signed, and the parameters."""
+    signature = sign(vector["signed_url"], vector["params"], vector["auth_token"])
+
+    assert vector["signature"].encode() == signature
+
+
+@vectors
+def test_a_vector_is_accepted(vector: dict[str, Any]) -> None:
+    """Also with the user in the URL (V11 to V14), as Twilio's libraries sign it."""
+    assert verify(vector["signature"], [vector["signed_url"]], vector["params"], [vector["auth_token"]])
+
+
+@vectors
+def test_a_vector_is_refused_with_another_token(vector: dict[str, Any]) -> None:
+    """The token is what the signature proves."""
+    assert not verify(vector["signature"], [vector["signed_url"]], vector["params"], ["12346"])
+
+
+@vectors
+def test_a_vector_is_refused_with_another_url(vector: dict[str, Any]) -> None:
+    """Every character of the query counts."""
+    assert not verify(vector["signature"], [vector["signed_url"] + "0"], vector["params"], [TOKEN])
+
+
+@pytest.mark.parametrize("vector", [v for v in VECTORS if v["params"]], ids=lambda vector: vector["id"])
+def test_a_vector_is_refused_without_one_of_its_parameters(vector: dict[str, Any]) -> None:
+    """All parameters are signed, blank ones too."""
+    accepted = [
+        name
+        for name in vector["params"]
+        if verify(
+            vector["signature"],
+            [vector["signed_url"]],
+            {other: values for other, values in vector["params"].items() if other != name},
+            [TOKEN],
+        )
+    ]
+
+    assert [] == accepted
+
+
+@pytest.mark.parametrize("vector", [v for v in VECTORS if v["body"]], ids=lambda vector: vector["id"])
+def test_the_body_of_a_vector_matches_its_hash(vector: dict[str, Any]) -> None:
+    """One byte more does not."""
+    query = vector["signed_url"].partition("?")[2]
+    body = vector["body"].encode()
+
+    assert (True, False) == (body_matches(query, body), body_matches(query, body + b" "))
+
+
+@pytest.mark.parametrize("name", ["V02", "V04", "V08", "V13", "V14", "V26"])
+def test_the_standard_port_may_be_missing(name: str) -> None:
+    """Twilio signed it with the port, and we know the URL without."""
+    vector = BY_ID[name]
+    url = vector["signed_url"].replace(":443", "").replace(":80", "")
+
+    assert verify(vector["signature"], [url], vector["params"], [TOKEN])
+
+
+@pytest.mark.parametrize("name", ["V01", "V06", "V16", "V30"])
+def test_the_standard_port_may_be_there(name: str) -> None:
+    """Twilio signed it without the port, and we know the URL with it."""
+    vector = BY_ID[name]
+    scheme, _, rest = vector["signed_url"].partition("://")
+    host, _, path = rest.partition("/")
+    url = f"{scheme}://{host}:{443 if scheme == 'https' else 80}/{path}"
+
+    assert verify(vector["signature"], [url], vector["params"], [TOKEN])
+
+
+@pytest.mark.parametrize(
+    ("name", "port"), [("V03", ""), ("V03", ":80"), ("V05", ""), ("V05", ":443"), ("V28", "")]
+)
+def test_another_port_counts(name: str, port: str) -> None:
+    """Only the standard port can be left out."""
+    vector = BY_ID[name]
+
+    assert not verify(vector["signature"], [vector["signed_url"].replace(":1234", port)], vector["params"], [TOKEN])
+
+
+@pytest.mark.parametrize("user", ["user:pass@", "user@", "a@b@"])
+def test_twilio_drops_the_user(user: str) -> None:
+    """Documented so, whatever its libraries do."""
+    url = URL.replace("//", f"//{user}")
+
+    assert verify(SIGNATURE, [url], FIELDS, [TOKEN])
+    assert "https://mycompany.com/myapp.php?foo=1&bar=2" == spellings(url)[0]
+
+
+def test_twilio_drops_the_fragment() -> None:
+    """Connection overrides are for Twilio itself."""
+    assert verify(SIGNATURE, [f"{URL}#rc=2&rp=all"], FIELDS, [TOKEN])
+
+
+def test_the_order_on_the_wire_does_not_matter() -> None:
+    """Names are sorted, and the values of a name too."""
+    vector = BY_ID["V09"]
+    turned = {name: values[::-1] for name, values in reversed(vector["params"].items())}
+
+    assert verify(vector["signature"], [URL], turned, [TOKEN])
+
+
+@pytest.mark.parametrize("tokens", [[TOKEN, "new"], ["old", TOKEN]], ids=["first", "second"])
+def test_any_of_the_tokens_will_do(tokens: list[str]) -> None:
+    """While tokens are rotated there are two."""
+    assert verify(SIGNATURE, [URL], FIELDS, tokens)
+
+
+def test_any_of_the_urls_will_do() -> None:
+    """Payload format 1.0 has only a decoded query."""
+    assert verify(SIGNATURE, ["https://mycompany.com/", URL], FIELDS, [TOKEN])
+
+
+def test_an_sms_is_accepted() -> None:
+    """With an emoji, a plus, a per cent sign and blank values."""
+    assert b"gya+76zNHcWPcZLU6Pwm2k1H+6c=" == sign(SMS_URL, fields(SMS_BODY), TOKEN)
+
+
+def test_an_sms_without_its_blank_values_is_refused() -> None:
+    """A parser that drops them makes another signature."""
+    blankless = fields(SMS_BODY, blank=False)
+
+    assert b"RX8zQVOvkNQ6EJJSnszVG6AH5iM=" == sign(SMS_URL, blankless, TOKEN)
+    assert not verify("gya+76zNHcWPcZLU6Pwm2k1H+6c=", [SMS_URL], blankless, [TOKEN])
+
+
+# What Twilio did not sign
+
+
+@pytest.mark.parametrize(
+    "signature",
+    [
+        "",
+        " ",
+        "NOTRSOYDt4T1cUTdK1PDd93/VVr8B8=",
+        "RSOYDt4T1cUTdK1PDd93/VVr8B8",
+        "RSOYDt4T1cUTdK1PDd93/VVr8B8=\n",
+        " RSOYDt4T1cUTdK1PDd93/VVr8B8=",
+        "rsoydt4t1cutdk1pdd93/vvr8b8=",
+        "RSOYDt4T1cUTdK1PDd93_VVr8B8=",
+        "RSOYDt4T1cUTdK1PDd93/VVr8B8=, RSOYDt4T1cUTdK1PDd93/VVr8B8=",
+        "RSOYDt4T1cUTdK1PDd93/VVr8B9=",
+        "=" * 28,
+        "\0",
+        "é" * 28,
+        "\ud800",
+    ],
+)
+def test_another_signature_is_refused(signature: str) -> None:
+    """It is compared as it came, byte by byte."""
+    assert not verify(signature, [URL], FIELDS, [TOKEN])
+
+
+def test_names_are_sorted_not_names_with_values() -> None:
+    """The signature of the wrong order does not hold."""
+    vector = BY_ID["V15"]
+
+    assert not verify("95+Bu0JVPi0r/SsESZCVf0dWAjw=", [vector["signed_url"]], vector["params"], [TOKEN])
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://mycompany.com/myapp.php?foo=1&bar=2",
+        "https://MyCompany.com/myapp.php?foo=1&bar=2",
+        "https://mycompany.com./myapp.php?foo=1&bar=2",
+        "https://mycompany.com:80/myapp.php?foo=1&bar=2",
+        "https://mycompany.com:/myapp.php?foo=1&bar=2",
+        "https://mycompany.com/myapp.php?bar=2&foo=1",
+        "https://mycompany.com/myapp.php?foo=1&bar=2&",
+        "https://mycompany.com/myapp.php/?foo=1&bar=2",
+        "https://mycompany.com//myapp.php?foo=1&bar=2",
+        "https://mycompany.com/myapp%2ephp?foo=1&bar=2",
+    ],
+)
+def test_another_spelling_of_the_url_is_refused(url: str) -> None:
+    """Nothing is normalised but the port, the user and the fragment."""
+    assert not verify(SIGNATURE, [url], FIELDS, [TOKEN])
+
+
+@pytest.mark.parametrize(("urls", "tokens"), [([], [TOKEN]), ([URL], [])], ids=["no URL", "no token"])
+def test_without_url_or_token_nothing_holds(urls: list[str], tokens: list[str]) -> None:
+    """There is nothing to compare with."""
+    assert not verify(SIGNATURE, urls, FIELDS, tokens)
+
+
+def test_the_text_has_no_separators() -> None:
+    """Values of a name come once each and sorted, with the name before each of them."""
+    assert "https://a.example/?x=1A1ABC" == signed_text("https://a.example/?x=1", {"C": [""], "A": ["B", "1", "1"]})
+
+
+# Hashes of JSON bodies
+
+BODY = b'{"property": "value", "boolean": true}'
+HASH = hashlib.sha256(BODY).hexdigest()
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        f"bodySHA256={HASH}",
+        f"foo=1&bodySHA256={HASH}",
+        f"bodySHA256={HASH}&foo=1",
+        f"foo=&bodySHA256={HASH}&bar",
+        f"foo=bodySHA256&bodySHA256={HASH}",
+        f"body%53HA256={HASH}",
+    ],
+)
+def test_a_body_is_accepted_with_its_hash(query: str) -> None:
+    """Wherever in the query it stands."""
+    assert body_matches(query, BODY)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "",
+        "foo=1",
+        "bodySHA256",
+        "bodySHA256=",
+        f"bodySHA256={HASH.upper()}",
+        f"bodySHA256={HASH}0",
+        f"bodySHA256={HASH[:-1]}",
+        f"bodySHA256=+{HASH}",
+        f"bodysha256={HASH}",
+        f"bodySHA256={HASH}&bodySHA256={HASH}",
+        f"bodySHA256={HASH}&bodySHA256=",
+        f"bodySHA256={HASH}&BODYSHA256={HASH}",
+        f"foo=bodySHA256={HASH}",
+        f"bodySHA256%3D{HASH}",
+        f"bodySHA256={HASH};foo=1",
+        f"bodySHA256={hashlib.sha256(b'').hexdigest()}",
+    ],
+)
+def test_a_body_is_refused_without_exactly_its_hash(query: str) -> None:
+    """None, another, or more than one."""
+    assert not body_matches(query, BODY)
+
+
+# Nothing raises
+
+JUNK = st.text() | st.text(st.characters(categories=["Cs", "Cc", "Lu"])) | st.binary().map(
+    lambda data: data.decode("utf-8", "surrogateescape")
+)
+URLS = JUNK | st.builds(
+    "{}://{}{}{}{}".format,
+    st.sampled_from(["https", "http", "HTTPS", "wss", ""]),
+    st.sampled_from(["", "user@", "user:pass@", "@", "a@b@", "\udcff@"]),
+    st.sampled_from(["example.com", "[::1]", "[::1", "::1", "[fe80::1%25eth0]", "", "\ud800", "bücher.example"]),
+    st.sampled_from(["", ":", ":443", ":80", ":0", ":99999", ":-1", ":abc", ":٤٤٣", "::443"]),
+    st.sampled_from(["", "/", "?", "#", "/?#", "/webhook?a=b#c", "//", "/\n?", "/\ud800"]),
+)
+FORMS = st.dictionaries(JUNK, st.lists(JUNK, max_size=3), max_size=4)
+
+
+@given(JUNK, URLS, FORMS, JUNK)
+def test_checking_junk_refuses_it(signature: str, url: str, form: dict[str, list[str]], token: str) -> None:
+    """Lone surrogates, bad ports, IPv6 hosts, bytes that are no text."""
+    assert not verify(signature, [url], form, [token])
+
+
+@given(URLS, FORMS, JUNK)
+def test_what_is_signed_holds(url: str, form: dict[str, list[str]], token: str) -> None:
+    """However odd the URL, the names, the values and the token are."""
+    url = url.partition("#")[0]
+
+    assert verify(sign(url, form, token).decode(), [url], form, [token])
+
+
+@given(URLS)
+def test_spellings_hold_the_url_itself(url: str) -> None:
+    """At most four, without repetition, each without a fragment."""
+    url = url.partition("#")[0]
+    found = spellings(url)
+
+    assert url in found
+    assert len(set(found)) == len(found) <= 4
+
+
+@given(JUNK | st.from_regex(r"(bodySHA256=[0-9a-f]{0,4}&?){0,3}"), st.binary())
+def test_junk_is_no_hash(query: str, body: bytes) -> None:
+    """Whatever stands in the query."""
+    assert not body_matches(query, body)
+
+
+@given(st.binary(), st.binary())
+def test_a_hash_holds_for_its_own_body_only(body: bytes, other: bytes) -> None:
+    """Bytes are hashed as they came, text or not."""
+    query = f"bodySHA256={hashlib.sha256(body).hexdigest()}"
+
+    assert body_matches(query, body)
+    assert (body == other) == body_matches(query, other)
