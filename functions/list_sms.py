@@ -72,7 +72,7 @@ class ListSms(Input, frozen=True, kw_only=True):
             "DateSent>": self.date_sent_after,
             "DateSent<": self.date_sent_before,
         }
-        return {name: value for name, value in filters.items() if value is not None}
+        return {name: str(value) for name, value in filters.items() if value is not None}
 
     def position(self) -> Position:
         """Return where to begin; raises InvalidInputError where the token belongs to another list."""

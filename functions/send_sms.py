@@ -115,7 +115,7 @@ class SendSms(Input, frozen=True, kw_only=True):
         if faults := list(_need_service(given)):
             raise InvalidInputError(*faults)
         if connection.default_from:
-            return {"From": connection.default_from}
+            return {"From": str(connection.default_from)}
         raise InvalidInputError(
             Fault("from", "is required, or messaging_service_sid, since the connection has no default sender")
         )

@@ -9,8 +9,8 @@ from rich.console import Console as Terminal
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-_TITLE_WIDTH = 64
-_TIME_WIDTH = 8
+_TITLE_WIDTH = 50
+_TIME_WIDTH = 7
 
 
 class Report(Protocol):
@@ -70,11 +70,8 @@ class Console:
     def _line(self, mark: str, colour: str, title: str, began: float, facts: list[str]) -> None:
         seconds = time.monotonic() - began
         took = f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
-        self._out.print(
-            Text.assemble(
-                (mark, colour), f" {title:<{_TITLE_WIDTH}}", (f"{took:>{_TIME_WIDTH}}", "dim"), "  ", "  ".join(facts)
-            )
-        )
+        line = Text.assemble((mark, colour), f" {title:<{_TITLE_WIDTH}} ", (f"{took:>{_TIME_WIDTH}}", "dim"))
+        self._out.print(line.append("  " + "  ".join(facts)))
 
 
 QUIET = Quiet()

@@ -48,18 +48,18 @@ class Demo:
         self._misspell()
 
     def _send_by_api(self) -> str:
-        with self._step("Send an SMS through the Actions API, with an API key") as facts:
+        with self._step("Send an SMS through the API, with an API key") as facts:
             answer = self._api("POST", "/messages", {"to": PHONE, "message": "Hello from the Actions API."})
             _expect(answer, 201)
             message = answer.json()
             sid: str = message["sid"]
             _check(self._at_twilio(sid)["body"] == "Hello from the Actions API.", "Twilio has another text")
-            self._events.wait_for("Message Status Changed", sid)
+            self._events.wait_for("Message Status Changed", sid, "queued")
             facts += [_short(sid), message["status"], "HTTP 201"]
         return sid
 
     def _send_by_lambda(self) -> None:
-        with self._step("Send one by invoking the function, with an auth token") as facts:
+        with self._step("Send one by invoking Lambda, with an auth token") as facts:
             connection = self._stack["connections"]["auth_token"]
             message = self._invoke(
                 "SendSms", {"to": PHONE, "message": "Hello from Lambda.", "connection": connection}
@@ -92,22 +92,22 @@ class Demo:
             facts += [f"{len(result['data']['media_list'])} media", f"{result['attempts']} attempt"]
 
     def _receive(self) -> None:
-        with self._step("Receive an SMS: Twilio signs, the webhook checks, EventBridge has it") as facts:
+        with self._step("Receive an SMS, as an event on EventBridge") as facts:
             form = {"From": PHONE, "To": self._twilio["number"], "Body": "Hello yourself."}
             message = call_twilio("POST", f"{self._twilio['url']}/_twilio/simulate/inbound-message", form)
-            event = self._events.wait_for("Message Received", message["sid"])
+            event = self._events.wait_for("Message Received", message["sid"], "received")
             _check(event["detail"]["message"]["body"] == "Hello yourself.", "the event has another text")
             facts += [_short(message["sid"]), event["detail-type"], f"source {event['source']}"]
 
     def _status(self, sid: str) -> None:
-        with self._step("Learn that the first one was delivered, the same way") as facts:
+        with self._step("Learn likewise that the first was delivered") as facts:
             form = {"MessageSid": sid, "Status": "delivered"}
             call_twilio("POST", f"{self._twilio['url']}/_twilio/simulate/message-status", form)
-            event = self._events.wait_for("Message Status Changed", sid, status="delivered")
+            event = self._events.wait_for("Message Status Changed", sid, "delivered")
             facts += [_short(sid), event["detail-type"], event["detail"]["message"]["status"]]
 
     def _forge(self) -> None:
-        with self._step("Refuse a webhook that somebody else signed") as facts:
+        with self._step("Refuse a webhook that Twilio did not sign") as facts:
             sid = f"SM{'0' * 32}"
             form = {"AccountSid": self._twilio["account_sid"], "MessageSid": sid, "From": PHONE, "To": PHONE}
             form |= {"Body": "Forged.", "NumMedia": "0"}
@@ -124,9 +124,9 @@ class Demo:
             facts += ["HTTP 403", answer.json()["message"]]
 
     def _misspell(self) -> None:
-        with self._step("Refuse a number that is none, before Twilio is asked") as facts:
+        with self._step("Refuse a bad number before Twilio is asked") as facts:
             before = self._count()
-            answer = self._api("POST", "/messages", {"to": "+1555", "message": "To nobody."})
+            answer = self._api("POST", "/messages", {"to": "(415) 55", "message": "To nobody."})
             _expect(answer, 400)
             problem = answer.json()
             _check(problem["title"] == "InvalidInputError", f"it is {problem['title']}")
@@ -163,7 +163,9 @@ class Events:
     def __init__(self, stack: Stack) -> None:
         self._sqs = client("sqs", stack["aws_endpoint_url"])
         self._url = self._sqs.create_queue(QueueName=_QUEUE)["QueueUrl"]
-        arn = self._sqs.get_queue_attributes(QueueUrl=self._url, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+        attributes = self._sqs.get_queue_attributes(QueueUrl=self._url, AttributeNames=["QueueArn"])[
+            "Attributes"
+        ]
         events = client("events", stack["aws_endpoint_url"])
         bus = stack["outputs"]["EventBusName"]
         pattern = json.dumps({"source": ["twilio"]})
@@ -172,23 +174,26 @@ class Events:
             "Effect": "Allow",
             "Principal": {"Service": "events.amazonaws.com"},
             "Action": "sqs:SendMessage",
-            "Resource": arn,
+            "Resource": attributes["QueueArn"],
             "Condition": {"ArnEquals": {"aws:SourceArn": rule}},
         }
         policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
         self._sqs.set_queue_attributes(QueueUrl=self._url, Attributes={"Policy": policy})
-        events.put_targets(Rule=_QUEUE, EventBusName=bus, Targets=[{"Id": _QUEUE, "Arn": arn}])
+        events.put_targets(
+            Rule=_QUEUE, EventBusName=bus, Targets=[{"Id": _QUEUE, "Arn": attributes["QueueArn"]}]
+        )
 
-    def wait_for(self, kind: str, sid: str, *, status: str | None = None) -> Any:
+    def wait_for(self, kind: str, sid: str, status: str) -> Any:
         """Return the event of a message; others before it are dropped."""
+        wanted = (kind, sid, status)
         deadline = time.monotonic() + _EVENT_SECONDS
         while time.monotonic() < deadline:
             answer = self._sqs.receive_message(QueueUrl=self._url, MaxNumberOfMessages=10, WaitTimeSeconds=1)
             for received in answer.get("Messages", []):
                 self._sqs.delete_message(QueueUrl=self._url, ReceiptHandle=received["ReceiptHandle"])
                 event = json.loads(received["Body"])
-                message = event["detail"].get("message") or {}
-                if event["detail-type"] == kind and message.get("sid") == sid and status in (None, message["status"]):
+                message = event["detail"].get("message", {})
+                if wanted == (event["detail-type"], message.get("sid"), message.get("status")):
                     return event
         raise LocalError(f"No event '{kind}' of {sid} arrived within {_EVENT_SECONDS} s.")
 
@@ -207,9 +212,10 @@ def _short(sid: str) -> str:
 
 
 def _expect(answer: requests.Response, status: int) -> None:
-    _check(answer.status_code == status, f"HTTP {answer.status_code} came back instead of {status}: {answer.text}")
+    came = answer.status_code
+    _check(came == status, f"HTTP {came} came back instead of {status}: {answer.text}")
 
 
-def _check(holds: bool, otherwise: str) -> None:
+def _check(holds: object, otherwise: str) -> None:
     if not holds:
         raise LocalError(f"The stack does not do what this step says: {otherwise}.")

@@ -1,4 +1,4 @@
-"""Build the template and deploy it to the AWS emulator: with `sam build` and `sam deploy`, and what that lacks."""
+"""Build the template and deploy it to the AWS emulator, with `sam build` and `sam deploy`."""
 
 import os
 import platform
@@ -16,6 +16,7 @@ from local.aws import REGION, ROOT_USER, client
 STACK_NAME = "twilio-connector-local"
 BUILT = ROOT / ".aws-sam" / "build"
 
+_SAM = ROOT / ".venv-sam" / "bin" / "sam"
 _SECONDS = 300
 _RUNTIME = re.compile(r"^( *Runtime: )python3\.13$", re.MULTILINE)
 
@@ -23,14 +24,17 @@ _RUNTIME = re.compile(r"^( *Runtime: )python3\.13$", re.MULTILINE)
 def build(folder: Path) -> None:
     """Run `sam build`, and prepare what it made for the emulator."""
     with processes.exclusive(ROOT / ".local" / "build.lock"):
-        command: list[str | Path] = [_sam(), "build", "--cached", "--parallel", "--parameter-overrides", *_overrides({})]
-        log = processes.log_of(folder, "build")
-        processes.run("sam build", command, log=log, env=_environment(), cwd=ROOT, seconds=_SECONDS)
+        options = ["--cached", "--parallel", "--parameter-overrides", *_overrides({})]
+        job = processes.Job("sam build", [_SAM, "build", *options], _environment(), ROOT)
+        processes.run(job, processes.log_of(folder, "build"), _SECONDS)
         prepare(folder, BUILT)
 
 
 def prepare(folder: Path, built: Path) -> None:
-    """Copy what was built, with the functions on AWS's own runtime client: the emulator's loses the errors' classes."""
+    """Copy what was built, and put the functions on AWS's own runtime client.
+
+    The emulator's own Python runtime loses the classes of errors.
+    """
     prepared = folder / "build"
     shutil.rmtree(prepared, ignore_errors=True)
     shutil.copytree(built, prepared)
@@ -58,11 +62,12 @@ def deploy(folder: Path, endpoint_url: str, parameters: Mapping[str, str]) -> di
         "AWS_ENDPOINT_URL": endpoint_url,
         "SAM_CLI_POLL_DELAY": "0.2",
     }
-    command: list[str | Path] = [_sam(), "deploy", "--template-file", "template.yaml", "--stack-name", STACK_NAME, "--region", REGION]
-    command += ["--resolve-s3", "--capabilities", "CAPABILITY_IAM", "--no-confirm-changeset"]
-    command += ["--no-fail-on-empty-changeset", "--no-progressbar", "--parameter-overrides", *_overrides(parameters)]
-    log = processes.log_of(folder, "deploy")
-    processes.run("sam deploy", command, log=log, env=environment, cwd=folder / "build", seconds=_SECONDS)
+    options = ["--template-file", "template.yaml", "--stack-name", STACK_NAME, "--region", REGION]
+    options += ["--resolve-s3", "--capabilities", "CAPABILITY_IAM", "--no-confirm-changeset"]
+    options += ["--no-fail-on-empty-changeset", "--no-progressbar"]
+    options += ["--parameter-overrides", *_overrides(parameters)]
+    job = processes.Job("sam deploy", [_SAM, "deploy", *options], environment, folder / "build")
+    processes.run(job, processes.log_of(folder, "deploy"), _SECONDS)
     cloudformation = client("cloudformation", endpoint_url)
     outputs = _outputs(cloudformation)
     apis = Apis(cloudformation, endpoint_url)
@@ -80,8 +85,8 @@ class Apis:
     def __init__(self, cloudformation: Any, endpoint_url: str) -> None:
         resources = cloudformation.describe_stack_resources(StackName=STACK_NAME)["StackResources"]
         self._ids = {resource["LogicalResourceId"]: resource["PhysicalResourceId"] for resource in resources}
-        template = cloudformation.get_template(StackName=STACK_NAME, TemplateStage="Processed")["TemplateBody"]
-        self._resources = template["Resources"]
+        processed = cloudformation.get_template(StackName=STACK_NAME, TemplateStage="Processed")
+        self._resources = processed["TemplateBody"]["Resources"]
         self._gateway = client("apigatewayv2", endpoint_url)
         self._endpoint_url = endpoint_url
 
@@ -96,7 +101,8 @@ class Apis:
                 self._create_routes(self._ids[name], resource["Properties"]["Body"])
 
     def _create_routes(self, api: str, body: Any) -> None:
-        present = {route["RouteKey"]: route["RouteId"] for route in self._gateway.get_routes(ApiId=api)["Items"]}
+        routes = self._gateway.get_routes(ApiId=api)["Items"]
+        present = {route["RouteKey"]: route["RouteId"] for route in routes}
         for path, methods in body["paths"].items():
             for method, operation in methods.items():
                 key = f"{method.upper()} {path}"
@@ -165,14 +171,10 @@ def _architecture() -> str:
         raise LocalError(f"Lambda has no processor like this machine's, {platform.machine()}.") from None
 
 
-def _sam() -> Path:
-    return ROOT / ".venv-sam" / "bin" / "sam"
-
-
 def _environment() -> dict[str, str]:
-    """Return the environment of `sam`: no profile or account of the developer's, this Python, no file elsewhere."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "PYTHON", "SAM_"))}
-    return own | {
+    """Return the environment of `sam`: this Python, and nothing that leads to an account of the developer's."""
+    foreign = ("AWS_", "PYTHON", "SAM_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(foreign)} | {
         "PATH": f"{sys.base_prefix}/bin{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "AWS_CONFIG_FILE": os.devnull,
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,

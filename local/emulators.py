@@ -4,10 +4,9 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
-from local import ROOT, LocalError, processes
+from local import ROOT, processes
 from local.aws import REGION
 
 NAMES = ("ministack", "emulate")
@@ -37,12 +36,13 @@ def wait(folder: Path) -> None:
 
 def are_well(folder: Path) -> bool:
     """Tell whether both run and answer."""
-    return all(processes.is_alive(folder, name) and processes.answers(_health(folder, name)) for name in NAMES)
+    return all(processes.answers(_health(folder, name)) for name in NAMES if processes.is_alive(folder, name))
 
 
 def stop(folder: Path) -> bool:
     """End both; tell whether one ran."""
-    return any([processes.stop(folder, name) for name in NAMES])
+    stopped = [processes.stop(folder, name) for name in NAMES]
+    return any(stopped)
 
 
 def url(folder: Path, name: str) -> str:
@@ -70,15 +70,15 @@ def _start_ministack(folder: Path, port: int) -> None:
         "STATE_DIR": str(folder / "tmp"),
         "TMPDIR": str(folder / "tmp"),
     }
-    processes.start(folder, "ministack", [ROOT / ".venv-ministack" / "bin" / "ministack"], env=environment)
+    program = ROOT / ".venv-ministack" / "bin" / "ministack"
+    processes.start(folder, processes.Job("ministack", [program], environment, folder))
 
 
 def _start_emulate(folder: Path, port: int) -> None:
-    node = _install_emulate()
+    preload = ROOT / "local" / "emulate" / "loopback.mjs"
     program = _EMULATE / "node_modules" / "emulate" / "dist" / "index.js"
-    command: list[str | Path] = [node, "--import", ROOT / "local" / "emulate" / "loopback.mjs", program]
-    command += ["--service", "twilio", "--port", str(port)]
-    processes.start(folder, "emulate", command, env={"PATH": os.defpath})
+    command = [_install_emulate(), "--import", preload, program, "--service", "twilio", "--port", str(port)]
+    processes.start(folder, processes.Job("emulate", command, {"PATH": os.defpath}, folder))
 
 
 def _install_emulate() -> Path:
@@ -92,11 +92,9 @@ def _install_emulate() -> Path:
             _EMULATE.mkdir()
             for file in (wanted, wanted.with_name("package.json")):
                 shutil.copy(file, _EMULATE)
-            command: list[str | Path] = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier"]
-            environment = os.environ | {"PATH": f"{node.parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
-            log = ROOT / ".local" / "logs" / "npm.log"
-            log.parent.mkdir(exist_ok=True)
-            processes.run("npm ci", command, log=log, env=environment, cwd=_EMULATE, seconds=_INSTALL_SECONDS)
+            command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier"]
+            path = f"{node.parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+            _run(processes.Job("npm ci", command, os.environ | {"PATH": path}, _EMULATE), "npm")
             shutil.copy(wanted, installed)
     return node
 
@@ -106,17 +104,20 @@ def _node() -> tuple[Path, Path]:
     own = [shutil.which(name) for name in ("node", "npm")]
     if own[0] and own[1] and _version(own[0]) >= _OLDEST_NODE:
         return Path(own[0]), Path(own[1])
-    log = ROOT / ".local" / "logs" / "node.log"
-    log.parent.mkdir(exist_ok=True)
-    command = ["make", ".venv-node/synced"]
-    processes.run("Installing Node.js", command, log=log, env=os.environ, cwd=ROOT, seconds=_INSTALL_SECONDS)
+    _run(processes.Job("Installing Node.js", ["make", ".venv-node/synced"], os.environ, ROOT), "node")
     return _NODE_ENVIRONMENT / "bin" / "node", _NODE_ENVIRONMENT / "bin" / "npm"
+
+
+def _run(job: processes.Job, name: str) -> None:
+    log = processes.log_of(ROOT / ".local", name)
+    log.parent.mkdir(exist_ok=True)
+    processes.run(job, log, _INSTALL_SECONDS)
 
 
 def _version(node: str) -> int:
     """Return the major version; 0 of what does not run."""
     try:
-        answer = subprocess.run([node, "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
-        return int(answer.removeprefix("v").partition(".")[0])
+        answer = subprocess.run([node, "--version"], capture_output=True, text=True, timeout=10, check=True)
+        return int(answer.stdout.removeprefix("v").partition(".")[0])
     except (OSError, ValueError, subprocess.SubprocessError):
         return 0

@@ -1,4 +1,4 @@
-"""Give the deployed stack what no template makes: connections, a caller, and a number that calls the webhook."""
+"""Give the deployed stack what no template makes: connections, a caller, a number that calls the webhook."""
 
 import json
 from collections.abc import Mapping
@@ -81,7 +81,7 @@ def call_twilio(method: str, url: str, form: Mapping[str, str] | None = None) ->
         session.trust_env = False
         answer = session.request(method, url, data=form, auth=(ACCOUNT_SID, AUTH_TOKEN), timeout=30)
     if not answer.ok:
-        raise LocalError(f"The Twilio emulator answered {answer.status_code} to {method} {url}: {answer.text[:200]}")
+        raise LocalError(f"emulate answered {answer.status_code} to {method} {url}: {answer.text[:200]}")
     return answer.json()
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import requests
 
@@ -46,27 +46,36 @@ def exclusive(path: Path, *, busy: str | None = None) -> Iterator[None]:
         yield
 
 
-def run(what: str, command: Sequence[str | Path], *, log: Path, env: Mapping[str, str], cwd: Path, seconds: int) -> None:
-    """Run a command to its end; its output goes to the log."""
+class Job(NamedTuple):
+    """A program to run."""
+
+    what: str  # it is called when it fails
+    command: Sequence[str | Path]
+    environment: Mapping[str, str]
+    cwd: Path
+
+
+def run(job: Job, log: Path, seconds: int) -> None:
+    """Run a program to its end; its output goes to the log."""
     with log.open("wb") as output:
-        process = _begin(command, env, cwd, output)
+        process = _begin(job, output)
     try:
         code = process.wait(seconds)
     except subprocess.TimeoutExpired:
-        raise LocalError(f"{what} took longer than {seconds} s; {_end_of(log)}") from None
+        raise LocalError(f"{job.what} took longer than {seconds} s; {_end_of(log)}") from None
     finally:
         if process.returncode is None:
             _signal(process.pid, signal.SIGKILL)
             process.wait()
     if code:
-        raise LocalError(f"{what} failed; {_end_of(log)}")
+        raise LocalError(f"{job.what} failed; {_end_of(log)}")
 
 
-def start(folder: Path, name: str, command: Sequence[str | Path], *, env: Mapping[str, str]) -> None:
+def start(folder: Path, job: Job) -> None:
     """Start a server."""
-    with (folder / f"{name}.pid").open("a+") as lock, log_of(folder, name).open("wb") as output:
+    with (folder / f"{job.what}.pid").open("a+") as lock, log_of(folder, job.what).open("wb") as output:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        process = _begin(command, env, folder, output, pass_fds=[lock.fileno()])
+        process = _begin(job, output, pass_fds=[lock.fileno()])
         lock.truncate(0)
         lock.write(str(process.pid))
     _children[process.pid] = process
@@ -127,15 +136,13 @@ def stop(folder: Path, name: str) -> bool:
     return ran
 
 
-def _begin(
-    command: Sequence[str | Path], env: Mapping[str, str], cwd: Path, output: IO[bytes], *, pass_fds: Sequence[int] = ()
-) -> subprocess.Popen[bytes]:
+def _begin(job: Job, output: IO[bytes], *, pass_fds: Sequence[int] = ()) -> subprocess.Popen[bytes]:
     """Start a process at the head of a group of its own, out of reach of Ctrl-C."""
     try:
         return subprocess.Popen(
-            command,
-            env=env,
-            cwd=cwd,
+            job.command,
+            env=job.environment,
+            cwd=job.cwd,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -143,7 +150,9 @@ def _begin(
             pass_fds=pass_fds,
         )
     except OSError as error:
-        raise LocalError(f"{command[0]} cannot be run ({error.strerror}): run 'make clean', then try again.") from None
+        raise LocalError(
+            f"{job.command[0]} cannot be run ({error.strerror}): run 'make clean', then try again."
+        ) from None
 
 
 def _signal(group: int, number: signal.Signals) -> None:

@@ -1,7 +1,7 @@
 """Start a function as Lambda starts it: in Lambda's environment, with the layers of exactly its version.
 
-The emulator runs this in place of the managed runtime, as the `bootstrap` beside the handlers, and mounts no layers.
-It runs in an environment that has what the managed runtime has, and needs nothing else.
+The emulator runs this as the `bootstrap` beside the handlers, and mounts no layers itself.
+The interpreter is that of an environment which has what the managed runtime has, and nothing else.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-# Given to the function by Lambda and by the emulator in its place; nothing else of what is set here is let through.
+# What Lambda gives to a function, and the emulator in its place; nothing else that is set here gets through.
 _GIVEN = [
     "AWS_ACCESS_KEY_ID",
     "AWS_DEFAULT_REGION",
@@ -45,12 +45,13 @@ def main(layers: Path) -> None:
     path = [given["LAMBDA_TASK_ROOT"], *(str(layer / "python") for layer in reversed(unpacked))]
     logging = configuration["LoggingConfig"]
     environment = configuration.get("Environment", {}).get("Variables", {}) | given
+    if "ApplicationLogLevel" in logging:
+        environment["AWS_LAMBDA_LOG_LEVEL"] = logging["ApplicationLogLevel"]
     environment |= {
         "AWS_EXECUTION_ENV": "AWS_Lambda_python3.13",
         "AWS_LAMBDA_INITIALIZATION_TYPE": "on-demand",
-        "AWS_LAMBDA_LOG_FORMAT": logging.get("LogFormat", "Text"),
+        "AWS_LAMBDA_LOG_FORMAT": logging["LogFormat"],
         "AWS_LAMBDA_LOG_GROUP_NAME": logging["LogGroup"],
-        "AWS_LAMBDA_LOG_LEVEL": logging.get("ApplicationLogLevel", ""),
         "HOME": "/nonexistent",  # no ~/.aws and no ~/.netrc, as in Lambda
         "LANG": "en_US.UTF-8",
         "PATH": "/usr/local/bin:/usr/bin:/bin",

@@ -1,10 +1,6 @@
-"""Start the stack on this machine, deploy to it again, end it.
-
-    up  ──▶  emulators (kept where they are well) ──▶ sam build ──▶ sam deploy ──▶ furnish ──▶ stack.json
-"""
+"""Start the stack on this machine, deploy to it again, end it."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,10 +9,12 @@ from local import FOLDER, LocalError, deploy, emulators, furnish, processes
 from local.aws import REGION, Identity
 from local.console import QUIET, Report
 
-Stack = dict[str, Any]  # stack.json
+Stack = dict[str, Any]  # what stack.json says
 
 
-def up(folder: Path = FOLDER, *, parameters: Mapping[str, str] | None = None, report: Report = QUIET) -> Stack:
+def up(
+    folder: Path = FOLDER, *, parameters: Mapping[str, str] | None = None, report: Report = QUIET
+) -> Stack:
     """Start a stack, or bring the one that runs up to date; return what stack.json says.
 
     `parameters` are the template's. What this started is ended again where something fails.
@@ -29,7 +27,7 @@ def up(folder: Path = FOLDER, *, parameters: Mapping[str, str] | None = None, re
                 with report.step("Start the emulators of AWS and Twilio") as facts:
                     _end(folder)
                     emulators.start(folder)
-                    facts += emulators.NAMES
+                    facts.extend(emulators.NAMES)
             with report.step("Build with sam build"):
                 deploy.build(folder)
             emulators.wait(folder)
@@ -42,7 +40,7 @@ def up(folder: Path = FOLDER, *, parameters: Mapping[str, str] | None = None, re
 
 
 def redeploy(
-    folder: Path, *, parameters: Mapping[str, str] | None = None, built: Path = deploy.BUILT, report: Report = QUIET
+    folder: Path = FOLDER, *, parameters: Mapping[str, str] | None = None, built: Path = deploy.BUILT
 ) -> Stack:
     """Deploy what was built, here or elsewhere, to a stack that runs; return what stack.json says.
 
@@ -51,7 +49,7 @@ def redeploy(
     with _alone(folder):
         read(folder)
         deploy.prepare(folder, built)
-        return _deploy(folder, parameters or {}, report)
+        return _deploy(folder, parameters or {}, QUIET)
 
 
 def down(folder: Path = FOLDER) -> bool:
@@ -72,9 +70,8 @@ def read(folder: Path = FOLDER) -> Stack:
 
 
 def _alone(folder: Path) -> Any:
-    return processes.exclusive(
-        folder / "stack.lock", busy=f"Another command is at work on the stack in {folder}: wait until it ends."
-    )
+    busy = f"Another command is at work on the stack in {folder}: wait until it ends, then try again."
+    return processes.exclusive(folder / "stack.lock", busy=busy)
 
 
 def _deploy(folder: Path, parameters: Mapping[str, str], report: Report) -> Stack:
@@ -82,7 +79,7 @@ def _deploy(folder: Path, parameters: Mapping[str, str], report: Report) -> Stac
     with report.step("Deploy with sam deploy") as facts:
         outputs = deploy.deploy(folder, aws_url, parameters)
         facts.append(deploy.STACK_NAME)
-    with report.step("Store connections, create a caller, point the number at the webhook"):
+    with report.step("Store connections, create a caller, set a number"):
         furnish.create_connections(aws_url)
         caller = furnish.create_caller(aws_url, outputs, _known_caller(folder))
         furnish.point_number(twilio_url, outputs["WebhookUrl"])
@@ -104,7 +101,7 @@ def _deploy(folder: Path, parameters: Mapping[str, str], report: Report) -> Stac
     }
     new = folder / "stack.json.new"
     new.write_text(json.dumps(stack, indent=2) + "\n")
-    os.replace(new, folder / "stack.json")
+    new.replace(folder / "stack.json")
     return stack
 
 
