@@ -81,7 +81,7 @@ class ListSms(Input, frozen=True, kw_only=True):
         if self.page_token is None:
             return Position(fingerprint, str(self.page_size or min(self.limit, 1000)))
         try:
-            position = msgspec.json.decode(base64.urlsafe_b64decode(self.page_token), type=Position)
+            position = msgspec.json.decode(base64.urlsafe_b64decode(self.page_token + "=="), type=Position)
         except (ValueError, msgspec.MsgspecError):
             raise InvalidInputError(Fault("page_token", "is not one that list_sms returned")) from None
         if position.filters != fingerprint or position.offset < 0:
@@ -160,5 +160,8 @@ def _size(message: dict[str, Any]) -> int:
 
 
 def _answer(messages: list[dict[str, Any]], position: Position | None) -> dict[str, Any]:
-    token = base64.urlsafe_b64encode(msgspec.json.encode(position)).decode() if position else None
+    if position is None:
+        return {"messages": messages, "next_page_token": None}
+    # Without padding, which would have to be escaped in a query string.
+    token = base64.urlsafe_b64encode(msgspec.json.encode(position)).decode().rstrip("=")
     return {"messages": messages, "next_page_token": token}

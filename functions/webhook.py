@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, quote, quote_plus
 
 import msgspec
-from twilio_connector import aws, envelope, signature, telemetry
-from twilio_connector.client import CONNECTIONS
+from twilio_connector import aws, client, envelope, signature, telemetry
 from twilio_connector.connection import Connection
 from twilio_connector.envelope import HttpRequest
-from twilio_connector.errors import ConnectorError, ServiceUnavailableError
+from twilio_connector.errors import ConnectorError, InternalError, ServiceUnavailableError
 from twilio_connector.settings import Settings, variable
 from twilio_connector.signed_form import Fields, Kind, doubt, kind
 
@@ -26,8 +25,10 @@ _MAX_FIELDS = 500
 _MAX_ENTRIES = 10
 _MAX_REQUEST_BYTES = 256 * 1024
 
-_PATH = re.compile(r"(.*?)/webhook(?:/([A-Za-z0-9][A-Za-z0-9_.-]{0,63}))?")
+_PATH = re.compile(r"([^?#]*?)/webhook(?:/([A-Za-z0-9][A-Za-z0-9_.-]{0,63}))?")
 _BODY_HASH = "bodySHA256"
+_FORM_ACCOUNT = re.compile(r"AccountSidAC[0-9a-fA-F]{32}")
+_GET_ACCOUNT = re.compile(r"[?&]AccountSid=AC[0-9a-fA-F]{32}")
 _FORM_TYPE = "application/x-www-form-urlencoded"
 _JSON_TYPE = re.compile(r"application/([a-z0-9.+-]+\+)?json")
 
@@ -86,9 +87,9 @@ def _answer(event: Any) -> dict[str, Any]:
         delivery = received(event)
         telemetry.count("WebhooksAccepted")
         _publish(list(entries(delivery)))
-    except ServiceUnavailableError as error:
+    except (InternalError, ServiceUnavailableError) as error:
         telemetry.failure(error, function=__name__)
-        return _refusal(503)
+        return _refusal(error.status)
     except (Refused, ConnectorError) as error:
         telemetry.count("WebhooksRefused")
         telemetry.logger.warning("webhook refused", extra={"function": __name__, "reason": str(error)})
@@ -119,11 +120,13 @@ def received(event: Any) -> Delivery:
     path = _PATH.fullmatch(request.path)
     if path is None:
         raise Refused("the path is not the webhook's")
+    if "#" in (request.query or ""):
+        raise Refused("a fragment, which is never signed, has no place in a request")
     settings = Settings.from_env()
     name = path[2] or settings.default_connection
     if "x-twilio-signature" not in request.headers:
         raise Refused("no signature")
-    connection = CONNECTIONS.get(settings.connection_prefix, name, asked_by_stranger=True)
+    connection = client.CONNECTIONS.get(settings.connection_prefix, name, asked_by_stranger=True)
     urls = _urls(request, variable("WEBHOOK_BASE_URL") or f"https://{request.domain}{path[1]}", path[2])
     read = _get if is_get else _form if is_form else _json
     return read(request, _Signer(request.headers["x-twilio-signature"], urls, name, connection))
@@ -138,11 +141,16 @@ class _Signer(NamedTuple):
     connection: Connection
 
     def signed_url(self, fields: Fields) -> str:
-        """Return the URL for which the signature holds; raises Refused where there is none."""
+        """Return the URL for which the signature holds; raises Refused where there is none.
+
+        A form that was signed could be sent as a longer URL, with what somebody wrote for its query.
+        """
         if not self.connection.webhook_tokens:
             raise Refused("the connection has no auth_token, without which no webhook can be trusted")
         for url in self.urls:
             if signature.verify(self.signature, [url], fields, self.connection.webhook_tokens):
+                if _FORM_ACCOUNT.search(url):
+                    raise Refused("the URL holds a form's AccountSid as it is signed")
                 return url
         raise Refused("the signature does not hold for the URL, the parameters and the connection's auth_token")
 
@@ -165,7 +173,10 @@ def _urls(request: HttpRequest, base: str, connection: str | None) -> list[str]:
 
 def _get(request: HttpRequest, signer: _Signer) -> Delivery:
     url = signer.signed_url({})
-    return _delivery(signer, url, _grouped(request.parameters), None)
+    if _BODY_HASH in dict(request.parameters):
+        raise Refused("the URL is that of a JSON body")
+    fields = _grouped(request.parameters)
+    return _delivery(signer, url, url, fields, None)
 
 
 def _form(request: HttpRequest, signer: _Signer) -> Delivery:
@@ -178,19 +189,22 @@ def _form(request: HttpRequest, signer: _Signer) -> Delivery:
     query = "&".join(f"{name}={value}" for name, value in request.parameters)
     if _BODY_HASH in query:
         raise Refused("the URL is that of a JSON body")
-    return _delivery(signer, url, fields, query)
-
-
-def _delivery(signer: _Signer, url: str, fields: Fields, query: str | None) -> Delivery:
     signed = signature.signed_text(url, fields)
-    about = kind(fields, signed)
+    if query and _GET_ACCOUNT.search(signed):
+        raise Refused("what was signed may be the URL of a GET")
+    return _delivery(signer, url, signed, fields, query)
+
+
+def _delivery(signer: _Signer, url: str, signed: str, fields: Fields, query: str | None) -> Delivery:
+    about = kind(fields, signed if query is not None else signature.signed_text("", fields))
     if reason := doubt(fields, about, query):
         raise Refused(reason)
     account_sid = fields["AccountSid"][0]
     if account_sid not in signer.connection.account_sids:
         raise Refused("the account is neither the connection's own nor one of its subaccount_sids")
     # What is signed of a name that repeats is each value once, in order.
-    parameters = {name: values[0] if len(values) == 1 else sorted(set(values)) for name, values in fields.items()}
+    distinct = {name: sorted(set(values)) for name, values in fields.items()}
+    parameters = {name: values if len(values) > 1 else values[0] for name, values in distinct.items()}
     return Delivery(signer.name, account_sid, url.partition("?")[0], signed, about, parameters)
 
 

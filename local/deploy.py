@@ -172,9 +172,10 @@ def _architecture() -> str:
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment of `sam`: this Python, and nothing that leads to an account of the developer's."""
+    """Return the environment of `sam`: this Python, and no account of the developer's."""
     foreign = ("AWS_", "PYTHON", "SAM_")
-    return {name: value for name, value in os.environ.items() if not name.startswith(foreign)} | {
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    return kept | {
         "PATH": f"{sys.base_prefix}/bin{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "AWS_CONFIG_FILE": os.devnull,
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,

@@ -36,7 +36,8 @@ def wait(folder: Path) -> None:
 
 def are_well(folder: Path) -> bool:
     """Tell whether both run and answer."""
-    return all(processes.answers(_health(folder, name)) for name in NAMES if processes.is_alive(folder, name))
+    alive = all(processes.is_alive(folder, name) for name in NAMES)
+    return alive and all(processes.answers(_health(folder, name)) for name in NAMES)
 
 
 def stop(folder: Path) -> bool:
@@ -77,7 +78,7 @@ def _start_ministack(folder: Path, port: int) -> None:
 def _start_emulate(folder: Path, port: int) -> None:
     preload = ROOT / "local" / "emulate" / "loopback.mjs"
     program = _EMULATE / "node_modules" / "emulate" / "dist" / "index.js"
-    command = [_install_emulate(), "--import", preload, program, "--service", "twilio", "--port", str(port)]
+    command = [_install_emulate(), "--import", preload, program, "--service", "twilio", "--port", port]
     processes.start(folder, processes.Job("emulate", command, {"PATH": os.defpath}, folder))
 
 

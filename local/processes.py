@@ -50,7 +50,7 @@ class Job(NamedTuple):
     """A program to run."""
 
     what: str  # it is called when it fails
-    command: Sequence[str | Path]
+    command: Sequence[object]  # texts, paths and numbers
     environment: Mapping[str, str]
     cwd: Path
 
@@ -140,7 +140,7 @@ def _begin(job: Job, output: IO[bytes], *, pass_fds: Sequence[int] = ()) -> subp
     """Start a process at the head of a group of its own, out of reach of Ctrl-C."""
     try:
         return subprocess.Popen(
-            job.command,
+            [str(word) for word in job.command],
             env=job.environment,
             cwd=job.cwd,
             stdin=subprocess.DEVNULL,

@@ -148,11 +148,6 @@ def test_unsigned_calls_are_refused(cloud: Cloud, method: str, path: str) -> Non
     assert 403 == cloud.api(method, path, {}, signed=False).status_code
 
 
-def test_unknown_route_is_not_found(cloud: Cloud) -> None:
-    """The API has the routes of the template and no other."""
-    assert 404 == cloud.api("GET", "/other").status_code
-
-
 def test_caller_may_only_call(cloud: Cloud) -> None:
     """The README's policy for callers reads no secret, puts no event and does not invoke the webhook."""
     attempts = [

@@ -12,7 +12,7 @@ import pytest
 
 from local import deploy
 from local import stack as local_stack
-from tests.faults import FaultServer
+from tests.faults import FaultServer, faults
 from tests.integration.cloud import Cloud, eventually
 
 TO = "+15005550006"
@@ -45,6 +45,8 @@ def twilio(cloud: Cloud, folder: Path) -> Iterator[FaultServer]:
 
         assert [] == [name for name in before if before[name] == after[name]]
         assert hashes == code(cloud)
+        server.named["redirect"] = faults.redirect(302, "http://127.0.0.1:1/")
+        server.named["status_403_20003"] = faults.status(403, twilio_code=20003)
         yield server
     local_stack.redeploy(folder, parameters={"TwilioApiUrl": cloud.info["twilio"]["url"]})
 
@@ -92,8 +94,9 @@ def test_hang_after_accept_is_one_request_from_every_caller(cloud: Cloud, twilio
         mapping = functions.create_event_source_mapping(
             EventSourceArn=arn, FunctionName=function, FunctionResponseTypes=["ReportBatchItemFailures"]
         )
+        # The emulator does not know the alias's own number of retries; the unqualified function's is the same.
         asynchronous = functions.invoke(
-            FunctionName=function, InvocationType="Event", Payload=json.dumps(sms["async"])
+            FunctionName=function.rpartition(":")[0], InvocationType="Event", Payload=json.dumps(sms["async"])
         )
         api = pool.submit(cloud.api, "POST", "/messages", sms["api"])
         direct = pool.submit(cloud.invoke, "SendSms", sms["direct"])
@@ -113,10 +116,20 @@ def test_hang_after_accept_is_one_request_from_every_caller(cloud: Cloud, twilio
     assert sorted(texts.values()) == sorted(bodies)
 
 
+def test_lambda_repeats_no_send(cloud: Cloud) -> None:
+    """Neither the alias nor the unqualified function is invoked again after an asynchronous failure."""
+    functions = cloud.client("lambda")
+    for name in ("SendSms", "RawRequest"):
+        function, _, alias = cloud.outputs[f"{name}FunctionArn"].rpartition(":")
+        for qualifier in (alias, "$LATEST"):
+            config = functions.get_function_event_invoke_config(FunctionName=function, Qualifier=qualifier)
+            assert 0 == config["MaximumRetryAttempts"]
+
+
 OUTCOMES: list[tuple[str, str, dict[str, Any], int, str, int]] = [
     ("SendSms", "status_500", {}, 504, "OutcomeUnknownError", 1),
     ("SendSms", "html_502", {}, 504, "OutcomeUnknownError", 1),
-    ("SendSms", "status_302", {}, 504, "OutcomeUnknownError", 1),
+    ("SendSms", "redirect", {}, 504, "OutcomeUnknownError", 1),
     ("SendSms", "reset_after_read", {}, 504, "OutcomeUnknownError", 1),
     ("SendSms", "html_201", {}, 504, "OutcomeUnknownError", 1),
     ("SendSms", "status_21610", {}, 400, "RecipientOptedOutError", 1),
@@ -125,12 +138,12 @@ OUTCOMES: list[tuple[str, str, dict[str, Any], int, str, int]] = [
     ("SendSms", "status_429", {}, 429, "TwilioRateLimitError", 3),
     ("SendSms", "status_429_huge", {}, 429, "TwilioRateLimitError", 1),
     ("SendSms", "status_401", {}, 502, "TwilioAuthenticationError", 2),
-    ("SendSms", "status_20003", {}, 502, "TwilioAuthenticationError", 1),
+    ("SendSms", "status_403_20003", {}, 502, "TwilioAuthenticationError", 1),
     ("RawRequest", "status_503", {"method": "POST"}, 504, "OutcomeUnknownError", 1),
     ("RawRequest", "status_503", {"method": "GET"}, 502, "TwilioUnavailableError", 1),
     ("RawRequest", "status_503", {"method": "GET", "max_retry_count": 2}, 502, "TwilioUnavailableError", 3),
     ("RawRequest", "status_404", {"method": "GET"}, 404, "TwilioNotFoundError", 1),
-    ("RawRequest", "status_302", {"method": "GET"}, 502, "TwilioUnavailableError", 1),
+    ("RawRequest", "redirect", {"method": "GET"}, 502, "TwilioUnavailableError", 1),
     ("RawRequest", "huge", {"method": "GET"}, 502, "ResponseTooLargeError", 1),
 ]
 

@@ -28,7 +28,7 @@ class Reader:
         """Sit down at a folder that looks like the project's."""
         self._stack = stack
         self._folder = folder
-        self._printed: dict[Block, str] = {}
+        self._runs: dict[Block, subprocess.CompletedProcess[str]] = {}
         self._variables = {"HOME": str(folder), "LANG": "C.UTF-8"} | {
             "AWS_ENDPOINT_URL": stack["aws_endpoint_url"],
             "AWS_REGION": stack["region"],
@@ -40,15 +40,18 @@ class Reader:
             (folder / name).symlink_to(ROOT / name)
 
     def printed(self, block: Block) -> str:
-        """Return what the commands of a block printed, after those of all blocks before it."""
+        """Return what the commands of a block printed, after all blocks before it; fails if they failed."""
         for earlier in BLOCKS[: BLOCKS.index(block) + 1]:
             if earlier.mark == "save":
                 (self._folder / earlier.argument).write_text(earlier.text)
-            elif earlier.mark == "run" and earlier not in self._printed:
-                self._printed[earlier] = self._type(earlier)
-        return self._printed[block]
+            elif earlier.mark == "run" and earlier not in self._runs:
+                self._runs[earlier] = self._type(earlier)
+        run = self._runs[block]
+        assert run.returncode == 0, f"{run.stderr}{run.stdout}"
+        assert "FunctionError" not in run.stdout, run.stdout
+        return run.stdout
 
-    def _type(self, block: Block) -> str:
+    def _type(self, block: Block) -> subprocess.CompletedProcess[str]:
         # The stack on this machine has a name of its own, and a connection `default` already.
         commands = block.text.replace(
             "--stack-name twilio-connector", f"--stack-name {self._stack['stack_name']}"
@@ -68,14 +71,12 @@ class Reader:
             timeout=_SECONDS,
             check=False,
         )
-        assert run.returncode == 0, f"{block}: {run.stderr}{run.stdout}"
-        assert "FunctionError" not in run.stdout, f"{block}: {run.stdout}"
         if sid := re.search(r'"sid": ?"(SM[0-9a-f]{32})"', run.stdout):
             self._variables["MESSAGE_SID"] = sid[1]
-        if "ACTIONS_API_URL=" in commands:
-            # The one output that is no address on this machine.
-            self._variables["ACTIONS_API_URL"] = self._stack["actions_api_url"]
-        return run.stdout
+        if "describe-stacks" in commands:
+            # The outputs that are no addresses on this machine.
+            self._variables |= {name: self._stack["outputs"][name] for name in ("ActionsApiUrl", "WebhookUrl")}
+        return run
 
     def _identity(self, block: Block) -> dict[str, str]:
         if block.argument == "deployer":
@@ -129,7 +130,7 @@ def test_runs(block: Block, reader: Reader) -> None:
     """Every command runs; every call is answered with a JSON object."""
     printed = reader.printed(block)
 
-    if "/dev/stdout" in block.text or '"$ACTIONS_API_URL/' in block.text:
+    if "/dev/stdout" in block.text or '"$ActionsApiUrl/' in block.text:
         assert isinstance(first_json(printed), dict)
 
 

@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from socketserver import BaseServer
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs
 
@@ -45,7 +46,13 @@ GET = {"message_sid": "SM" + "0" * 32}
 API_KEY_AUTH = (API_KEY["api_key_sid"], API_KEY["api_key_secret"])
 TOKEN_AUTH = (ACCOUNT_SID, AUTH_TOKEN)
 
-pytestmark = pytest.mark.usefixtures("delays")
+pytestmark = pytest.mark.usefixtures("prompt", "delays")
+
+
+@pytest.fixture
+def prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let servers of the standard library stop at once, and not within half a second."""
+    monkeypatch.setattr(BaseServer.serve_forever, "__defaults__", (0.01,))
 
 
 @pytest.fixture

@@ -57,6 +57,11 @@ class Failure(NamedTuple):
     location: str = ""
 
     @property
+    def attempts(self) -> int:
+        """How many requests went on the wire: one, or none."""
+        return int(self.end not in {End.NEVER_SENT, End.BAD_CERTIFICATE})
+
+    @property
     def is_ambiguous(self) -> bool:
         """Whether the attempt may have changed something all the same."""
         return self.verdict.error is errors.OutcomeUnknownError
@@ -169,35 +174,35 @@ class Twilio:
         """Send the request until it is answered, or may not be sent again, or there is no time for it."""
         connection = self.connection
         attempts = retried = 0
-        renewed = ambiguous = False
-        while True:
-            request.auth = connection.basic_auth
-            result = self._attempt(_SESSION.prepare_request(request), terms)
-            attempts += 1
-            if follow and isinstance(result, Failure) and follow.fullmatch(location := result.location):
-                public = requests.Request("GET", location)
-                result = self._attempt(_SESSION.prepare_request(public), terms)
-                attempts += 1
-            if isinstance(result, Answer):
-                return result._replace(attempts=attempts)
-            ambiguous = ambiguous or result.is_ambiguous
-            if result.end == 401 and not renewed:  # noqa: PLR2004 HTTP's own number
-                # A 401 was not processed, and the secret may have been rotated since it was read.
-                renewed = True
-                connection = CONNECTIONS.renew(self._settings.connection_prefix, self.name, connection)
-                continue
-            if retried == retries.limit or not retries.when(result):
-                break
-            delay = retries.delay(retried) if result.retry_after is None else result.retry_after
-            if not self.has_time(delay + _LEAST_SECONDS):
-                break
-            time.sleep(delay)
-            retried += 1
-        if ambiguous and not result.is_ambiguous:
-            # The caller chose to repeat a change. Whether an earlier attempt made it is not known.
-            lost = judge(End.LOST, read_only=False)
-            result = result._replace(verdict=lost, reason="an earlier attempt was not answered")
-        raise result.as_error()
+        renewed = False
+        doubt: Failure | None = None
+        try:
+            while True:
+                request.auth = connection.basic_auth
+                result = self._attempt(_SESSION.prepare_request(request), terms)
+                attempts += result.attempts
+                if follow and isinstance(result, Failure) and follow.fullmatch(result.location):
+                    public = requests.Request("GET", result.location)
+                    result = self._attempt(_SESSION.prepare_request(public), terms)
+                    attempts += result.attempts
+                if isinstance(result, Answer):
+                    return result._replace(attempts=attempts)
+                doubt = result if result.is_ambiguous else doubt
+                if result.end == 401 and not renewed:  # noqa: PLR2004 HTTP's own number
+                    # A 401 was not processed, and the secret may have been rotated since it was read.
+                    renewed = True
+                    connection = CONNECTIONS.renew(self._settings.connection_prefix, self.name, connection)
+                    continue
+                delay = retries.delay(retried) if result.retry_after is None else result.retry_after
+                if retried == retries.limit or not retries.when(result) or not self.has_time(delay + _LEAST_SECONDS):
+                    raise result.as_error()
+                time.sleep(delay)
+                retried += 1
+        except errors.ConnectorError:
+            # The caller chose to repeat a change: how the last attempt ended does not say what that one did.
+            if doubt:
+                raise doubt.as_error() from None
+            raise
 
     def _attempt(self, request: requests.PreparedRequest, terms: _Terms) -> Answer | Failure:
         """Send the request once."""
@@ -241,13 +246,14 @@ def _read(reply: transport.Reply, proof: type[msgspec.Struct] | None, *, read_on
             return Failure(End.UNREADABLE, verdict, f"HTTP {reply.status} with an answer that is not Twilio's")
         return Answer(reply.status, reply.headers, reply.body, data)
     twilio = _details(reply)
+    is_redirect = 300 <= reply.status < 400  # noqa: PLR2004 as above
     return Failure(
         reply.status,
         judge(reply.status, code=twilio.code, read_only=read_only),
         "",
         twilio,
         retry_after(reply.headers.get("Retry-After"), time.time()),
-        reply.headers.get("Location", ""),
+        reply.headers.get("Location", "") if is_redirect else "",
     )
 
 

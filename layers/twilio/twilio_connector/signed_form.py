@@ -2,16 +2,19 @@
 
 Twilio signs names and values one after the other with nothing between. So whoever holds one signed request can
 cut the same text into other names and values, or move a part of it into the URL, and the signature still holds.
-Here the form of a message, a call or an error is taken only where its text can be cut in one way. That can be
-told, since names are signed in order, most values have a format that ends by itself, and the texts that people
-write stand between names that are known.
+Here the text of a message, a call or an error is cut anew, by rules that look at nothing but the text: names are
+signed in order, most values have a format that ends by itself, and the texts that people write end where a name
+begins that can stand there. So one text comes out in one way, and only the form that is cut so is believed.
 """
 
 import re
-from bisect import bisect_left, bisect_right
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
+from functools import cache
 from itertools import pairwise
+
+from twilio_connector.signature import signed_text
 
 
 class Kind(Enum):
@@ -38,9 +41,10 @@ _MESSAGE_SID = _sid("SM|MM")
 _PHONE = r"\+?[0-9]{2,16}"
 _WORD = "[a-z_-]{0,40}"
 _NUMBER = "[0-9.-]{0,40}"
+_FLAG = "true|false"
 
 # The names of each kind. A format ends by itself: what follows a name begins with a capital letter, and none
-# fits. A name without a format is a text, in which anything may stand.
+# fits. A name without a format is a text, in which anything may stand, or an address.
 _COMMON: dict[str, str | None] = {
     "AccountSid": _sid("AC"),
     "ApiVersion": _NUMBER,
@@ -53,8 +57,8 @@ _NAMES: dict[Kind, dict[str, str | None]] = {
     Kind.MESSAGE: _COMMON
     | {
         "ChannelPrefix": _WORD,
-        "Forwarded": "true|false",
-        "FrequentlyForwarded": "true|false",
+        "Forwarded": _FLAG,
+        "FrequentlyForwarded": _FLAG,
         "Latitude": _NUMBER,
         "Longitude": _NUMBER,
         "MessageSid": _MESSAGE_SID,
@@ -87,34 +91,45 @@ _NAMES: dict[Kind, dict[str, str | None]] = {
         "CallStatus": _WORD,
         "Called": _PHONE,
         "Caller": _PHONE,
+        "CallSidEndingConference": _sid("CA"),
+        "Coaching": _FLAG,
+        "ConferenceSid": _sid("CF"),
         "Confidence": _NUMBER,
         "DialCallDuration": _NUMBER,
         "DialCallSid": _sid("CA"),
         "DialCallStatus": _WORD,
         "Direction": _WORD,
         "Duration": _NUMBER,
+        "EndConferenceOnExit": _FLAG,
         "ForwardedFrom": _PHONE,
+        "Hold": _FLAG,
         "MachineDetectionDuration": _NUMBER,
+        "Muted": _FLAG,
         "ParentCallSid": _sid("CA"),
+        "ParticipantCallStatus": _WORD,
         "QueueTime": _NUMBER,
         "RecordingDuration": _NUMBER,
         "RecordingSid": _sid("RE"),
         "RecordingStatus": _WORD,
         "SequenceNumber": _NUMBER,
         "SipResponseCode": _NUMBER,
+        "StartConferenceOnEnter": _FLAG,
+        "StatusCallbackEvent": _WORD,
         "TranscriptionSid": _sid("TR"),
         "TranscriptionStatus": _WORD,
     }
     | _texts("""
         AnsweredBy CallToken CallbackSource CalledCity CalledCountry CalledState CalledZip CallerCity CallerCountry
-        CallerName CallerState CallerZip DialBridged Digits ErrorUrl FinishedOnKey Language QueueResult QueueSid
+        CallerName CallerState CallerZip
+        CoachingParticipant DialBridged Digits ErrorUrl FinishedOnKey FriendlyName Language ParticipantLabel
+        ParticipantLabelEndingConference QueueResult QueueSid Reason ReasonConferenceEnded
         RecordingChannels RecordingSource RecordingStartTime RecordingTrack RecordingUrl SipCallId SipDomain
         SipDomainSid SipSourceIp SpeechResult StirPassportToken StirStatus StirVerstat StreamSid TranscriptionText
         TranscriptionType TranscriptionUrl UnstableSpeechResult
         """),
     Kind.ERROR: {
         "AccountSid": _sid("AC"),
-        "Level": "[A-Za-z]+",
+        "Level": None,
         "ParentAccountSid": _sid("AC"),
         "Payload": None,
         "PayloadType": "[a-z/+.-]+",
@@ -122,23 +137,32 @@ _NAMES: dict[Kind, dict[str, str | None]] = {
         "Timestamp": None,
     },
 }
-_IN_ORDER = {about: sorted(names) for about, names in _NAMES.items()}
+# Of two names that begin alike the longer comes first.
+_IN_ORDER = {about: sorted(names, reverse=True) for about, names in _NAMES.items()}
 _REQUIRED = {
     Kind.MESSAGE: ("AccountSid", "From", "MessageSid", "To"),
     Kind.CALL: ("AccountSid", "CallSid"),
     Kind.ERROR: ("AccountSid", "Level", "Payload", "PayloadType", "Sid"),
     Kind.OTHER: ("AccountSid",),
 }
-# Names whose signed text tells the kind, wherever in the text it stands.
+_AFTER_ALL = "\U0010ffff"
+# Names whose signed text tells the kind, wherever in the text it stands. (Conversations have a ChannelMessageSid.)
 _TELLING = {
-    Kind.MESSAGE: re.compile(rf"(?:MessageSid|SmsSid){_MESSAGE_SID}"),
+    Kind.MESSAGE: re.compile(rf"(?:(?<!Channel)MessageSid|SmsSid){_MESSAGE_SID}"),
     Kind.CALL: re.compile(rf"CallSid{_sid('CA')}"),
     Kind.ERROR: re.compile(rf"Sid{_sid('NO')}"),
 }
-# Short codes and numbers end by themselves; alphanumeric senders and addresses of other channels are texts.
+_CONVERSATIONS = re.compile(_sid("IM"))
+
+# An address is a number or else a text: a name as sender, or the address on another channel. It holds no other
+# address of its name, lest the end of a text that people wrote be taken for the beginning of one.
 _ADDRESSES = frozenset({"Called", "Caller", "ForwardedFrom", "From", "To"})
+_ADDRESS = r"[A-Za-z0-9 &+._-]{0,11}|[a-z]{2,20}:[!-~]{1,256}"
+
+# A parameter that is not known, name and value: one word, so that no text can pass for it.
 _NEW_NAME = re.compile(r"[A-Z][A-Za-z0-9_.-]*")
-_AFTER_ALL = "\U0010ffff"
+_NEW = re.compile(r"[A-Z][A-Za-z0-9_.:/+-]{0,99}")
+_MAX_STARTS = 5000
 
 
 def kind(fields: Fields, signed: str) -> Kind:
@@ -149,6 +173,8 @@ def kind(fields: Fields, signed: str) -> Kind:
     for about, telling in _TELLING.items():
         if telling.search(signed):
             return about
+    if _CONVERSATIONS.fullmatch("".join(fields.get("MessageSid", ""))):
+        return Kind.OTHER
     if fields.keys() & {"MessageSid", "SmsSid", "MessageStatus", "SmsStatus"}:
         return Kind.MESSAGE
     return Kind.CALL if "CallSid" in fields else Kind.OTHER
@@ -182,27 +208,84 @@ def _other_reading(fields: Fields, about: Kind, query: str) -> str | None:
         return "something stands before AccountSid"
     if not all(name in known or (_NEW_NAME.fullmatch(name) and len(fields[name]) == 1) for name in names):
         return "a name is not one of Twilio's"
-    for name, following in pairwise([*names, _AFTER_ALL]):
-        value = fields[name][0]
-        if _ends_by_itself(known.get(name), value):
-            continue
-        if any(_holds(value, hidden, known[hidden]) for hidden in _between(about, name, following)):
-            return "a text may hold another parameter"
-        if following not in known and following != _AFTER_ALL:
+    for name, following in pairwise(names):
+        if name in known and following not in known and not _ends_by_itself(known[name], fields[name][0]):
             return "a parameter that is not known may be cut out of the text before it"
+    if reading(signed_text("", fields), about) != {name: fields[name][0] for name in names if name in known}:
+        return "a text may hold another parameter"
     return None
 
 
-def _between(about: Kind, name: str, following: str) -> list[str]:
-    """Return the known names that would be signed between two others."""
-    names = _IN_ORDER[about]
-    return names[bisect_right(names, name) : bisect_left(names, following)]
+def reading(text: str, about: Kind) -> dict[str, str] | None:
+    """Return the known names and values in the signed text of a form, or None where it is not such a form.
+
+    The outcome depends on nothing but the text. A text ends where the first known name begins with which the
+    rest can be read too; a parameter that is not known stands only after a value that ends by itself.
+    """
+    names = _NAMES[about]
+    starts = [match.start() for match in _starts(about).finditer(text)]
+    dead: set[tuple[int, str, bool]] = set()
+
+    def cut(start: int, before: str, *, ended: bool) -> list[tuple[str, str]] | None:
+        """Return the parameters from `start`, after the name `before`, whose value may have ended by itself."""
+        due = next((name for name in _REQUIRED[about] if name > before), _AFTER_ALL)
+        if start == len(text):
+            return [] if due == _AFTER_ALL else None
+        if (start, before, ended) in dead:
+            return None
+        for name in _IN_ORDER[about]:
+            if before < name <= due and text.startswith(name, start):
+                begin = start + len(name)
+                for end, closed in _ends(text, begin, name, names[name], starts):
+                    if (rest := cut(end, name, ended=closed)) is not None:
+                        return [(name, text[begin:end]), *rest]
+        if ended:
+            for end in _until(text, start + 1, starts):
+                if not _NEW.fullmatch(text, start, end):
+                    break
+                if (rest := cut(end, before, ended=False)) is not None:
+                    return rest
+        dead.add((start, before, ended))
+        return None
+
+    parameters = cut(0, "", ended=False) if len(starts) <= _MAX_STARTS else None
+    return None if parameters is None else dict(parameters)
+
+
+def _ends(
+    text: str, begin: int, name: str, form: str | None, starts: Sequence[int]
+) -> Iterator[tuple[int, bool]]:
+    """Yield where a value may end, and whether it does so by itself."""
+    if form is not None and (match := _compiled(form).match(text, begin)):
+        yield match.end(), True
+    if form is None:
+        yield from ((end, False) for end in _until(text, begin, starts))
+    elif name in _ADDRESSES:
+        address = _address(name)
+        yield from ((end, False) for end in _until(text, begin, starts) if address.fullmatch(text, begin, end))
+
+
+def _until(text: str, begin: int, starts: Sequence[int]) -> Iterator[int]:
+    """Yield where known names begin from there on, and the end of the text."""
+    yield from (starts[index] for index in range(bisect_left(starts, begin), len(starts)))
+    yield len(text)
 
 
 def _ends_by_itself(form: str | None, value: str) -> bool:
-    return form is not None and re.fullmatch(form, value) is not None
+    return form is not None and _compiled(form).fullmatch(value) is not None
 
 
-def _holds(text: str, name: str, form: str | None) -> bool:
-    """Tell whether a text holds a parameter as it is signed."""
-    return name in text if form is None else re.search(f"{name}(?:{form})", text) is not None
+@cache
+def _compiled(form: str) -> re.Pattern[str]:
+    return re.compile(form)
+
+
+@cache
+def _address(name: str) -> re.Pattern[str]:
+    return re.compile(rf"(?!.*{name}(?:{_PHONE}|[a-z]+:))(?:{_ADDRESS})")
+
+
+@cache
+def _starts(about: Kind) -> re.Pattern[str]:
+    """Return what finds all places where a known name begins, also inside another."""
+    return re.compile(f"(?={'|'.join(_IN_ORDER[about])})")
