@@ -76,9 +76,9 @@ def start(folder: Path, job: Job) -> None:
     with (folder / f"{job.what}.pid").open("a+") as lock, log_of(folder, job.what).open("wb") as output:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         process = _begin(job, output, pass_fds=[lock.fileno()])
+        _children[process.pid] = process
         lock.truncate(0)
         lock.write(str(process.pid))
-    _children[process.pid] = process
 
 
 def log_of(folder: Path, name: str) -> Path:

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +11,9 @@ from shlex import quote
 from typing import Any
 from uuid import uuid4
 
-import boto3
 import pytest
 
+from tests.integration.cloud import Cloud, eventually
 from tests.readme import BLOCKS, ROOT, Block, marked
 
 _EXAMPLE_ARN = re.compile(r"arn:aws:lambda:[\w:-]+-EXAMPLE:live")
@@ -75,7 +74,9 @@ class Reader:
             self._variables["MESSAGE_SID"] = sid[1]
         if "describe-stacks" in commands:
             # The outputs that are no addresses on this machine.
-            self._variables |= {name: self._stack["outputs"][name] for name in ("ActionsApiUrl", "WebhookUrl")}
+            self._variables |= {
+                name: self._stack["outputs"][name] for name in ("ActionsApiUrl", "WebhookUrl")
+            }
         return run
 
     def _identity(self, block: Block) -> dict[str, str]:
@@ -88,25 +89,14 @@ class Reader:
         }
 
 
-def deployer(stack: dict[str, Any], service: str) -> Any:
-    """Return a client of whoever deployed the stack."""
-    return boto3.client(
-        service,
-        endpoint_url=stack["aws_endpoint_url"],
-        region_name=stack["region"],
-        aws_access_key_id="test",
-        aws_secret_access_key="test",
-    )
-
-
 @pytest.fixture(scope="module")
-def reader(stack: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
+def reader(cloud: Cloud, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
     """Return a reader, and take away what the commands left in the stack."""
-    yield Reader(stack, tmp_path_factory.mktemp("reader"))
-    events = deployer(stack, "events")
-    events.delete_rule(Name="inbound-sms", EventBusName=stack["outputs"]["EventBusName"])
-    secrets = deployer(stack, "secretsmanager")
-    secrets.delete_secret(SecretId="twilio/from-readme", ForceDeleteWithoutRecovery=True)
+    yield Reader(cloud.info, tmp_path_factory.mktemp("reader"))
+    cloud.client("events").delete_rule(Name="inbound-sms", EventBusName=cloud.outputs["EventBusName"])
+    cloud.client("secretsmanager").delete_secret(
+        SecretId="twilio/from-readme", ForceDeleteWithoutRecovery=True
+    )
 
 
 def like(shown: Any, real: Any) -> bool:
@@ -155,11 +145,9 @@ def test_answer(block: Block, reader: Reader) -> None:
     ],
     ids=["sent", "not sent"],
 )
-def test_state(
-    block: Block, given: dict[str, str], end: str, error: str | None, stack: dict[str, Any]
-) -> None:
+def test_state(block: Block, given: dict[str, str], end: str, error: str | None, cloud: Cloud) -> None:
     """The state of a state machine sends, and catches an error by its class."""
-    arn = stack["outputs"]["SendSmsFunctionArn"]
+    arn = cloud.outputs["SendSmsFunctionArn"]
     definition = {
         "StartAt": "Send",
         "States": {
@@ -170,43 +158,32 @@ def test_state(
         },
     }
 
-    with _state_machine(stack, definition, arn) as (machines, machine):
-        execution = machines.start_execution(stateMachineArn=machine, input=json.dumps(given))["executionArn"]
-        result = _end(machines, execution)
+    with _state_machine(cloud, definition, arn) as (states, machine):
+        execution = states.start_execution(stateMachineArn=machine, input=json.dumps(given))["executionArn"]
+        result = eventually(
+            lambda: states.describe_execution(executionArn=execution),
+            until=lambda run: run["status"] != "RUNNING",
+        )
 
     assert (end, error) == (result["status"], result.get("error"))
 
 
 @contextmanager
-def _state_machine(
-    stack: dict[str, Any], definition: dict[str, Any], function_arn: str
-) -> Iterator[tuple[Any, str]]:
+def _state_machine(cloud: Cloud, definition: dict[str, Any], function: str) -> Iterator[tuple[Any, str]]:
     """Lend a client and a state machine whose role may invoke the function, and nothing else."""
-    machines, iam = deployer(stack, "stepfunctions"), deployer(stack, "iam")
+    states, iam, name = cloud.client("stepfunctions"), cloud.client("iam"), f"readme-{uuid4()}"
     trust = {"Effect": "Allow", "Principal": {"Service": "states.amazonaws.com"}, "Action": "sts:AssumeRole"}
-    right = {"Effect": "Allow", "Action": "lambda:InvokeFunction", "Resource": function_arn}
-    name = f"readme-{uuid4()}"
+    right = {"Effect": "Allow", "Action": "lambda:InvokeFunction", "Resource": function}
     role = iam.create_role(RoleName=name, AssumeRolePolicyDocument=_policy(trust))["Role"]["Arn"]
     iam.put_role_policy(RoleName=name, PolicyName="invoke", PolicyDocument=_policy(right))
-    machine = machines.create_state_machine(name=name, roleArn=role, definition=json.dumps(definition))
+    machine = states.create_state_machine(name=name, roleArn=role, definition=json.dumps(definition))
     try:
-        yield machines, machine["stateMachineArn"]
+        yield states, machine["stateMachineArn"]
     finally:
-        machines.delete_state_machine(stateMachineArn=machine["stateMachineArn"])
+        states.delete_state_machine(stateMachineArn=machine["stateMachineArn"])
         iam.delete_role_policy(RoleName=name, PolicyName="invoke")
         iam.delete_role(RoleName=name)
 
 
 def _policy(statement: dict[str, Any]) -> str:
     return json.dumps({"Version": "2012-10-17", "Statement": [statement]})
-
-
-def _end(machines: Any, execution: str) -> dict[str, Any]:
-    """Wait for the end of an execution, and return it."""
-    deadline = time.monotonic() + _SECONDS
-    while time.monotonic() < deadline:
-        result: dict[str, Any] = machines.describe_execution(executionArn=execution)
-        if result["status"] != "RUNNING":
-            return result
-        time.sleep(0.1)
-    raise TimeoutError("the state machine does not end")

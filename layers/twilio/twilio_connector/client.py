@@ -194,7 +194,8 @@ class Twilio:
                     connection = CONNECTIONS.renew(self._settings.connection_prefix, self.name, connection)
                     continue
                 delay = retries.delay(retried) if result.retry_after is None else result.retry_after
-                if retried == retries.limit or not retries.when(result) or not self.has_time(delay + _LEAST_SECONDS):
+                may_retry = retried < retries.limit and retries.when(result)
+                if not may_retry or not self.has_time(delay + _LEAST_SECONDS):
                     raise result.as_error()
                 time.sleep(delay)
                 retried += 1

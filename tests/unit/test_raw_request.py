@@ -1,0 +1,850 @@
+"""A raw request does with each of its inputs what it says."""
+
+import base64
+import email.parser
+import email.policy
+import json
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from socketserver import BaseServer
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl
+
+import pytest
+import raw_request
+import responses
+from twilio_connector import client, errors
+from twilio_connector.client import MAX_BYTES
+from twilio_connector.errors import (
+    ConnectorError,
+    InvalidInputError,
+    OutcomeUnknownError,
+    ResponseTooLargeError,
+    TwilioAuthenticationError,
+    TwilioNotFoundError,
+    TwilioRateLimitError,
+    TwilioRejectedError,
+    TwilioUnavailableError,
+)
+
+from tests.aws_wire import AwsWire
+from tests.conftest import Context, LoadEvent
+from tests.faults import Canary, Fault, FaultServer, closed_port, faults
+from tests.faults.wire import Exchange, Request
+from tests.unit.conftest import ACCOUNT_SID, API_KEY, AUTH_TOKEN
+
+OWN = "/Accounts/$TWILIO_ACCOUNT_SID"
+CALLS = f"{OWN}/Calls.json"
+ROOT = f"/2010-04-01/Accounts/{ACCOUNT_SID}"
+SUBACCOUNT = "AC" + "5" * 32
+STRANGER = "AC" + "7" * 32
+METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "LINK", "UNLINK", "PURGE"]
+READS = {"GET", "HEAD", "OPTIONS"}
+LARGEST_BINARY = 4_500_000  # bytes
+
+
+@pytest.fixture(autouse=True)
+def prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let servers of the standard library stop at once, and not within half a second."""
+    monkeypatch.setattr(BaseServer.serve_forever, "__defaults__", (0.01,))
+
+
+@pytest.fixture(autouse=True)
+def delays(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Record how long the client waits instead of waiting; jitter is the most it can be."""
+    waited: list[float] = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    monkeypatch.setattr(random, "uniform", lambda _, most: most)
+    return waited
+
+
+def call(url: str = CALLS, method: str = "GET", **more: Any) -> dict[str, Any]:
+    """Make a raw request."""
+    result: dict[str, Any] = raw_request.handler({"url": url, "method": method} | more, Context())
+    return result
+
+
+def failure(**inputs: Any) -> ConnectorError:
+    """Return the error that a raw request ends with."""
+    with pytest.raises(ConnectorError) as caught:
+        call(**inputs)
+    return caught.value
+
+
+def faulty(**inputs: Any) -> set[str]:
+    """Return the fields that are wrong."""
+    error = failure(**inputs)
+    assert isinstance(error, InvalidInputError)
+    return {fault.field for fault in error.faults}
+
+
+class Part(NamedTuple):
+    """One part of a multipart body."""
+
+    name: str
+    file_name: str | None
+    content: bytes
+
+
+def parts(request: Request) -> list[Part]:
+    """Read a multipart body."""
+    head = f"Content-Type: {request.header('Content-Type')}\r\n\r\n".encode()
+    message = email.parser.BytesParser(policy=email.policy.HTTP).parsebytes(head + request.body)
+    assert message.is_multipart()
+    return [
+        Part(
+            str(part.get_param("name", header="Content-Disposition")),
+            part.get_filename(),
+            part.get_payload(decode=True),
+        )
+        for part in message.iter_parts()
+    ]
+
+
+def with_status(status: int, fault: Fault) -> Fault:
+    """Give a fault another status than the normal one."""
+
+    def act(exchange: Exchange) -> None:
+        exchange.normal = exchange.normal._replace(status=status)
+        fault.act(exchange)
+
+    return Fault(f"{fault.name}_{status}", act)
+
+
+def test_all_inputs_have_their_defaults() -> None:
+    """Fifteen inputs, two of them required."""
+    raw = raw_request.RawRequest.parse({"url": CALLS, "method": "GET"})
+
+    assert {
+        "connection": None,
+        "url": CALLS,
+        "method": "GET",
+        "data": None,
+        "form_data": None,
+        "file_data": None,
+        "file_data_file_names": None,
+        "query_parameters": None,
+        "headers": None,
+        "response_type": "json",
+        "timeout_ms": 10_000,
+        "max_retry_count": 0,
+        "retry_delay_ms": 0,
+        "retry_on_all_errors": False,
+        "use_exponential_backoff": False,
+    } == {name: getattr(raw, name) for name in raw.__struct_fields__}
+
+
+def test_an_answer_has_four_parts(twilio: FaultServer) -> None:
+    """Status, headers, data and attempts."""
+    twilio.script(faults.answer(b'{"sid": "CA1"}', code=202, headers={"X-Test": "a"}))
+    answer = call()
+
+    assert {"status_code", "headers", "data", "attempts"} == answer.keys()
+    assert (202, {"sid": "CA1"}, 1) == (answer["status_code"], answer["data"], answer["attempts"])
+    assert {"X-Test": "a", "Content-Type": "application/json"}.items() <= answer["headers"].items()
+    json.dumps(answer)
+
+
+def test_the_example_event_is_answered(twilio: FaultServer, event: LoadEvent, context: Context) -> None:
+    """Directly and through the API."""
+    direct = raw_request.handler(event("raw_request"), context)
+    answer = raw_request.handler(event("raw_request_api"), context)
+
+    assert (200, 200) == (direct["status_code"], answer["statusCode"])
+    assert direct["data"] == json.loads(answer["body"])["data"]
+    assert [f"{ROOT}/Messages.json?PageSize=1"] * 2 == [request.target for request in twilio.requests]
+
+
+# url, connection
+
+
+@pytest.mark.parametrize(
+    ("url", "target"),
+    [
+        (OWN, ROOT),
+        (f"{OWN}.json", f"{ROOT}.json"),
+        (f"/Accounts/{ACCOUNT_SID}.json", f"{ROOT}.json"),
+        (CALLS, f"{ROOT}/Calls.json"),
+        (f"{OWN}/Messages/SM1/Media/ME1", f"{ROOT}/Messages/SM1/Media/ME1"),
+        (f"{OWN}/Queues/a%2Bb~c:d,e=f+g", f"{ROOT}/Queues/a%2Bb~c:d,e=f+g"),
+        (f"{OWN}/$TWILIO_ACCOUNT_SID.json", f"{ROOT}/{ACCOUNT_SID}.json"),
+        (f"{OWN}/a..b", f"{ROOT}/a..b"),
+    ],
+)
+def test_the_url_is_a_path_in_the_account(twilio: FaultServer, url: str, target: str) -> None:
+    """It goes on after the base, as it is but for the account's SID."""
+    call(url)
+
+    assert [target] == [request.target for request in twilio.requests]
+
+
+def test_a_listed_subaccount_may_be_used(twilio: FaultServer, aws_wire: AwsWire) -> None:
+    """With the connection's own credentials; any other account is refused before anything is sent."""
+    aws_wire.secrets["twilio/default"] = json.dumps(API_KEY | {"subaccount_sids": [SUBACCOUNT]})
+    call(f"/Accounts/{SUBACCOUNT}.json")
+
+    assert {"url"} == faulty(url=f"/Accounts/{STRANGER}.json")
+    assert [(f"/2010-04-01/Accounts/{SUBACCOUNT}.json", API_KEY["api_key_sid"])] == [
+        (request.target, (request.credentials or ("", ""))[0]) for request in twilio.requests
+    ]
+
+
+def test_another_connection_brings_its_own_account(twilio: FaultServer, aws_wire: AwsWire) -> None:
+    """Its SID is what the variable stands for, and it has no right to the default one's."""
+    aws_wire.secrets["twilio/other"] = json.dumps({"account_sid": STRANGER, "auth_token": AUTH_TOKEN})
+    call(connection="other")
+
+    assert {"url"} == faulty(url=f"/Accounts/{ACCOUNT_SID}.json", connection="other")
+    assert [(f"/2010-04-01/Accounts/{STRANGER}/Calls.json", (STRANGER, AUTH_TOKEN))] == [
+        (request.target, request.credentials) for request in twilio.requests
+    ]
+
+
+def test_a_connection_that_is_not_there(twilio: FaultServer) -> None:
+    """Nothing is sent."""
+    assert isinstance(failure(connection="nobody"), errors.ConnectionNotFoundError)
+    assert [] == twilio.requests
+
+
+# method
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_goes_out(twilio: FaultServer, method: str) -> None:
+    """As it is, to the path that was given."""
+    answer = call(method=method)
+
+    assert [(method, f"{ROOT}/Calls.json")] == [(request.method, request.target) for request in twilio.requests]
+    assert (method in {"HEAD", "DELETE"}) == (answer["data"] is None)
+
+
+@pytest.mark.parametrize("method", ["get", "TRACE", "CONNECT", "", "GET ", "GET\r\nX: 1", 1, None])
+def test_other_methods_are_refused(twilio: FaultServer, method: Any) -> None:
+    """Also in another case."""
+    assert {"method"} == faulty(method=method)
+    assert [] == twilio.requests
+
+
+def test_no_content_is_none(twilio: FaultServer) -> None:
+    """A 204 is a success without data."""
+    answer = call(method="DELETE")
+
+    assert (204, None) == (answer["status_code"], answer["data"])
+    assert 1 == len(twilio.requests)
+
+
+# data
+
+
+@pytest.mark.parametrize(
+    ("inputs", "content_type", "body"),
+    [
+        ({"data": "a=1&b=\u00e9"}, "application/x-www-form-urlencoded", "a=1&b=\u00e9".encode()),
+        ({"data": ""}, "application/x-www-form-urlencoded", b""),
+        ({"data": "x", "headers": {"content-TYPE": "text/plain"}}, "text/plain", b"x"),
+        ({"data": {"A": "x y", "B": [1, True, "c"]}}, "application/x-www-form-urlencoded", b"A=x+y&B=1&B=true&B=c"),
+        ({"data": {}}, None, b""),
+        (
+            {"data": {"a": [1, {"b": None}]}, "headers": {"Content-Type": "application/json; charset=utf-8"}},
+            "application/json; charset=utf-8",
+            b'{"a":[1,{"b":null}]}',
+        ),
+        (
+            {"data": {"a": 1.5}, "headers": [{"key": "Content-Type", "value": "Application/Scim+JSON"}]},
+            "Application/Scim+JSON",
+            b'{"a":1.5}',
+        ),
+        ({}, None, b""),
+    ],
+)  # fmt: skip
+def test_data_is_the_body(
+    twilio: FaultServer, inputs: dict[str, Any], content_type: str | None, body: bytes
+) -> None:
+    """Text goes as it is, an object as a form, or as JSON where the header says so."""
+    call(method="POST", **inputs)
+    request = twilio.requests[0]
+
+    assert (content_type, body) == (request.header("Content-Type"), request.body)
+    assert str(len(body)) == request.header("Content-Length")
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {"data": {"a": {"b": 1}}},
+        {"data": {"a": None}},
+        {"data": {"a": [["b"]]}},
+        {"data": {"a": {"b": 1}}, "headers": {"Content-Type": "text/json-ish"}},
+        {"data": ["a"]},
+        {"data": 5},
+    ],
+)
+def test_data_that_is_no_form_is_refused(twilio: FaultServer, inputs: dict[str, Any]) -> None:
+    """A form has no objects in it."""
+    assert {"data"} == faulty(method="POST", **inputs)
+    assert [] == twilio.requests
+
+
+# form_data, file_data, file_data_file_names
+
+
+def test_a_multipart_upload(twilio: FaultServer) -> None:
+    """Fields and files go out byte for byte, with the names that were given."""
+    octets = bytes(range(256))
+    call(
+        method="POST",
+        form_data=[{"key": "A", "value": "\u00e9"}, {"key": "A", "value": "2"}, {"key": "B", "value": True}],
+        file_data={
+            "text": "line\r\nline",
+            "bytes": {"base64": base64.b64encode(octets).decode()},
+            "empty": "",
+        },
+        file_data_file_names={"bytes": "a b.bin"},
+    )
+
+    assert [
+        Part("A", None, "\u00e9".encode()),
+        Part("A", None, b"2"),
+        Part("B", None, b"true"),
+        Part("text", "text", b"line\r\nline"),
+        Part("bytes", "a b.bin", octets),
+        Part("empty", "empty", b""),
+    ] == parts(twilio.requests[0])
+
+
+@pytest.mark.parametrize("alone", [{"form_data": {"A": "1"}}, {"file_data": {"A": "1"}}])
+def test_each_kind_of_part_goes_alone(twilio: FaultServer, alone: dict[str, Any]) -> None:
+    """Both are multipart."""
+    call(method="POST", **alone)
+
+    assert [b"1"] == [part.content for part in parts(twilio.requests[0])]
+
+
+def test_file_names_cannot_write_headers(twilio: FaultServer) -> None:
+    """What would end a name or its line is encoded."""
+    call(
+        method="POST",
+        form_data={'a"\r\nX-Evil: 1\r\n\r\n': "1"},
+        file_data={'b"\r\nX-Evil: 1': "2"},
+        file_data_file_names={'b"\r\nX-Evil: 1': 'c"; filename="d\r\nX-Evil: 1'},
+    )
+    body = twilio.requests[0].body
+
+    assert [b"1", b"2"] == [part.content for part in parts(twilio.requests[0])]
+    assert not any(line.startswith(b"X-Evil") for line in body.split(b"\r\n"))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "fields"),
+    [
+        ({"data": "a", "form_data": {"A": "1"}}, {"form_data"}),
+        ({"data": "a", "file_data": {"A": "1"}}, {"file_data"}),
+        ({"data": {}, "form_data": {"A": "1"}, "file_data": {"A": "1"}}, {"form_data", "file_data"}),
+        ({"form_data": {"A": "1"}, "headers": {"Content-Type": "text/plain"}}, {"headers"}),
+        ({"form_data": {"A": {"b": 1}}}, {"form_data"}),
+        ({"form_data": "A=1"}, {"form_data"}),
+        ({"form_data": [{"key": "A"}]}, {"form_data"}),
+        ({"form_data": [{"key": "A", "value": "1", "more": 1}]}, {"form_data"}),
+        ({"form_data": [{"key": 1, "value": "1"}]}, {"form_data"}),
+        ({"file_data": ["A"]}, {"file_data"}),
+        ({"file_data": {"A": 1}}, {"file_data"}),
+        ({"file_data": {"A": {"base64": "%"}}}, {"file_data"}),
+        ({"file_data": {"A": {"base64": "\u00e9"}}}, {"file_data"}),
+        ({"file_data": {"A": {"base64": "QQ==", "more": 1}}}, {"file_data"}),
+        ({"file_data": {"A": {"base64": 1}}}, {"file_data"}),
+        ({"file_data": {"A": "1"}, "file_data_file_names": {"B": "b"}}, {"file_data_file_names"}),
+        ({"file_data_file_names": {"B": "b"}}, {"file_data_file_names"}),
+        ({"file_data": {"A": "1"}, "file_data_file_names": {"A": 1}}, {"file_data_file_names"}),
+        ({"file_data": 1, "file_data_file_names": {"A": "a"}}, {"file_data"}),
+    ],
+)
+def test_uploads_that_are_wrong_are_refused(
+    twilio: FaultServer, inputs: dict[str, Any], fields: set[str]
+) -> None:
+    """Each fault is named by its field, and nothing is sent."""
+    assert fields == faulty(method="POST", **inputs)
+    assert [] == twilio.requests
+
+
+# query_parameters, headers
+
+
+@pytest.mark.parametrize(
+    ("query", "pairs"),
+    [
+        ({"PageSize": 1}, [("PageSize", "1")]),
+        ({"To": "+15005550006", "A": ["x", "y"]}, [("To", "+15005550006"), ("A", "x"), ("A", "y")]),
+        (
+            [{"key": "StartTime>", "value": "2026-01-01"}, {"key": "A", "value": 1}, {"key": "A", "value": False}],
+            [("StartTime>", "2026-01-01"), ("A", "1"), ("A", "false")],
+        ),
+        ({"a b&=#?/": "c d&=#?/\u00e9\r\n"}, [("a b&=#?/", "c d&=#?/\u00e9\r\n")]),
+        ({"A": ""}, [("A", "")]),
+        ({}, []),
+    ],
+)  # fmt: skip
+def test_query_parameters_are_encoded(twilio: FaultServer, query: Any, pairs: list[tuple[str, str]]) -> None:
+    """Names may repeat; nothing in them gets out of the query."""
+    call(query_parameters=query)
+    request = twilio.requests[0]
+
+    assert f"{ROOT}/Calls.json" == request.path
+    assert pairs == parse_qsl(request.query, keep_blank_values=True)
+
+
+@pytest.mark.parametrize("query", ["A=1", 5, ["A"], {"A": None}, {"A": {"b": 1}}])
+def test_query_parameters_of_another_kind_are_refused(twilio: FaultServer, query: Any) -> None:
+    """They are an object or a list of pairs."""
+    assert {"query_parameters"} == faulty(query_parameters=query)
+    assert [] == twilio.requests
+
+
+def test_headers_go_along(twilio: FaultServer) -> None:
+    """Those that repeat are joined, and ours stay."""
+    call(
+        headers=[
+            {"key": "X-One", "value": "a"},
+            {"key": "x-one", "value": "b c"},
+            {"key": "X-Number", "value": 5},
+            {"key": "Accept", "value": "text/csv"},
+            {"key": "X-Empty", "value": ""},
+        ]
+    )
+    request = twilio.requests[0]
+
+    assert ("a, b c", "5", "text/csv", "") == tuple(
+        request.header(name) for name in ("X-One", "X-Number", "Accept", "X-Empty")
+    )
+    assert (API_KEY["api_key_sid"], API_KEY["api_key_secret"]) == request.credentials
+    assert 1 == sum(name.lower() == "x-one" for name, _ in request.headers)
+
+
+# response_type
+
+
+@pytest.mark.parametrize(
+    ("body", "response_type", "data"),
+    [
+        (b'{"a": [1]}', "json", {"a": [1]}),
+        (b"[1, 2]", "json", [1, 2]),
+        (b'"a"', "json", "a"),
+        (b"null", "json", None),
+        (b"", "json", None),
+        (b"<TwilioResponse/>", "json", "<TwilioResponse/>"),
+        (b'{"a": 1', "json", '{"a": 1'),
+        (b'{"a": NaN}', "json", '{"a": NaN}'),
+        (b'{"a": 1e999}', "json", '{"a": 1e999}'),
+        (b"caf\xe9", "json", "caf\ufffd"),
+        (b'{"a": 123456789012345678901234567890}', "json", {"a": 123456789012345678901234567890}),
+        (b"[" * 100_000, "json", "[" * 100_000),
+        (b'{"a": 1}', "text", '{"a": 1}'),
+        (b"", "text", ""),
+        (b"caf\xe9", "text", "caf\ufffd"),
+        (b"\x00\xff", "binary", "AP8="),
+        (b"", "binary", ""),
+    ],
+    ids=lambda value: value if isinstance(value, str) and len(value) < 10 else "",
+)
+def test_an_answer_comes_as_asked(twilio: FaultServer, body: bytes, response_type: str, data: Any) -> None:
+    """As JSON where it is JSON, as text, or as Base64 of the bytes."""
+    twilio.script(faults.answer(body))
+    answer = call(response_type=response_type)
+
+    assert data == answer["data"]
+    assert (response_type == "binary") == answer.get("is_base64_encoded", False)
+    json.dumps(answer)
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("depth", [500, 990, 5_000, 9_990, 9_998, 9_999, 10_000])
+def test_an_answer_however_deep_is_no_fault_of_ours(twilio: FaultServer, method: str, depth: int) -> None:
+    """It comes as JSON or as text."""
+    twilio.script(faults.answer(b"[" * depth + b"]" * depth))
+    answer = call(method=method)
+
+    assert isinstance(answer["data"], (str, list))
+    json.dumps(answer)
+
+
+@pytest.mark.parametrize("response_type", ["xml", "JSON", "", 1])
+def test_other_response_types_are_refused(twilio: FaultServer, response_type: Any) -> None:
+    """Nothing is sent."""
+    assert {"response_type"} == faulty(response_type=response_type)
+    assert [] == twilio.requests
+
+
+# timeout_ms
+
+
+@pytest.mark.parametrize("fault", [faults.hang(), faults.drip("headers"), faults.drip("body")], ids=lambda f: f.name)
+@pytest.mark.parametrize(("method", "error"), [("GET", TwilioUnavailableError), ("POST", OutcomeUnknownError)])
+def test_the_timeout_holds_for_the_whole_answer(
+    twilio: FaultServer, fault: Fault, method: str, error: type[ConnectorError]
+) -> None:
+    """It is in milliseconds."""
+    twilio.script(fault)
+    call()
+    twilio.reset()
+    twilio.script(fault)
+    began = time.monotonic()
+    ended = failure(method=method, timeout_ms=200)
+
+    assert 0.2 <= time.monotonic() - began < 0.7
+    assert (error, 1) == (type(ended), len(twilio.requests))
+
+
+def test_the_timeout_is_bounded_by_the_function_s_time(twilio: FaultServer) -> None:
+    """An hour of patience is of no use to a function that has a second."""
+    client.CONNECTIONS.get("twilio/", "default")
+    twilio.script(faults.hang())
+    began = time.monotonic()
+    with pytest.raises(TwilioUnavailableError):
+        raw_request.handler({"url": CALLS, "method": "GET", "timeout_ms": 900_000}, Context(1.8))
+
+    assert time.monotonic() - began < 1.8
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("timeout_ms", 0),
+        ("timeout_ms", -1),
+        ("timeout_ms", 900_001),
+        ("timeout_ms", 1.5),
+        ("timeout_ms", "1000"),
+        ("timeout_ms", True),
+        ("max_retry_count", -1),
+        ("max_retry_count", 101),
+        ("max_retry_count", "1"),
+        ("retry_delay_ms", -1),
+        ("retry_delay_ms", 900_001),
+        ("retry_on_all_errors", "true"),
+        ("retry_on_all_errors", 1),
+        ("use_exponential_backoff", "false"),
+    ],
+)
+def test_figures_that_are_wrong_are_refused(twilio: FaultServer, name: str, value: Any) -> None:
+    """Numbers and booleans are not taken from text, nor beyond their bounds."""
+    assert {name} == faulty(**{name: value})
+    assert [] == twilio.requests
+
+
+# max_retry_count, retry_delay_ms, retry_on_all_errors, use_exponential_backoff
+
+
+FAILING = [
+    (faults.status(500), "5xx"),
+    (faults.status(503), "5xx"),
+    (faults.html(502), "5xx"),
+    (faults.RESET_BEFORE_READ, "network"),
+    (faults.RESET_AFTER_READ, "network"),
+    (faults.cut("body"), "network"),
+    (faults.NOT_HTTP, "network"),
+    (faults.status(400), "other"),
+    (faults.NOT_FOUND, "other"),
+    (faults.status(408), "other"),
+    (faults.too_many(), "other"),
+    (faults.QUEUE_FULL, "other"),
+    (faults.redirect(302, "/elsewhere"), "other"),
+    (faults.status(300), "other"),
+]
+
+
+@pytest.mark.parametrize(("fault", "kind"), FAILING, ids=lambda value: value.name if isinstance(value, Fault) else "")
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_retries_are_the_callers_choice(
+    twilio: FaultServer, delays: list[float], method: str, fault: Fault, kind: str
+) -> None:
+    """None without being asked; 5xx and network errors when asked; all when told."""
+    counts: list[int] = []
+    for options in (
+        {},
+        {"retry_on_all_errors": True},
+        {"max_retry_count": 3},
+        {"max_retry_count": 3, "retry_on_all_errors": True},
+        {"max_retry_count": 1, "retry_delay_ms": 50, "retry_on_all_errors": True},
+    ):
+        twilio.reset()
+        twilio.script(fault)
+        failure(method=method, **options)
+        counts.append(len(twilio.requests))
+
+    assert [1, 1, 1 if kind == "other" else 4, 4, 2] == counts
+    assert [0.0] * (3 if kind == "other" else 6) + [0.05] == delays
+
+
+def test_a_retry_that_succeeds(twilio: FaultServer, delays: list[float]) -> None:
+    """The attempts are told."""
+    twilio.script(faults.status(500), faults.RESET_AFTER_READ, faults.OK)
+    answer = call(method="POST", max_retry_count=5, retry_delay_ms=1500)
+
+    assert (200, 3, [1.5, 1.5]) == (answer["status_code"], answer["attempts"], delays)
+    assert 3 == len(twilio.requests)
+
+
+def test_the_same_is_sent_again(twilio: FaultServer) -> None:
+    """A repetition has the same method, path, headers and body, to the boundary."""
+    twilio.script(faults.status(500), faults.OK)
+    call(method="POST", max_retry_count=1, form_data={"A": "1"}, file_data={"B": "2"}, headers={"X-A": "1"})
+    first, second = ([Part(*part) for part in parts(request)] for request in twilio.requests)
+
+    assert [Part("A", None, b"1"), Part("B", "B", b"2")] == first == second
+    assert ["1", "1"] == [request.header("X-A") for request in twilio.requests]
+
+
+def test_exponential_backoff(twilio: FaultServer, delays: list[float]) -> None:
+    """It doubles up to four seconds, and retry_delay_ms is left out."""
+    twilio.script(faults.status(500))
+    failure(max_retry_count=6, use_exponential_backoff=True, retry_delay_ms=60_000)
+
+    assert [0.25, 0.5, 1, 2, 4, 4] == delays
+    assert 7 == len(twilio.requests)
+
+
+@pytest.mark.parametrize("options", [{"use_exponential_backoff": True}, {"retry_delay_ms": 100}])
+def test_retry_after_is_honoured(twilio: FaultServer, delays: list[float], options: dict[str, Any]) -> None:
+    """Where Twilio says when, that is when."""
+    twilio.script(faults.too_many("3"), faults.status(503, headers={"Retry-After": "2"}), faults.OK)
+    call(max_retry_count=2, retry_on_all_errors=True, **options)
+
+    assert [3, 2] == delays
+    assert 3 == len(twilio.requests)
+
+
+@pytest.mark.parametrize(
+    ("fault", "options"),
+    [
+        (faults.too_many("60"), {"retry_on_all_errors": True}),
+        (faults.status(500), {"retry_delay_ms": 60_000}),
+    ],
+    ids=["retry_after", "retry_delay_ms"],
+)
+def test_a_wait_that_outlasts_the_function_is_not_begun(
+    twilio: FaultServer, delays: list[float], fault: Fault, options: dict[str, Any]
+) -> None:
+    """The caller is told at once."""
+    twilio.script(fault)
+    failure(max_retry_count=5, **options)
+
+    assert (1, []) == (len(twilio.requests), delays)
+
+
+def test_network_errors_before_the_wire_are_retried_when_asked(
+    aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch, delays: list[float]
+) -> None:
+    """A refused connection is one; without being asked it is not tried again."""
+    with closed_port() as port:
+        monkeypatch.setenv("TWILIO_API_URL", f"http://127.0.0.1:{port}")
+
+        assert isinstance(failure(method="POST"), TwilioUnavailableError)
+        assert [] == delays
+        assert isinstance(failure(method="POST", max_retry_count=2, retry_delay_ms=7), TwilioUnavailableError)
+        assert [0.007] * 2 == delays
+    assert 1 == aws_wire.count("GetSecretValue")
+
+
+@pytest.mark.usefixtures("aws_wire")
+def test_a_bad_certificate_is_never_tried_again(monkeypatch: pytest.MonkeyPatch, delays: list[float]) -> None:
+    """Not even when told to retry on all errors."""
+    with FaultServer(tls="self_signed") as server:
+        monkeypatch.setenv("TWILIO_API_URL", server.url)
+        error = failure(max_retry_count=3, retry_on_all_errors=True)
+
+        assert (TwilioUnavailableError, 1, [], []) == (
+            type(error),
+            server.connections,
+            server.requests,
+            delays,
+        )
+
+
+def test_wrong_credentials_are_renewed_once(twilio: FaultServer, aws_wire: AwsWire) -> None:
+    """That is no retry of the caller's."""
+    twilio.script(faults.UNAUTHORIZED)
+
+    assert isinstance(failure(method="POST"), TwilioAuthenticationError)
+    assert (2, 2) == (len(twilio.requests), aws_wire.count("GetSecretValue"))
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("fault", "read", "change"),
+    [
+        (faults.status(400), TwilioRejectedError, TwilioRejectedError),
+        (faults.NOT_FOUND, TwilioNotFoundError, TwilioNotFoundError),
+        (faults.too_many(), TwilioRateLimitError, TwilioRateLimitError),
+        (faults.status(503), TwilioUnavailableError, OutcomeUnknownError),
+        (faults.status(304), TwilioUnavailableError, OutcomeUnknownError),
+        (faults.RESET_AFTER_READ, TwilioUnavailableError, OutcomeUnknownError),
+        (faults.CLOSE_AFTER_READ, TwilioUnavailableError, OutcomeUnknownError),
+    ],
+    ids=lambda value: value.name if isinstance(value, Fault) else "",
+)
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_reads_or_changes(
+    twilio: FaultServer, method: str, fault: Fault, read: type[ConnectorError], change: type[ConnectorError]
+) -> None:
+    """GET, HEAD and OPTIONS change nothing; the others may."""
+    twilio.script(fault)
+
+    assert (read if method in READS else change) is type(failure(method=method))
+    assert 1 == len(twilio.requests)
+
+
+SIZES = [("json", MAX_BYTES), ("text", MAX_BYTES), ("binary", LARGEST_BINARY)]
+
+
+@pytest.mark.parametrize(("method", "error"), [("GET", ResponseTooLargeError), ("POST", OutcomeUnknownError)])
+@pytest.mark.parametrize(("response_type", "size"), SIZES)
+def test_an_answer_over_the_limit(
+    twilio: FaultServer, response_type: str, size: int, method: str, error: type[ConnectorError]
+) -> None:
+    """A read is told so; a change may have been carried out. Neither is tried again."""
+    twilio.script(faults.answer(b"0" * (size + 1)))
+    ended = failure(method=method, response_type=response_type, max_retry_count=3, retry_on_all_errors=True)
+
+    assert (error, 1) == (type(ended), len(twilio.requests))
+
+
+@pytest.mark.parametrize("fault", [faults.ENDLESS, faults.gzip_bomb(64), faults.huge(50)], ids=lambda f: f.name)
+def test_an_answer_without_end(twilio: FaultServer, fault: Fault) -> None:
+    """It is not read to the end, packed or not."""
+    twilio.script(fault)
+
+    assert ResponseTooLargeError is type(failure(response_type="binary"))
+    assert OutcomeUnknownError is type(failure(method="POST", response_type="text"))
+    assert 2 == len(twilio.requests)
+
+
+def test_the_largest_binary_answer_fits(twilio: FaultServer, event: LoadEvent, context: Context) -> None:
+    """Also through the API, as JSON in JSON."""
+    twilio.script(faults.answer(bytes(LARGEST_BINARY)))
+    answer = raw_request.handler(
+        event("raw_request_api") | {"body": json.dumps({"url": CALLS, "method": "GET", "response_type": "binary"})},
+        context,
+    )
+
+    assert 200 == answer["statusCode"]
+    assert len(json.dumps(answer)) < 6_291_556
+    assert LARGEST_BINARY == len(base64.b64decode(json.loads(answer["body"])["data"]))
+
+
+@pytest.mark.parametrize(("method", "error"), [("GET", ResponseTooLargeError), ("POST", OutcomeUnknownError)])
+def test_an_answer_that_grows_over_the_limit_when_it_is_written(
+    twilio: FaultServer, method: str, error: type[ConnectorError]
+) -> None:
+    """Quotes take two bytes in JSON."""
+    twilio.script(faults.answer(b'"' * (MAX_BYTES - 100)))
+
+    assert error is type(failure(method=method, response_type="text"))
+    assert 1 == len(twilio.requests)
+
+
+# Media
+
+
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+def test_media_are_fetched_where_twilio_keeps_them(twilio: FaultServer, code: int) -> None:
+    """Once, with GET, and without credentials or the caller's headers."""
+    twilio.script(
+        faults.redirect(code, f"{twilio.url}/media/1.jpg?Expires=1&Signature=a%2Fb"), faults.answer(b"\xff\xd8", code=200)
+    )  # fmt: skip
+    answer = call(f"{OWN}/Messages/MM1/Media/ME1", response_type="binary", headers={"X-A": "1"})
+    second = twilio.requests[1]
+
+    assert ("/9g=", True, 2) == (answer["data"], answer["is_base64_encoded"], answer["attempts"])
+    assert ("GET", "/media/1.jpg?Expires=1&Signature=a%2Fb") == (second.method, second.target)
+    assert (None, None, None) == tuple(second.header(name) for name in ("Authorization", "Cookie", "X-A"))
+    assert 2 == len(twilio.requests)
+
+
+def test_media_that_redirect_again_are_not_followed(twilio: FaultServer) -> None:
+    """Once is once, also when the caller retries: each attempt is a request and one redirect."""
+    twilio.script(faults.redirect(307, f"{twilio.url}/again"))
+
+    assert isinstance(failure(response_type="binary"), TwilioUnavailableError)
+    assert 2 == len(twilio.requests)
+    failure(response_type="binary", max_retry_count=1, retry_on_all_errors=True)
+    assert 6 == len(twilio.requests)
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "GET"])
+def test_only_a_get_is_redirected(twilio: FaultServer, method: str) -> None:
+    """Nothing else fetches media."""
+    twilio.script(faults.redirect(307, f"{twilio.url}/media"))
+    failure(method=method, response_type="binary")
+
+    assert 1 == len(twilio.requests)
+
+
+@pytest.mark.parametrize("response_type", ["json", "text"])
+def test_only_binary_answers_are_redirected(twilio: FaultServer, response_type: str) -> None:
+    """Nothing else is media."""
+    twilio.script(faults.redirect(307, f"{twilio.url}/media"))
+    failure(response_type=response_type)
+
+    assert 1 == len(twilio.requests)
+
+
+@pytest.mark.parametrize("code", [400, 404, 410, 500, 503])
+def test_only_a_redirect_redirects(twilio: FaultServer, code: int) -> None:
+    """A Location in another answer leads nowhere."""
+    twilio.script(faults.status(code, headers={"Location": f"{twilio.url}/media"}))
+    failure(response_type="binary")
+
+    assert 1 == len(twilio.requests)
+
+
+def test_oversize_media_are_refused(twilio: FaultServer) -> None:
+    """The limit holds where Twilio keeps them too."""
+    twilio.script(faults.redirect(307, f"{twilio.url}/media"), faults.ENDLESS)
+
+    assert isinstance(failure(response_type="binary"), ResponseTooLargeError)
+    assert 2 == len(twilio.requests)
+
+
+@pytest.fixture
+def real(aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch) -> Iterator[responses.RequestsMock]:
+    """Give Twilio's real hosts, of which none is really reached."""
+    monkeypatch.setenv("TWILIO_API_URL", "")
+    with responses.RequestsMock() as wire:
+        wire.add_passthru(aws_wire.url)
+        yield wire
+
+
+@pytest.mark.parametrize("host", ["media.twiliocdn.com", "twiliocdn.com", "a.b-c.twiliocdn.com"])
+def test_real_media_hosts_are_known(real: responses.RequestsMock, host: str) -> None:
+    """They get no credentials."""
+    media = f"https://{host}/{ACCOUNT_SID}/1?response-content-disposition=inline"
+    real.get(f"https://api.twilio.com{ROOT}/Media/ME1", status=307, headers={"Location": media})
+    real.get(media, body=b"\xff\xd8")
+    answer = call(f"{OWN}/Media/ME1", response_type="binary")
+
+    assert ("/9g=", 2) == (answer["data"], answer["attempts"])
+    assert [True, False] == ["Authorization" in each.request.headers for each in real.calls]
+
+
+def test_an_error_of_an_api_call(twilio: FaultServer, event: LoadEvent, context: Context) -> None:
+    """It is the error that all actions have."""
+    twilio.script(faults.NOT_FOUND)
+    answer = raw_request.handler(event("raw_request_api"), context)
+
+    assert (404, "TwilioNotFoundError") == (answer["statusCode"], json.loads(answer["body"])["title"])
+
+
+def test_an_error_with_a_body_that_does_not_end(twilio: FaultServer) -> None:
+    """Its status counts."""
+    twilio.script(replace(with_status(422, faults.ENDLESS), name="endless_422"))
+
+    assert isinstance(failure(method="POST"), TwilioRejectedError)
+    assert 1 == len(twilio.requests)
+
+
+def test_nothing_else_is_reached() -> None:
+    """The canary that other tests rely on is one that can be reached."""
+    with Canary() as canary:
+        assert [] == canary.visits
