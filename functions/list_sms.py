@@ -74,9 +74,9 @@ class ListSms(Input, frozen=True, kw_only=True):
         }
         return {name: str(value) for name, value in filters.items() if value is not None}
 
-    def position(self) -> Position:
+    def position(self, account_sid: str) -> Position:
         """Return where to begin; raises InvalidInputError where the token belongs to another list."""
-        filters = msgspec.json.encode([self.filters(), self.page_size])
+        filters = msgspec.json.encode([account_sid, self.filters(), self.page_size])
         fingerprint = hashlib.sha256(filters).hexdigest()[:16]
         if self.page_token is None:
             return Position(fingerprint, str(self.page_size or min(self.limit, 1000)))
@@ -86,7 +86,7 @@ class ListSms(Input, frozen=True, kw_only=True):
             raise InvalidInputError(Fault("page_token", "is not one that list_sms returned")) from None
         if position.filters != fingerprint or position.offset < 0:
             raise InvalidInputError(
-                Fault("page_token", "belongs to other filters; give those of the call that returned it")
+                Fault("page_token", "belongs to other filters; give those, and the connection, of the call it is from")
             )
         return position
 
@@ -107,11 +107,13 @@ class Page(Struct):
 @entrypoint(ListSms)
 def handler(wanted: ListSms, twilio: Twilio) -> dict[str, Any]:
     """Return at most `limit` messages, and a token where there are more."""
-    position: Position | None = wanted.position()
+    position: Position | None = wanted.position(twilio.connection.account_sid)
+    visited: set[Position] = set()
     messages: list[dict[str, Any]] = []
     known: set[str] = set()
     size = 0
-    while position:
+    while position and position not in visited:
+        visited.add(position)
         page = _page(wanted, position, twilio)
         rest = page["messages"][position.offset :]
         before = len(known)
@@ -127,8 +129,8 @@ def handler(wanted: ListSms, twilio: Twilio) -> dict[str, Any]:
         repeats = bool(rest) and len(known) == before
         position = None if repeats else _next(page, position, twilio)
         if len(messages) == wanted.limit or not twilio.has_time(_SECONDS_PER_PAGE):
-            break
-    return _answer(messages, position)
+            return _answer(messages, position)
+    return _answer(messages, None)
 
 
 def _page(wanted: ListSms, position: Position, twilio: Twilio) -> dict[str, Any]:

@@ -19,14 +19,15 @@ ACCOUNT_VARIABLE = "$TWILIO_ACCOUNT_SID"
 
 # No dot segments, no empty segments, and no character that any parser reads as something else than itself.
 _PATH = re.compile(r"(/(?!\.{1,2}(/|\Z))([A-Za-z0-9._~+:,=-]|%[0-9A-Fa-f]{2})+)+")
-_ENCODED_TRAP = re.compile(r"[\x00-\x20\x7f./\\%?#@]")
+_ENCODED_TRAP = re.compile(r"[\x00-\x20\x7f./\\%?#@;]")
 _ACCOUNT = re.compile(r"/Accounts/(AC[0-9a-fA-F]{32})(?:\.json|/.+)?")
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
 _HEADER_VALUE = re.compile(r"([!-~]([ \t!-~]*[!-~])?)?")
-# Credentials, framing, the host, and what speaks to the next hop only.
+# Credentials, framing, the host, what takes the place of method or path, and what speaks to the next hop only.
 _REFUSED_HEADERS = re.compile(
     r"authorization|cookie2?|host|content-length|transfer-encoding|connection|keep-alive|expect|te|trailer|upgrade"
-    r"|proxy-.*|x-forwarded-.*|forwarded|via|accept-encoding|x-(http-)?method(-override)?",
+    r"|proxy-.*|x-forwarded-.*|forwarded|via|accept-encoding|x-(http-)?method(-override)?|x-host"
+    r"|x-(original|rewrite)-.*",
     re.IGNORECASE,
 )
 _JSON_TYPE = re.compile(r"application/([a-z0-9.-]+\+)?json\b", re.IGNORECASE)
@@ -73,7 +74,7 @@ class Headers(dict[str, str]):
         for name, content in Pairs.parse(value):
             if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(content):
                 raise ValueError("must have header names, and values of visible ASCII characters")
-            if _REFUSED_HEADERS.fullmatch(name):
+            if _REFUSED_HEADERS.fullmatch(name.replace("_", "-")):  # which servers take for the same
                 raise ValueError("must not have headers for credentials, cookies, framing, hops or the host")
             headers[name.lower()] = f"{headers[name.lower()]}, {content}" if name.lower() in headers else content
         return headers
@@ -103,6 +104,10 @@ class Files(dict[str, bytes]):
         return files
 
 
+# msgspec takes one bound of a kind, so this one cannot be a narrower Milliseconds.
+Patience = Annotated[
+    int, Meta(ge=1, le=900_000, description="must be a whole number of milliseconds from 1 to 900000")
+]
 Milliseconds = Annotated[
     int, Meta(ge=0, le=900_000, description="must be a whole number of milliseconds up to 900000")
 ]
@@ -120,7 +125,7 @@ class RawRequest(Input, frozen=True, kw_only=True):
     query_parameters: Pairs | None = None
     headers: Headers | None = None
     response_type: Literal["json", "text", "binary"] = "json"
-    timeout_ms: Annotated[Milliseconds, Meta(ge=1)] = 10_000
+    timeout_ms: Patience = 10_000
     max_retry_count: Annotated[int, Meta(ge=0, le=100, description="must be a whole number from 0 to 100")] = 0
     retry_delay_ms: Milliseconds = 0
     retry_on_all_errors: Flag = False

@@ -93,7 +93,7 @@ class SendSms(Input, frozen=True, kw_only=True):
         elif "content_variables" in given:
             yield Fault("content_variables", "needs content_sid")
         if "from" in given and "messaging_service_sid" not in given:
-            yield from _need_service(given.keys())
+            yield from _need_service(given)
 
     def form(self, connection: Connection) -> dict[str, str | list[str]]:
         """Return Twilio's parameters; raises InvalidInputError where the connection has no sender for them."""
@@ -111,8 +111,7 @@ class SendSms(Input, frozen=True, kw_only=True):
     def _default_sender(self, connection: Connection) -> dict[str, str]:
         if connection.default_messaging_service_sid:
             return {"MessagingServiceSid": connection.default_messaging_service_sid}
-        given = {spec.name for spec in msgspec.structs.fields(self) if getattr(self, spec.name)}
-        if faults := list(_need_service(given)):
+        if faults := list(_need_service(msgspec.structs.asdict(self))):
             raise InvalidInputError(*faults)
         if connection.default_from:
             return {"From": str(connection.default_from)}
@@ -154,10 +153,10 @@ def _rehearse(sms: SendSms, connection: Connection) -> dict[str, Any]:
     }
 
 
-def _need_service(given: Any) -> Iterator[Fault]:
+def _need_service(given: Mapping[str, Any]) -> Iterator[Fault]:
     """Yield the fields that only a messaging service can serve."""
     for name in ("send_at", "shorten_urls", "fallback_from"):
-        if name in given:
+        if given.get(name):
             yield Fault(name, "needs messaging_service_sid")
 
 
@@ -173,6 +172,8 @@ def _written(value: Any) -> str | list[str]:
         return str(value).lower()
     if isinstance(value, list):
         return value
+    if isinstance(value, float):
+        return f"{value:.5f}".rstrip("0").rstrip(".")
     if isinstance(value, dict):
         return msgspec.json.encode(value).decode()
     return str(value)

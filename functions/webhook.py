@@ -126,7 +126,9 @@ def received(event: Any) -> Delivery:
     name = path[2] or settings.default_connection
     if "x-twilio-signature" not in request.headers:
         raise Refused("no signature")
-    connection = client.CONNECTIONS.get(settings.connection_prefix, name, asked_by_stranger=True)
+    # Nobody needs to make up the default's name, so the limit for made-up names is not to keep it out.
+    stranger = name != settings.default_connection
+    connection = client.CONNECTIONS.get(settings.connection_prefix, name, asked_by_stranger=stranger)
     urls = _urls(request, variable("WEBHOOK_BASE_URL") or f"https://{request.domain}{path[1]}", path[2])
     read = _get if is_get else _form if is_form else _json
     return read(request, _Signer(request.headers["x-twilio-signature"], urls, name, connection))

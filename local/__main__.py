@@ -5,6 +5,9 @@ import signal
 import sys
 from collections.abc import Callable
 
+from botocore.exceptions import BotoCoreError, ClientError
+from requests import RequestException
+
 from local import FOLDER, LocalError, stack
 from local.console import Console
 from local.demo import Demo
@@ -67,6 +70,9 @@ def main(arguments: list[str]) -> int:
         command(console)
     except LocalError as error:
         console.fail(str(error))
+        return 1
+    except (BotoCoreError, ClientError, RequestException) as error:
+        console.fail(f"An emulator does not answer as it should: {error}. Its log is in {FOLDER / 'logs'}.")
         return 1
     except KeyboardInterrupt:
         console.fail("Interrupted.")

@@ -42,9 +42,7 @@ def client(service: str, endpoint_url: str, identity: Identity = ROOT_USER) -> A
     return session.client(service, endpoint_url=endpoint_url, config=config)
 
 
-def call_api(
-    method: str, url: str, identity: Identity | None = None, *, body: str | None = None
-) -> requests.Response:
+def call_api(method: str, url: str, identity: Identity | None = None, *, body: str | None = None) -> requests.Response:
     """Make a request to an API of API Gateway, signed where there is an identity."""
     request = AWSRequest(method, url, data=body, headers={"Content-Type": "application/json"} if body else {})
     if identity:

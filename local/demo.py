@@ -61,9 +61,7 @@ class Demo:
     def _send_by_lambda(self) -> None:
         with self._step("Send one by invoking Lambda, with an auth token") as facts:
             connection = self._stack["connections"]["auth_token"]
-            message = self._invoke(
-                "SendSms", {"to": PHONE, "message": "Hello from Lambda.", "connection": connection}
-            )
+            message = self._invoke("SendSms", {"to": PHONE, "message": "Hello from Lambda.", "connection": connection})
             _check(self._at_twilio(message["sid"])["body"] == "Hello from Lambda.", "Twilio has another text")
             facts += [_short(message["sid"]), message["status"], f"connection {connection}"]
 
@@ -163,9 +161,7 @@ class Events:
     def __init__(self, stack: Stack) -> None:
         self._sqs = client("sqs", stack["aws_endpoint_url"])
         self._url = self._sqs.create_queue(QueueName=_QUEUE)["QueueUrl"]
-        attributes = self._sqs.get_queue_attributes(QueueUrl=self._url, AttributeNames=["QueueArn"])[
-            "Attributes"
-        ]
+        attributes = self._sqs.get_queue_attributes(QueueUrl=self._url, AttributeNames=["QueueArn"])["Attributes"]
         events = client("events", stack["aws_endpoint_url"])
         bus = stack["outputs"]["EventBusName"]
         pattern = json.dumps({"source": ["twilio"]})
@@ -179,9 +175,7 @@ class Events:
         }
         policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
         self._sqs.set_queue_attributes(QueueUrl=self._url, Attributes={"Policy": policy})
-        events.put_targets(
-            Rule=_QUEUE, EventBusName=bus, Targets=[{"Id": _QUEUE, "Arn": attributes["QueueArn"]}]
-        )
+        events.put_targets(Rule=_QUEUE, EventBusName=bus, Targets=[{"Id": _QUEUE, "Arn": attributes["QueueArn"]}])
 
     def wait_for(self, kind: str, sid: str, status: str) -> Any:
         """Return the event of a message; others before it are dropped."""

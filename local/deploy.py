@@ -43,7 +43,10 @@ def prepare(folder: Path, built: Path) -> None:
     if not count:
         raise LocalError(f"{template} has no function with 'Runtime: python3.13': was the template changed?")
     template.write_text(text)
-    start = [ROOT / ".venv-lambda" / "bin" / "python", "-I", ROOT / "local" / "runtime.py", folder / "layers"]
+    python = ROOT / ".venv-lambda" / "bin" / "python"
+    if not python.exists():
+        raise LocalError(f"{python} is missing: 'make local' installs it.")
+    start = [python, "-I", ROOT / "local" / "runtime.py", folder / "layers"]
     for functions in {module.parent for module in prepared.glob("*/*.py")}:
         bootstrap = functions / "bootstrap"
         # The same for every deployment, so that it changes no function's hash.

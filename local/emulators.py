@@ -65,6 +65,9 @@ def _start_ministack(folder: Path, port: int) -> None:
         "GATEWAY_PORT": str(port),
         "HOME": str(folder / "tmp"),
         "IOT_MTLS_ENABLED": "0",  # no second port
+        # It repeats asynchronous invocations of an alias even where the template forbids it: not in this run's time.
+        "LAMBDA_ASYNC_RETRY_BASE_SECONDS": "86400",
+        "LAMBDA_ASYNC_RETRY_MAX_SECONDS": "86400",
         "LANG": "C.UTF-8",
         "MINISTACK_REGION": REGION,
         "PATH": os.defpath,

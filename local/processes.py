@@ -151,7 +151,7 @@ def _begin(job: Job, output: IO[bytes], *, pass_fds: Sequence[int] = ()) -> subp
         )
     except OSError as error:
         raise LocalError(
-            f"{job.command[0]} cannot be run ({error.strerror}): run 'make clean', then try again."
+            f"{job.command[0]} cannot be run ({error.strerror}): 'make local' installs what is missing."
         ) from None
 
 

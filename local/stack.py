@@ -12,9 +12,7 @@ from local.console import QUIET, Report
 Stack = dict[str, Any]  # what stack.json says
 
 
-def up(
-    folder: Path = FOLDER, *, parameters: Mapping[str, str] | None = None, report: Report = QUIET
-) -> Stack:
+def up(folder: Path = FOLDER, *, parameters: Mapping[str, str] | None = None, report: Report = QUIET) -> Stack:
     """Start a stack, or bring the one that runs up to date; return what stack.json says.
 
     `parameters` are the template's. What this started is ended again where something fails.

@@ -24,6 +24,7 @@ os.environ |= {
     "WEBHOOK_BASE_URL": "",
     "EVENT_BUS_NAME": "bus",
     "LOG_LEVEL": "INFO",
+    "POWERTOOLS_SERVICE_NAME": "twilio-connector",
 }
 
 settings.register_profile("default", derandomize=True, deadline=None, print_blob=True)

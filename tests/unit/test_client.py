@@ -213,7 +213,12 @@ def test_a_read_ends_so(twilio: FaultServer, ends: Ends) -> None:
     ids=lambda value: value.name if isinstance(value, Fault) else "",
 )
 def test_an_api_caller_is_told(
-    twilio: FaultServer, event: LoadEvent, context: Context, fault: Fault, http: int, retryable: bool  # noqa: FBT001
+    twilio: FaultServer,
+    event: LoadEvent,
+    context: Context,
+    fault: Fault,
+    http: int,
+    retryable: bool,  # noqa: FBT001
 ) -> None:
     """The status and the advice are those of the error's class."""
     twilio.script(fault)
@@ -744,7 +749,9 @@ def test_attempts_without_a_connection_do_not_count(monkeypatch: pytest.MonkeyPa
         assert (1, 1) == (request("GET").attempts, len(server.requests))
 
 
-@pytest.mark.parametrize("last", [faults.NOT_FOUND, faults.status(400), faults.too_many()], ids=lambda f: f.name)
+@pytest.mark.parametrize(
+    "last", [faults.NOT_FOUND, faults.status(400), faults.too_many()], ids=lambda f: f.name
+)
 @pytest.mark.parametrize("first", [faults.status(500), faults.RESET_AFTER_READ], ids=lambda f: f.name)
 def test_a_chosen_repetition_of_a_change_stays_in_doubt(
     twilio: FaultServer, first: Fault, last: Fault
@@ -793,7 +800,9 @@ def sqs(event: LoadEvent, *bodies: str) -> Any:
     """Return a batch with these bodies."""
     batch = event("send_sms_sqs")
     record = batch["Records"][0]
-    batch["Records"] = [record | {"messageId": str(number), "body": body} for number, body in enumerate(bodies)]
+    batch["Records"] = [
+        record | {"messageId": str(number), "body": body} for number, body in enumerate(bodies)
+    ]
     return batch
 
 
@@ -857,9 +866,7 @@ def test_the_whole_example_batch_is_sent_once(
     assert len(batch["Records"]) == len(twilio.requests)
 
 
-def test_messages_that_find_no_time_are_given_back(
-    twilio: FaultServer, event: LoadEvent
-) -> None:
+def test_messages_that_find_no_time_are_given_back(twilio: FaultServer, event: LoadEvent) -> None:
     """A record that was not begun is provably not sent."""
     known()
     twilio.script(faults.hang())

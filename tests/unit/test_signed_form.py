@@ -243,11 +243,12 @@ def test_a_name_that_is_not_twilios_is_not_believed(more: Mapping[str, str | lis
 @pytest.mark.parametrize(
     ("form", "text"),
     [
-        ({"Body": "Hello ErrorCode30006"}, "Body"),
-        ({"Body": "ErrorMessage"}, "Body"),
-        ({"Body": "ButtonText"}, "Body"),
+        ({"From": "whatsapp:+15558675309", "Body": "Hello ErrorCode30006"}, "Body"),
+        ({"From": "whatsapp:+15558675309", "Body": "ErrorMessage"}, "Body"),
+        ({"From": "whatsapp:+15558675309", "Body": "ButtonText"}, "Body"),
+        ({"Body": "ErrorCode11200ErrorUrlhttps://example.com"}, "Body"),
         ({"FromCity": "NYFromCountryUS"}, "FromCity"),
-        ({"ToZip": "94105WaId15558675309"}, "ToZip"),
+        ({"From": "whatsapp:+15558675309", "ToZip": "94105WaId15558675309"}, "ToZip"),
         ({"From": "ShopFromCityX"}, "From"),
     ],
 )
@@ -266,7 +267,11 @@ def test_a_text_that_may_hold_a_parameter_is_not_believed(form: Form, text: str)
         "Greetings From Paris",
         f"AccountSid{ACCOUNT}",
         "MessageStatusdelivered",
-        "ErrorCod",
+        "ErrorCode",
+        "ErrorCode30006",
+        "Yes ButtonTextYes ButtonPayload1",
+        "Call From+15550001111",
+        "Now FromCity to ToZip94105, Label it",
     ],
 )
 def test_a_text_may_name_what_cannot_stand_there(body: str) -> None:

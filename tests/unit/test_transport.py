@@ -46,7 +46,7 @@ def server() -> Iterator[FaultServer]:
         yield made
 
 
-def exchange(  # noqa: PLR0913 what the tests vary
+def exchange(
     session: transport.Session,
     url: str,
     method: str = "POST",
@@ -123,7 +123,9 @@ def test_all_addresses_of_a_host_share_the_connect_timeout(
     with black_hole() as port:
         resolved(monkeypatch, *[port] * 10)
         error: list[transport.NeverSent] = []
-        took = seconds(lambda: error.append(never_sent(session, "http://twilio.invalid", connect=READ_SECONDS)))
+        took = seconds(
+            lambda: error.append(never_sent(session, "http://twilio.invalid", connect=READ_SECONDS))
+        )
 
     assert "connecting took too long" == str(error[0])
     assert took < READ_SECONDS + MARGIN
@@ -238,7 +240,7 @@ BROKEN = [
     faults.RESET_BEFORE_READ,
     faults.RESET_AFTER_READ,
     faults.CLOSE_AFTER_READ,
-    *(faults.cut(part, reset=reset) for part in ("status", "headers", "body") for reset in (False, True)),  # type: ignore[arg-type]
+    *(faults.cut(part, reset=reset) for part in ("status", "headers", "body") for reset in (False, True)),
     faults.INVALID_CHUNK,
     faults.NOT_HTTP,
     faults.huge_header(),
@@ -389,7 +391,7 @@ def needed(server: FaultServer, how: str, max_bytes: int) -> int:
     command = [sys.executable, "-c", textwrap.dedent(_MEASURE), how, server.url + MESSAGES, str(max_bytes)]
     path = os.pathsep.join(map(str, (ROOT / "layers" / "twilio", ROOT)))
     environment = os.environ | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(  # noqa: S603 our own script
+    done = subprocess.run(
         command, env=environment, capture_output=True, text=True, check=True, timeout=60
     )
     return int(done.stdout)

@@ -103,7 +103,7 @@ def sqs_records(event: Any) -> list[Record] | None:
         return None
     try:
         return [Record(record["messageId"], record["body"], _fifo_group(record)) for record in records]
-    except (KeyError, AttributeError):
+    except (KeyError, TypeError):
         raise _refused("Records", "is not an SQS batch: a record has no messageId or body") from None
 
 

@@ -12,7 +12,8 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from functools import cache
-from itertools import pairwise
+from itertools import pairwise, takewhile
+from typing import NamedTuple
 
 from twilio_connector.signature import signed_text
 
@@ -42,6 +43,7 @@ _PHONE = r"\+?[0-9]{2,16}"
 _WORD = "[a-z_-]{0,40}"
 _NUMBER = "[0-9.-]{0,40}"
 _FLAG = "true|false"
+_ADDRESS = rf"{_PHONE}|whatsapp:{_PHONE}"  # or else a name as sender, or the address on another channel
 
 # The names of each kind. A format ends by itself: what follows a name begins with a capital letter, and none
 # fits. A name without a format is a text, in which anything may stand, or an address.
@@ -49,8 +51,8 @@ _COMMON: dict[str, str | None] = {
     "AccountSid": _sid("AC"),
     "ApiVersion": _NUMBER,
     "ErrorCode": _NUMBER,
-    "From": rf"{_PHONE}|whatsapp:{_PHONE}",
-    "To": rf"{_PHONE}|whatsapp:{_PHONE}",
+    "From": _ADDRESS,
+    "To": _ADDRESS,
     **_texts("FromCity FromCountry FromState FromZip ToCity ToCountry ToState ToZip Timestamp"),
 }
 _NAMES: dict[Kind, dict[str, str | None]] = {
@@ -78,7 +80,7 @@ _NAMES: dict[Kind, dict[str, str | None]] = {
     }
     | _texts("""
         AddOns Address Body ButtonPayload ButtonText ChannelInstallSid ChannelMetadata ChannelStatusMessage
-        ChannelToAddress ErrorMessage EventType ExternalUserId FlowData InteractiveData Label
+        ChannelToAddress ErrorMessage ErrorUrl EventType ExternalUserId FlowData InteractiveData Label
         ListDescription ListId ListTitle OriginalRepliedMessageSender ProfileName ReferralBody
         ReferralCtwaClid ReferralHeadline ReferralMediaContentType ReferralMediaId ReferralMediaUrl
         ReferralSourceId ReferralSourceType ReferralSourceUrl StructuredMessage
@@ -89,8 +91,8 @@ _NAMES: dict[Kind, dict[str, str | None]] = {
         "CallDuration": _NUMBER,
         "CallSid": _sid("CA"),
         "CallStatus": _WORD,
-        "Called": _PHONE,
-        "Caller": _PHONE,
+        "Called": _ADDRESS,
+        "Caller": _ADDRESS,
         "CallSidEndingConference": _sid("CA"),
         "Coaching": _FLAG,
         "ConferenceSid": _sid("CF"),
@@ -101,7 +103,7 @@ _NAMES: dict[Kind, dict[str, str | None]] = {
         "Direction": _WORD,
         "Duration": _NUMBER,
         "EndConferenceOnExit": _FLAG,
-        "ForwardedFrom": _PHONE,
+        "ForwardedFrom": _ADDRESS,
         "Hold": _FLAG,
         "MachineDetectionDuration": _NUMBER,
         "Muted": _FLAG,
@@ -137,27 +139,52 @@ _NAMES: dict[Kind, dict[str, str | None]] = {
         "Timestamp": None,
     },
 }
-# Of two names that begin alike the longer comes first.
-_IN_ORDER = {about: sorted(names, reverse=True) for about, names in _NAMES.items()}
 _REQUIRED = {
     Kind.MESSAGE: ("AccountSid", "From", "MessageSid", "To"),
     Kind.CALL: ("AccountSid", "CallSid"),
     Kind.ERROR: ("AccountSid", "Level", "Payload", "PayloadType", "Sid"),
     Kind.OTHER: ("AccountSid",),
 }
-_AFTER_ALL = "\U0010ffff"
+
+
+class _Grammar(NamedTuple):
+    """Names with their formats, of which `required` are there, in order."""
+
+    names: Mapping[str, str | None]
+    required: Sequence[str]
+
+
+# What comes by SMS or MMS has few names, so that people may write any others there. ErrorCode and ErrorUrl come
+# with it when it is called as the fallback of another webhook.
+_SMS = _Grammar(
+    {
+        name: form
+        for name, form in _NAMES[Kind.MESSAGE].items()
+        if re.match("(AccountSid|AddOns|ApiVersion|Body|From|Media|Messag.*Sid|Num|OptOut|ReferralNum|Sms|To)", name)
+    }
+    | {
+        "ErrorCode": r"[0-9]{1,9}(?=ErrorUrl)",
+        "ErrorUrl": None,
+        "From": _PHONE,
+        "SmsStatus": "received|receiving",
+        "To": _PHONE,
+    },
+    ("AccountSid", "Body", "From", "MessageSid", "SmsStatus", "To"),
+)
+# The first that a text fits is the one it is read by.
+_GRAMMARS = {about: [_Grammar(_NAMES[about], _REQUIRED[about])] for about in _NAMES}
+_GRAMMARS[Kind.MESSAGE].insert(0, _SMS)
+
 # Names whose signed text tells the kind, wherever in the text it stands. (Conversations have a ChannelMessageSid.)
 _TELLING = {
     Kind.MESSAGE: re.compile(rf"(?:(?<!Channel)MessageSid|SmsSid){_MESSAGE_SID}"),
     Kind.CALL: re.compile(rf"CallSid{_sid('CA')}"),
     Kind.ERROR: re.compile(rf"Sid{_sid('NO')}"),
 }
-_CONVERSATIONS = re.compile(_sid("IM"))
+_CONVERSATIONS = re.compile(_sid("IM"))  # which name their own messages MessageSid
 
-# An address is a number or else a text: a name as sender, or the address on another channel. It holds no other
-# address of its name, lest the end of a text that people wrote be taken for the beginning of one.
-_ADDRESSES = frozenset({"Called", "Caller", "ForwardedFrom", "From", "To"})
-_ADDRESS = r"[A-Za-z0-9 &+._-]{0,11}|[a-z]{2,20}:[!-~]{1,256}"
+_OTHER_ADDRESS = r"[A-Za-z0-9 &+._-]{0,11}|[a-z]{2,20}:[!-~]{1,256}"
+_MAX_ADDRESS = 277
 
 # A parameter that is not known, name and value: one word, so that no text can pass for it.
 _NEW_NAME = re.compile(r"[A-Z][A-Za-z0-9_.-]*")
@@ -193,7 +220,7 @@ def doubt(fields: Fields, about: Kind, query: str | None) -> str | None:
     for name in fields.keys() & known.keys():
         if len(fields[name]) != 1:
             return f"{name} is there more than once"
-        if known[name] and name not in _ADDRESSES and not _ends_by_itself(known[name], fields[name][0]):
+        if known[name] not in {None, _ADDRESS} and not _ends_by_itself(known[name], fields[name][0]):
             return f"{name} is malformed"
     if len({fields[name][0] for name in ("MessageSid", "SmsMessageSid", "SmsSid") if name in fields}) > 1:
         return "MessageSid and SmsSid differ"
@@ -211,64 +238,84 @@ def _other_reading(fields: Fields, about: Kind, query: str) -> str | None:
     for name, following in pairwise(names):
         if name in known and following not in known and not _ends_by_itself(known[name], fields[name][0]):
             return "a parameter that is not known may be cut out of the text before it"
-    if reading(signed_text("", fields), about) != {name: fields[name][0] for name in names if name in known}:
-        return "a text may hold another parameter"
-    return None
+    text = signed_text("", fields)
+    for grammar in _GRAMMARS[about]:
+        if parameters := _reading(text, grammar):
+            believed = parameters == {name: fields[name][0] for name in names if name in grammar.names}
+            return None if believed else "a text may hold another parameter"
+    return "a text may hold another parameter"
 
 
-def reading(text: str, about: Kind) -> dict[str, str] | None:
-    """Return the known names and values in the signed text of a form, or None where it is not such a form.
+def _reading(text: str, grammar: _Grammar) -> dict[str, str] | None:
+    """Return the known names and values in the signed text of a form, or None where it does not fit.
 
-    The outcome depends on nothing but the text. A text ends where the first known name begins with which the
-    rest can be read too; a parameter that is not known stands only after a value that ends by itself.
+    The outcome depends on nothing but the text.
     """
-    names = _NAMES[about]
-    starts = [match.start() for match in _starts(about).finditer(text)]
-    dead: set[tuple[int, str, bool]] = set()
-
-    def cut(start: int, before: str, *, ended: bool) -> list[tuple[str, str]] | None:
-        """Return the parameters from `start`, after the name `before`, whose value may have ended by itself."""
-        due = next((name for name in _REQUIRED[about] if name > before), _AFTER_ALL)
-        if start == len(text):
-            return [] if due == _AFTER_ALL else None
-        if (start, before, ended) in dead:
-            return None
-        for name in _IN_ORDER[about]:
-            if before < name <= due and text.startswith(name, start):
-                begin = start + len(name)
-                for end, closed in _ends(text, begin, name, names[name], starts):
-                    if (rest := cut(end, name, ended=closed)) is not None:
-                        return [(name, text[begin:end]), *rest]
-        if ended:
-            for end in _until(text, start + 1, starts):
-                if not _NEW.fullmatch(text, start, end):
-                    break
-                if (rest := cut(end, before, ended=False)) is not None:
-                    return rest
-        dead.add((start, before, ended))
-        return None
-
-    parameters = cut(0, "", ended=False) if len(starts) <= _MAX_STARTS else None
+    cutter = _Cutter(text, grammar)
+    parameters = cutter.cut(0, "", ended=False) if len(cutter.starts) <= _MAX_STARTS else None
     return None if parameters is None else dict(parameters)
 
 
-def _ends(
-    text: str, begin: int, name: str, form: str | None, starts: Sequence[int]
-) -> Iterator[tuple[int, bool]]:
-    """Yield where a value may end, and whether it does so by itself."""
-    if form is not None and (match := _compiled(form).match(text, begin)):
-        yield match.end(), True
-    if form is None:
-        yield from ((end, False) for end in _until(text, begin, starts))
-    elif name in _ADDRESSES:
-        address = _address(name)
-        yield from ((end, False) for end in _until(text, begin, starts) if address.fullmatch(text, begin, end))
+class _Cutter:
+    """Cuts one text by one grammar.
 
+    A text ends where the first known name begins with which the rest can be read too; a parameter that is not
+    known stands only after a value that ends by itself.
+    """
 
-def _until(text: str, begin: int, starts: Sequence[int]) -> Iterator[int]:
-    """Yield where known names begin from there on, and the end of the text."""
-    yield from (starts[index] for index in range(bisect_left(starts, begin), len(starts)))
-    yield len(text)
+    def __init__(self, text: str, grammar: _Grammar) -> None:
+        """Find all places where a known name begins, also inside another."""
+        self._text = text
+        self._names = grammar.names
+        self._required = grammar.required
+        self._in_order = sorted(grammar.names, reverse=True)  # of two that begin alike the longer comes first
+        self._dead: set[tuple[int, str, bool]] = set()
+        self.starts = [match.start() for match in _compiled(f"(?={'|'.join(self._in_order)})").finditer(text)]
+
+    def cut(self, start: int, before: str, *, ended: bool) -> list[tuple[str, str]] | None:
+        """Return the parameters from `start`, after the name `before`, whose value may have ended by itself."""
+        due = next((name for name in self._required if name > before), None)
+        if start == len(self._text):
+            return None if due else []
+        if (start, before, ended) in self._dead:
+            return None
+        for name in self._in_order:
+            if before < name <= (due or name) and self._text.startswith(name, start):
+                begin = start + len(name)
+                for end, closed in self._ends(begin, name):
+                    if (rest := self.cut(end, name, ended=closed)) is not None:
+                        return [(name, self._text[begin:end]), *rest]
+        rest = self._after_new(start, before) if ended else None
+        if rest is None:
+            self._dead.add((start, before, ended))
+        return rest
+
+    def _after_new(self, start: int, before: str) -> list[tuple[str, str]] | None:
+        """Return the parameters after one that is not known."""
+        new = _NEW_NAME.match(self._text, start)
+        if new is None or new[0] <= before:
+            return None
+        ends = takewhile(lambda end: _NEW.fullmatch(self._text, start, end), self._until(start + 1))
+        rests = (self.cut(end, before, ended=False) for end in ends)
+        return next((rest for rest in rests if rest is not None), None)
+
+    def _ends(self, begin: int, name: str) -> Iterator[tuple[int, bool]]:
+        """Yield where a value may end, and whether it does so by itself."""
+        form = self._names[name]
+        if form is None:
+            yield from ((end, False) for end in self._until(begin))
+        elif match := _compiled(form).match(self._text, begin):
+            yield match.end(), True
+        if form == _ADDRESS:
+            # It holds no other one, lest the end of a text that people wrote be taken for its beginning.
+            other = _compiled(rf"(?!.*{name}(?:{_PHONE}|[a-z]+:))(?:{_OTHER_ADDRESS})")
+            near = takewhile(lambda end: end - begin <= _MAX_ADDRESS, self._until(begin))
+            yield from ((end, False) for end in near if other.fullmatch(self._text, begin, end))
+
+    def _until(self, begin: int) -> Iterator[int]:
+        """Yield where known names begin from there on, and the end of the text."""
+        yield from (self.starts[index] for index in range(bisect_left(self.starts, begin), len(self.starts)))
+        yield len(self._text)
 
 
 def _ends_by_itself(form: str | None, value: str) -> bool:
@@ -278,14 +325,3 @@ def _ends_by_itself(form: str | None, value: str) -> bool:
 @cache
 def _compiled(form: str) -> re.Pattern[str]:
     return re.compile(form)
-
-
-@cache
-def _address(name: str) -> re.Pattern[str]:
-    return re.compile(rf"(?!.*{name}(?:{_PHONE}|[a-z]+:))(?:{_ADDRESS})")
-
-
-@cache
-def _starts(about: Kind) -> re.Pattern[str]:
-    """Return what finds all places where a known name begins, also inside another."""
-    return re.compile(f"(?={'|'.join(_IN_ORDER[about])})")

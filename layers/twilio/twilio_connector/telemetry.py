@@ -8,15 +8,15 @@ from typing import Any
 from aws_lambda_powertools.logging import Logger
 from aws_lambda_powertools.metrics import Metrics, MetricUnit, single_metric
 
-from twilio_connector.errors import ConnectorError, InternalError
+from twilio_connector.errors import ConnectorError, InternalError, OutcomeUnknownError
 
 _NAMESPACE = "TwilioConnector"
 
-logger = Logger(service="twilio-connector")
+logger = Logger()
 # Powertools would take Lambda's own level, which stays at INFO so that metrics get through.
 logger._logger.setLevel(os.environ.get("LOG_LEVEL", "INFO"))  # noqa: SLF001 no public way around that rule
 
-metrics = Metrics(namespace=_NAMESPACE, service="twilio-connector")
+metrics = Metrics(namespace=_NAMESPACE)
 
 
 def count(name: str) -> None:
@@ -45,8 +45,9 @@ def failure(error: ConnectorError, **context: Any) -> None:
     logger.error(str(error), extra={"error": name, "retryable": error.retryable, **details})
     if error.twilio or name.startswith(("Twilio", "OutcomeUnknown")):
         with single_metric(name="TwilioErrors", unit=MetricUnit.Count, value=1, namespace=_NAMESPACE) as metric:
+            metric.add_dimension(name="service", value=metrics.service)
             metric.add_dimension(name="error", value=name)
-    if name == "OutcomeUnknownError":
+    if isinstance(error, OutcomeUnknownError):
         count("OutcomeUnknown")
 
 

@@ -1,0 +1,465 @@
+"""Does every caller get an answer in its own shape, and in time?"""
+
+import base64
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from tests.aws_wire import AwsWire
+from tests.conftest import Context, LoadEvent
+from tests.faults import FaultServer, faults
+from twilio_connector.client import RESERVE_SECONDS, Twilio
+from twilio_connector.entrypoint import MAX_ANSWER_BYTES, Handler, entrypoint
+from twilio_connector.errors import (
+    ConnectorError,
+    InternalError,
+    InvalidInputError,
+    OutcomeUnknownError,
+    ResponseTooLargeError,
+    ServiceUnavailableError,
+    TwilioRateLimitError,
+    TwilioRejectedError,
+)
+from twilio_connector.inputs import Input
+
+MARKER = "xqzjvmarker"
+FIFO = "arn:aws:sqs:us-east-1:123456789012:parcels.fifo"
+STANDARD = "arn:aws:sqs:us-east-1:123456789012:parcels"
+
+
+class Send(Input, frozen=True, kw_only=True):
+    """The least that can be sent."""
+
+    to: str = ""
+    message: str = ""
+    message_sid: str | None = None
+
+    @property
+    def read_only(self) -> bool:
+        """It changes something."""
+        return False
+
+
+class Read(Send, frozen=True, kw_only=True):
+    """The same, but it changes nothing."""
+
+    @property
+    def read_only(self) -> bool:
+        """It changes nothing."""
+        return True
+
+
+@entrypoint(Send, status=lambda _: 201)
+def send(value: Send, twilio: Twilio) -> Any:
+    """Send a message whose text is the input's."""
+    return {"sent": twilio.request("POST", "Messages.json", form={"Body": value.message}).status}
+
+
+def making(action: Callable[[Send], Any], kind: type[Send] = Send) -> Handler:
+    """Return the handler of an action without Twilio."""
+
+    def act(value: Any, _: Twilio) -> Any:
+        return action(value)
+
+    return entrypoint(kind)(act)
+
+
+def failing(error: Exception) -> Handler:
+    """Return the handler of an action that fails."""
+
+    def fail(_: Send) -> None:
+        raise error
+
+    return making(fail)
+
+
+def batch(*records: tuple[str, str, str | None]) -> dict[str, Any]:
+    """Return an SQS batch of ids, texts and groups."""
+    return {
+        "Records": [
+            {
+                "messageId": name,
+                "eventSource": "aws:sqs",
+                "eventSourceARN": FIFO if group else STANDARD,
+                "body": json.dumps({"message": text}) if text != "broken" else "{",
+                "attributes": {"MessageGroupId": group} if group else {},
+            }
+            for name, text, group in records
+        ]
+    }
+
+
+def given_back(answer: dict[str, Any]) -> list[str]:
+    """Return the ids that SQS is to deliver again."""
+    return [failure["itemIdentifier"] for failure in answer["batchItemFailures"]]
+
+
+# Results
+
+
+@pytest.mark.parametrize("name", ["send_sms", "send_sms_eventbridge", "send_sms_sns", "send_sms_failure_record"])
+def test_an_event_gets_the_result(event: LoadEvent, context: Context, name: str) -> None:
+    """As it is."""
+    handler = making(lambda value: {"to": value.to, "text": value.message})
+
+    assert {"to": "+15005550006", "text": "Your parcel is on its way."} == handler(event(name), context)
+
+
+@pytest.mark.parametrize("name", ["send_sms_api", "send_sms_api_payload_1", "send_sms_function_url"])
+def test_an_api_caller_gets_json(twilio: FaultServer, event: LoadEvent, context: Context, name: str) -> None:
+    """With the action's status."""
+    assert {
+        "statusCode": 201,
+        "headers": {"Content-Type": "application/json"},
+        "body": '{"sent":201}',
+    } == send(event(name), context)
+    assert [["Your parcel is on its way."]] == [request.form["Body"] for request in twilio.requests]
+
+
+def test_a_result_may_be_nothing(event: LoadEvent, context: Context) -> None:
+    """Twilio answers 204 to a deletion."""
+    handler = making(lambda _: None)
+
+    assert None is handler({}, context)
+    assert "null" == handler(event("send_sms_api"), context)["body"]
+
+
+def test_a_batch_gets_nothing_back_when_all_went_well(
+    twilio: FaultServer, event: LoadEvent, context: Context
+) -> None:
+    """Each record is an input of its own."""
+    assert {"batchItemFailures": []} == send(event("send_sms_sqs"), context)
+    assert 3 == len(twilio.requests)
+
+
+def test_a_handler_keeps_its_name() -> None:
+    """Lambda's tools show it."""
+    assert ("send", "Send a message whose text is the input's.") == (send.__name__, send.__doc__)  # type: ignore[attr-defined]
+
+
+# Errors
+
+
+def test_an_event_gets_the_exception(twilio: FaultServer, context: Context) -> None:
+    """Whose class name Lambda reports."""
+    twilio.script(faults.status(400, twilio_code=21211, message=MARKER))
+
+    with pytest.raises(TwilioRejectedError) as failure:
+        send({"message": "x"}, context)
+    assert "TwilioRejectedError" == type(failure.value).__name__
+    assert MARKER not in str(failure.value)
+
+
+def test_an_api_caller_gets_a_problem(twilio: FaultServer, event: LoadEvent, context: Context) -> None:
+    """With all that is known, and Twilio's text."""
+    twilio.script(faults.status(422, twilio_code=21211, message="The number is not valid"))
+    answer = send(event("send_sms_api"), context)
+
+    request_id = "RQ" + "0" * 32
+    reason = f"Twilio refused the request (HTTP 422, Twilio code 21211, request {request_id})"
+    assert (422, {"Content-Type": "application/problem+json"}) == (answer["statusCode"], answer["headers"])
+    assert {
+        "type": "urn:twilio-connector:error:TwilioRejectedError",
+        "title": "TwilioRejectedError",
+        "status": 422,
+        "detail": f"{reason}: The number is not valid",
+        "retryable": False,
+        "twilio_code": 21211,
+        "twilio_status": 422,
+        "twilio_request_id": request_id,
+    } == json.loads(answer["body"])
+
+
+def test_invalid_input_has_its_fields(event: LoadEvent, context: Context) -> None:
+    """In the problem, each with its message."""
+    request = event("send_sms_api") | {"body": '{"message": 5}', "rawQueryString": "too=1"}
+    problem = json.loads(send(request, context)["body"])
+
+    assert (400, False) == (problem["status"], problem["retryable"])
+    assert [
+        {"field": "message", "message": "must be text"},
+        {"field": "too", "message": "is not known; did you mean to?"},
+    ] == problem["errors"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "header"), [("0", "0"), ("1", "1"), ("86400", "86400"), (None, None), ("soon", None), ("-1", None)]
+)
+def test_an_api_caller_is_told_when_to_try_again(
+    twilio: FaultServer, event: LoadEvent, context: Context, seconds: str | None, header: str | None
+) -> None:
+    """As Twilio told us."""
+    twilio.script(faults.too_many(seconds))
+    context.seconds = RESERVE_SECONDS + 0.9
+    answer = send(event("send_sms_api"), context)
+
+    assert (429, header) == (answer["statusCode"], answer["headers"].get("Retry-After"))
+
+
+def test_a_part_of_a_second_is_a_whole_one(event: LoadEvent, context: Context) -> None:
+    """HTTP has no fractions there."""
+    answer = failing(TwilioRateLimitError("too many", retry_after=1.2))(event("send_sms_api"), context)
+
+    assert "2" == answer["headers"]["Retry-After"]
+
+
+@pytest.mark.parametrize("name", ["send_sms_api", "send_sms_api_payload_1", "send_sms_function_url"])
+@pytest.mark.parametrize("body", ["{", "[]", "null", "5", '"text"'])
+def test_a_body_that_is_no_input_is_a_problem(event: LoadEvent, context: Context, name: str, body: str) -> None:
+    """And not an exception, which API Gateway would hide behind a 500."""
+    answer = send(event(name) | {"body": body}, context)
+
+    assert (400, "InvalidInputError") == (answer["statusCode"], json.loads(answer["body"])["title"])
+
+
+def test_a_malformed_request_is_a_problem(event: LoadEvent, context: Context) -> None:
+    """Also where the envelope itself is odd."""
+    answer = send(event("send_sms_api") | {"headers": ["a"]}, context)
+
+    assert 400 == answer["statusCode"]
+
+
+@pytest.mark.parametrize(
+    "event",
+    [{"Records": [{"eventSource": "aws:s3"}]}, {"Records": []}, {"requestContext": {"elb": {}}}, "text", None],
+    ids=repr,
+)
+def test_an_event_that_is_not_known_is_refused(context: Context, event: object) -> None:
+    """Nothing is guessed."""
+    with pytest.raises(InvalidInputError):
+        send(event, context)
+
+
+def test_a_batch_that_is_malformed_is_refused(context: Context) -> None:
+    """As an input is, with an error of ours."""
+    event = batch(("1", "x", "g"))
+    event["Records"][0]["attributes"] = None
+
+    with pytest.raises(InvalidInputError):
+        send(event, context)
+
+
+@pytest.mark.parametrize("error", [ValueError(MARKER), KeyError(MARKER), RecursionError(MARKER), TypeError(MARKER)])
+def test_our_own_fault_hides_its_details(event: LoadEvent, context: Context, error: Exception) -> None:
+    """Its message may hold any value; only the log says where it happened."""
+    handler = failing(error)
+    answer = handler(event("send_sms_api"), context)
+    with pytest.raises(InternalError) as failure:
+        handler({}, context)
+
+    assert (500, "InternalError") == (answer["statusCode"], json.loads(answer["body"])["title"])
+    assert MARKER not in f"{answer}{failure.value}"
+    assert (None, True) == (failure.value.__cause__, failure.value.__suppress_context__)
+
+
+def test_a_missing_setting_is_our_own_fault(
+    event: LoadEvent, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the remedy."""
+    monkeypatch.delenv("CONNECTION_PREFIX")
+    answer = send(event("send_sms_api"), context)
+
+    assert "CONNECTION_PREFIX: is missing" in json.loads(answer["body"])["detail"]
+
+
+def test_a_result_that_cannot_be_written_is_our_own_fault(event: LoadEvent, context: Context) -> None:
+    """It is found before Lambda finds it."""
+    handler = making(lambda _: {"a": object()})
+
+    assert 500 == handler(event("send_sms_api"), context)["statusCode"]
+    with pytest.raises(InternalError):
+        handler({}, context)
+
+
+# Batches
+
+
+def test_a_bad_record_does_not_touch_the_others(twilio: FaultServer, context: Context) -> None:
+    """It alone is given back."""
+    event = batch(("1", "a", None), ("2", "broken", None), ("3", "fault=status_400", None), ("4", "b", None))
+
+    assert ["2", "3"] == given_back(send(event, context))
+    assert [["a"], ["fault=status_400"], ["b"]] == [request.form["Body"] for request in twilio.requests]
+
+
+@pytest.mark.parametrize(
+    "fault", ["status_500", "status_503", "reset_after_read", "html_502", "status_408", "status_300"]
+)
+def test_a_record_whose_outcome_is_unknown_is_not_given_back(
+    twilio: FaultServer, context: Context, fault: str
+) -> None:
+    """To deliver it again could send it twice."""
+    event = batch(("1", f"fault={fault}", None), ("2", "b", None))
+
+    assert [] == given_back(send(event, context))
+    assert 2 == len(twilio.requests)
+
+
+def test_what_was_provably_not_processed_is_given_back(twilio: FaultServer, context: Context) -> None:
+    """It is tried three times before."""
+    event = batch(("1", "fault=status_429_zero", None))
+
+    assert ["1"] == given_back(send(event, context))
+    assert 3 == len(twilio.requests)
+
+
+def test_records_of_a_group_do_not_overtake_each_other(twilio: FaultServer, context: Context) -> None:
+    """After one that is given back, the rest of its group is too, unsent; other groups go on."""
+    event = batch(
+        ("1", "a1", "a"),
+        ("2", "fault=status_400", "a"),
+        ("3", "b1", "b"),
+        ("4", "a3", "a"),
+        ("5", "broken", "b"),
+        ("6", "b3", "b"),
+        ("7", "c1", "c"),
+    )
+
+    assert ["2", "4", "5", "6"] == given_back(send(event, context))
+    assert [["a1"], ["fault=status_400"], ["b1"], ["c1"]] == [request.form["Body"] for request in twilio.requests]
+
+
+def test_an_unknown_outcome_does_not_hold_its_group(twilio: FaultServer, context: Context) -> None:
+    """It is not delivered again, so nothing overtakes it."""
+    event = batch(("1", "fault=status_500", "a"), ("2", "a2", "a"))
+
+    assert [] == given_back(send(event, context))
+    assert 2 == len(twilio.requests)
+
+
+def test_records_without_time_are_given_back_unsent(twilio: FaultServer) -> None:
+    """The deadline is the invocation's."""
+    event = batch(("1", "a", None), ("2", "b", None))
+
+    assert ["1", "2"] == given_back(send(event, Context(RESERVE_SECONDS + 0.1)))
+    assert [] == twilio.requests
+
+
+def test_our_own_fault_in_a_record_is_given_back(context: Context) -> None:
+    """The queue keeps it until the fault is mended."""
+    assert ["1"] == given_back(failing(ValueError())(batch(("1", "a", None)), context))
+
+
+# Time
+
+
+def seconds_left(event: Any, context: Context) -> float:
+    """Return the time that an action has."""
+    left: list[float] = []
+
+    def note(_: Send, twilio: Twilio) -> None:
+        left.append(twilio._deadline.remaining())
+
+    entrypoint(Send)(note)(event, context)
+    return left[0]
+
+
+@pytest.mark.parametrize("name", ["send_sms_api", "send_sms_api_payload_1", "send_sms_function_url"])
+@pytest.mark.parametrize(("remaining", "expected"), [(900, 28), (30, 28), (28, 28), (10, 10)])
+def test_an_api_caller_is_answered_within_28_seconds(
+    event: LoadEvent, name: str, remaining: float, expected: float
+) -> None:
+    """API Gateway gives up after 30."""
+    assert expected - 1 < seconds_left(event(name), Context(remaining)) <= expected
+
+
+@pytest.mark.parametrize("name", ["send_sms", "send_sms_sqs", "send_sms_sns", "send_sms_eventbridge"])
+def test_other_callers_have_all_the_time_there_is(event: LoadEvent, name: str) -> None:
+    """Nobody waits for them but Lambda."""
+    assert 899 < seconds_left(event(name), Context(900)) <= 900
+
+
+def test_nothing_is_sent_without_time_to_answer(twilio: FaultServer, event: LoadEvent) -> None:
+    """The caller may try again."""
+    with pytest.raises(ServiceUnavailableError, match="too little time was left to begin; nothing was sent"):
+        send({"message": "x"}, Context(1))
+
+    answer = send(event("send_sms_api"), Context(1))
+    assert (503, True) == (answer["statusCode"], json.loads(answer["body"])["retryable"])
+    assert [] == twilio.requests
+
+
+# Size
+
+
+def answer_size(answer: Any) -> int:
+    """Return the bytes in which the runtime writes an answer."""
+    return len(json.dumps(answer, ensure_ascii=False).encode())
+
+
+@pytest.mark.parametrize("unit", ["x", "é", "😀"])
+@pytest.mark.parametrize("less", [0, 1])
+def test_an_answer_may_be_as_large_as_lambda_takes(context: Context, unit: str, less: int) -> None:
+    """To the byte, as the runtime writes it."""
+    frame = answer_size({"text": "", "rest": ""})
+    count, rest = divmod(MAX_ANSWER_BYTES - frame - less, len(unit.encode()))
+    answer = {"text": unit * count, "rest": "x" * rest}
+
+    assert MAX_ANSWER_BYTES - less == answer_size(making(lambda _: answer)({}, context))
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"), [(Read, ResponseTooLargeError), (Send, OutcomeUnknownError)], ids=["read", "change"]
+)
+@pytest.mark.parametrize(
+    "answer",
+    [{"text": "x" * MAX_ANSWER_BYTES}, [0] * 2_200_000, {"text": "é" * (MAX_ANSWER_BYTES // 2)}],
+    ids=["text", "list", "accents"],
+)
+def test_a_larger_answer_has_its_error(
+    context: Context, kind: type[Send], error: type[ConnectorError], answer: Any
+) -> None:
+    """What was changed was changed, so a change is in doubt to the caller."""
+    with pytest.raises(error, match="larger than a function can return"):
+        making(lambda _: answer, kind)({}, context)
+
+
+@pytest.mark.parametrize(("kind", "status"), [(Read, 502), (Send, 504)], ids=["read", "change"])
+def test_an_api_answer_counts_as_it_is_written(
+    event: LoadEvent, context: Context, kind: type[Send], status: int
+) -> None:
+    """JSON in JSON is longer: every quote has a backslash."""
+    text = '"' * (MAX_ANSWER_BYTES // 3)
+    handler = making(lambda _: {"text": text}, kind)
+
+    assert {"text": text} == handler({}, context)
+    assert status == handler(event("send_sms_api"), context)["statusCode"]
+
+
+def test_an_unknown_outcome_of_size_is_not_given_back(context: Context) -> None:
+    """It was sent."""
+    handler = making(lambda _: "x" * MAX_ANSWER_BYTES)
+
+    assert [] == given_back(handler(batch(("1", "a", None)), context))
+
+
+# Connections
+
+
+def test_an_input_names_its_connection(twilio: FaultServer, aws_wire: AwsWire, context: Context) -> None:
+    """In whatever shape it comes."""
+    aws_wire.secrets["twilio/other"] = aws_wire.secrets["twilio/default"]
+    send({"message": "x", "connection": "other"}, context)
+
+    assert [{"SecretId": "twilio/other"}] == [parameters for _, parameters in aws_wire.calls]
+    assert 1 == len(twilio.requests)
+
+
+def test_a_connection_may_be_a_query_parameter(
+    twilio: FaultServer, aws_wire: AwsWire, event: LoadEvent, context: Context
+) -> None:
+    """Without it the stack's default is used."""
+    request = event("send_sms_api") | {"rawQueryString": "connection=other"}
+
+    assert 404 == send(request, context)["statusCode"]
+    assert [{"SecretId": "twilio/other"}] == [parameters for _, parameters in aws_wire.calls]
+    assert [] == twilio.requests
+
+
+def test_a_base64_body_is_sent_as_it_was(twilio: FaultServer, event: LoadEvent, context: Context) -> None:
+    """Emoji and all."""
+    body = base64.b64encode(json.dumps({"message": "é👍"}).encode()).decode()
+    send(event("send_sms_function_url") | {"body": body, "isBase64Encoded": True}, context)
+
+    assert ["é👍"] == twilio.requests[0].form["Body"]
