@@ -105,12 +105,8 @@ class Files(dict[str, bytes]):
 
 
 # msgspec takes one bound of a kind, so this one cannot be a narrower Milliseconds.
-Patience = Annotated[
-    int, Meta(ge=1, le=900_000, description="must be a whole number of milliseconds from 1 to 900000")
-]
-Milliseconds = Annotated[
-    int, Meta(ge=0, le=900_000, description="must be a whole number of milliseconds up to 900000")
-]
+Patience = Annotated[int, Meta(ge=1, le=900_000, description="must be a whole number of milliseconds from 1 to 900000")]
+Milliseconds = Annotated[int, Meta(ge=0, le=900_000, description="must be a whole number of milliseconds up to 900000")]
 
 
 class RawRequest(Input, frozen=True, kw_only=True):

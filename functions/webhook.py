@@ -26,6 +26,7 @@ _MAX_ENTRIES = 10
 _MAX_REQUEST_BYTES = 256 * 1024
 
 _PATH = re.compile(r"([^?#]*?)/webhook(?:/([A-Za-z0-9][A-Za-z0-9_.-]{0,63}))?")
+_DOMAIN = re.compile(r"[A-Za-z0-9.-]+(:[0-9]+)?")
 _BODY_HASH = "bodySHA256"
 _FORM_ACCOUNT = re.compile(r"AccountSidAC[0-9a-fA-F]{32}")
 _GET_ACCOUNT = re.compile(r"[?&]AccountSid=AC[0-9a-fA-F]{32}")
@@ -118,10 +119,10 @@ def received(event: Any) -> Delivery:
     if request.method not in {"GET", "POST"}:
         raise Refused("neither POST nor GET")
     path = _PATH.fullmatch(request.path)
-    if path is None:
-        raise Refused("the path is not the webhook's")
+    if path is None or not _DOMAIN.fullmatch(request.domain):
+        raise Refused("the URL is not the webhook's")
     if "#" in (request.query or ""):
-        raise Refused("a fragment, which is never signed, has no place in a request")
+        raise Refused("the query holds a fragment, which is never signed")
     settings = Settings.from_env()
     name = path[2] or settings.default_connection
     if "x-twilio-signature" not in request.headers:

@@ -41,8 +41,10 @@ def demo(console: Console) -> None:
         Demo(running, console).run()
         console.say()
         console.say(f"All of it is in Twilio's inspector: {running['twilio']['url']}")
-        if not os.environ.get("CI"):
-            console.say(f"Logs of all parts: {FOLDER / 'logs'}")
+        console.say(f"Logs of all parts: {FOLDER / 'logs'}")
+        if os.environ.get("CI"):
+            console.say("The stack ends here, since CI is set.")
+        else:
             console.say("The stack still runs. 'make local-down' ends it.")
     finally:
         if os.environ.get("CI"):

@@ -5,9 +5,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-import requests
-
-from local import ROOT, LocalError
+from local import ROOT, LocalError, loopback
 from local.aws import REGION, Identity, client
 from local.deploy import STACK_NAME
 
@@ -19,7 +17,8 @@ AUTH_TOKEN = "twilio_test_auth_token"  # noqa: S105 made up
 NUMBER = "+15551234567"
 _NUMBER_SID = f"PN{'0' * 32}"
 _SERVICE_SID = f"MG{'0' * 32}"
-_API_KEY = {"api_key_sid": f"SK{'0' * 32}", "api_key_secret": "twilio_test_api_secret"}
+API_KEY_SID = f"SK{'0' * 32}"
+API_KEY_SECRET = "twilio_test_api_secret"  # noqa: S105 made up
 
 _CALLER = "caller"
 
@@ -29,7 +28,8 @@ def create_connections(endpoint_url: str) -> None:
     secrets = client("secretsmanager", endpoint_url)
     prefix = _parameter(endpoint_url, "ConnectionPrefix")
     account = {"account_sid": ACCOUNT_SID, "auth_token": AUTH_TOKEN, "default_from": NUMBER}
-    for name, content in (("default", account | _API_KEY), ("main-token", account)):
+    api_key = {"api_key_sid": API_KEY_SID, "api_key_secret": API_KEY_SECRET}
+    for name, content in ((CONNECTIONS["api_key"], account | api_key), (CONNECTIONS["auth_token"], account)):
         try:
             secrets.create_secret(Name=f"{prefix}{name}", SecretString=json.dumps(content))
         except secrets.exceptions.ResourceExistsException:
@@ -77,9 +77,7 @@ def point_number(twilio_url: str, webhook_url: str) -> None:
 
 def call_twilio(method: str, url: str, form: Mapping[str, str] | None = None) -> Any:
     """Make a request to the Twilio emulator."""
-    with requests.Session() as session:
-        session.trust_env = False
-        answer = session.request(method, url, data=form, auth=(ACCOUNT_SID, AUTH_TOKEN), timeout=30)
+    answer = loopback.request(method, url, data=form, auth=(ACCOUNT_SID, AUTH_TOKEN))
     if not answer.ok:
         raise LocalError(f"emulate answered {answer.status_code} to {method} {url}: {answer.text[:200]}")
     return answer.json()

@@ -5,6 +5,7 @@ A server holds a lock on the file that has its process id for as long as it live
 
 import fcntl
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,12 +17,13 @@ from typing import IO, NamedTuple
 
 import requests
 
-from local import LocalError
+from local import LocalError, loopback
 
 _STOP_SECONDS = 5
 _START_SECONDS = 60
 _POLL_SECONDS = 0.05
 _LAST_LINES = 15
+_PORT_TAKEN = re.compile("(address|is) already in use", re.IGNORECASE)
 
 _children: dict[int, subprocess.Popen[bytes]] = {}
 
@@ -88,23 +90,24 @@ def log_of(folder: Path, name: str) -> Path:
 
 def wait_until_answers(folder: Path, name: str, url: str) -> None:
     """Wait for a server to answer."""
+    log = log_of(folder, name)
     deadline = time.monotonic() + _START_SECONDS
     while not answers(url):
         if not is_alive(folder, name):
-            raise LocalError(f"{name} ended as soon as it was started; {_end_of(log_of(folder, name))}")
+            if _PORT_TAKEN.search(log.read_text(errors="replace")):
+                raise LocalError(f"Another program took the port of {name}, {url}: try again.")
+            raise LocalError(f"{name} ended as soon as it was started; {_end_of(log)}")
         if time.monotonic() > deadline:
-            raise LocalError(f"{name} does not answer at {url}; {_end_of(log_of(folder, name))}")
+            raise LocalError(f"{name} does not answer at {url}; {_end_of(log)}")
         time.sleep(_POLL_SECONDS)
 
 
 def answers(url: str) -> bool:
     """Tell whether a server is well."""
-    with requests.Session() as session:
-        session.trust_env = False  # no proxy is asked for loopback
-        try:
-            return session.get(url, timeout=5).ok
-        except requests.RequestException:
-            return False
+    try:
+        return loopback.request("GET", url, timeout=5).ok
+    except requests.RequestException:
+        return False
 
 
 def is_alive(folder: Path, name: str) -> bool:
@@ -125,7 +128,7 @@ def stop(folder: Path, name: str) -> bool:
     ran = is_alive(folder, name)
     if ran:
         pid = int(pid_file.read_text())
-        for number in (signal.SIGTERM, signal.SIGKILL):
+        for number in (signal.SIGTERM, signal.SIGKILL):  # the second is for what it left behind, too
             _signal(pid, number)
             deadline = time.monotonic() + _STOP_SECONDS
             while is_alive(folder, name) and time.monotonic() < deadline:
@@ -156,7 +159,7 @@ def _begin(job: Job, output: IO[bytes], *, pass_fds: Sequence[int] = ()) -> subp
 
 
 def _signal(group: int, number: signal.Signals) -> None:
-    with suppress(ProcessLookupError):
+    with suppress(ProcessLookupError, PermissionError):
         os.killpg(group, number)
 
 

@@ -338,7 +338,7 @@ def test_environment() -> None:
         "DEFAULT_COUNTRY": {"Ref": "DefaultCountry"},
         "TWILIO_API_URL": {"Ref": "TwilioApiUrl"},
         "LOG_LEVEL": {"Ref": "LogLevel"},
-        "POWERTOOLS_METRICS_NAMESPACE": "TwilioConnector",
+        "POWERTOOLS_SERVICE_NAME": {"Ref": "AWS::StackName"},
     } == shared
     assert {
         "WebhookFunction": {

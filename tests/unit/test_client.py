@@ -46,16 +46,14 @@ GET = {"message_sid": "SM" + "0" * 32}
 API_KEY_AUTH = (API_KEY["api_key_sid"], API_KEY["api_key_secret"])
 TOKEN_AUTH = (ACCOUNT_SID, AUTH_TOKEN)
 
-pytestmark = pytest.mark.usefixtures("prompt", "delays")
 
-
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let servers of the standard library stop at once, and not within half a second."""
     monkeypatch.setattr(BaseServer.serve_forever, "__defaults__", (0.01,))
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def delays(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Record how long the client waits instead of waiting; jitter is the most it can be."""
     waited: list[float] = []
@@ -67,7 +65,8 @@ def delays(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the read timeout be short."""
-    monkeypatch.setitem(Twilio.request.__kwdefaults__, "timeout", 0.3)
+    defaults = Twilio.request.__kwdefaults__ or {}
+    monkeypatch.setitem(defaults, "timeout", 0.2)
 
 
 def send(context: Context | None = None, **more: Any) -> Any:
@@ -122,8 +121,16 @@ def unknown(fault: Fault, got: int = 3) -> Ends:
     return Ends(fault, OutcomeUnknownError, 1, TwilioUnavailableError, got)
 
 
+def auth_failure(code: int) -> Fault:
+    """Answer that the credentials are wrong with another status than 401."""
+    return replace(faults.status(code, twilio_code=20003), name=f"status_{code}_20003")
+
+
 ENDS = [
-    *(refused(faults.status(code), TwilioRejectedError) for code in (400, 402, 403, 405, 409, 410, 413, 422, 451)),
+    *(
+        refused(faults.status(code), TwilioRejectedError)
+        for code in (400, 402, 403, 405, 409, 410, 413, 422, 451)
+    ),
     refused(faults.status(400, twilio_code=21211), TwilioRejectedError),
     refused(faults.html(403), TwilioRejectedError),
     refused(faults.html(404), TwilioNotFoundError),
@@ -132,10 +139,7 @@ ENDS = [
     refused(faults.QUEUE_FULL, SenderQueueFullError),
     refused(faults.UNAUTHORIZED, TwilioAuthenticationError, 2),
     refused(faults.html(401), TwilioAuthenticationError, 2),
-    *(
-        refused(replace(faults.status(code, twilio_code=20003), name=f"status_{code}_20003"), TwilioAuthenticationError)
-        for code in (400, 403, 429)
-    ),
+    *(refused(auth_failure(code), TwilioAuthenticationError) for code in (400, 403, 429)),
     refused(faults.too_many(), TwilioRateLimitError, 3),
     refused(faults.html(429), TwilioRateLimitError, 3),
     *(unknown(faults.status(code), 1) for code in (300, 301, 302, 303, 304, 307, 308, 399, 408)),
@@ -147,7 +151,11 @@ ENDS = [
     unknown(faults.RESET_BEFORE_READ),
     unknown(faults.RESET_AFTER_READ),
     unknown(faults.CLOSE_AFTER_READ),
-    *(unknown(faults.cut(part, reset=reset)) for part in ("status", "headers", "body") for reset in (False, True)),  # type: ignore[arg-type]
+    *(
+        unknown(faults.cut(part, reset=reset))
+        for part in ("status", "headers", "body")
+        for reset in (False, True)
+    ),
     unknown(faults.INVALID_CHUNK),
     unknown(faults.NOT_HTTP),
     unknown(faults.huge_header()),
@@ -290,9 +298,7 @@ def test_a_bad_certificate_is_final(monkeypatch: pytest.MonkeyPatch, kind: Tls) 
 
 
 @pytest.mark.usefixtures("aws_wire")
-def test_a_handshake_that_broke_off_is_tried_again(
-    monkeypatch: pytest.MonkeyPatch, delays: list[float]
-) -> None:
+def test_a_handshake_that_broke_off_is_tried_again(monkeypatch: pytest.MonkeyPatch, delays: list[float]) -> None:
     """It is not final, and the message is sent once."""
     with FaultServer(tls="good") as server:
         monkeypatch.setenv("TWILIO_API_URL", server.url)
@@ -328,10 +334,10 @@ def test_the_answer_comes_before_the_function_is_killed(
     known()
     twilio.script(fault)
     began = time.monotonic()
-    error = failure(action, Context(1.8))
+    error = failure(action, Context(1.7))
 
     assert type(error) in {OutcomeUnknownError, TwilioUnavailableError}
-    assert time.monotonic() - began < 1.8
+    assert time.monotonic() - began < 1.7
     assert 1 == len(twilio.requests)
 
 
@@ -340,13 +346,13 @@ def test_an_api_caller_is_answered_before_the_api_gives_up(
 ) -> None:
     """However long the function might run."""
     known()
-    monkeypatch.setattr(entrypoint, "API_SECONDS", 1.8)
+    monkeypatch.setattr(entrypoint, "API_SECONDS", 1.7)
     twilio.script(faults.hang())
     began = time.monotonic()
     answer = send_sms.handler(event("send_sms_api"), Context(900))
 
     assert (504, 1) == (answer["statusCode"], len(twilio.requests))
-    assert time.monotonic() - began < 1.8
+    assert time.monotonic() - began < 1.7
 
 
 # Sent again
@@ -386,7 +392,7 @@ def test_a_read_that_timed_out_is_made_again(twilio: FaultServer) -> None:
     assert [1, 2, 3] == sorted(request.connection for request in twilio.requests)
 
 
-RETRY_AFTER = {
+RETRY_AFTER: dict[str, list[float]] = {
     "absent": [0.25, 0.5],
     "zero": [0, 0],
     "seconds": [1, 1],
@@ -524,9 +530,7 @@ def test_credentials_that_are_gone_when_renewed(twilio: FaultServer, aws_wire: A
     assert (ConnectionNotFoundError, 1) == (type(failure(send)), len(twilio.requests))
 
 
-def test_old_credentials_are_kept_while_secrets_manager_is_away(
-    twilio: FaultServer, aws_wire: AwsWire
-) -> None:
+def test_old_credentials_are_kept_while_secrets_manager_is_away(twilio: FaultServer, aws_wire: AwsWire) -> None:
     """They cannot be renewed, and Twilio has the last word on them."""
     get()
     twilio.reset()
@@ -693,9 +697,7 @@ def test_an_error_keeps_what_twilio_said(
         ("[" * 100_000, TwilioDetails(status=400)),
     ],
 )
-def test_an_error_body_of_any_kind_is_read(
-    twilio: FaultServer, body: str | bytes, details: TwilioDetails
-) -> None:
+def test_an_error_body_of_any_kind_is_read(twilio: FaultServer, body: str | bytes, details: TwilioDetails) -> None:
     """What is not Twilio's is left out."""
     twilio.script(faults.status(400, body=body, headers={"Twilio-Request-Id": "RQ<script>"}))
     error = failure(send)
@@ -749,13 +751,9 @@ def test_attempts_without_a_connection_do_not_count(monkeypatch: pytest.MonkeyPa
         assert (1, 1) == (request("GET").attempts, len(server.requests))
 
 
-@pytest.mark.parametrize(
-    "last", [faults.NOT_FOUND, faults.status(400), faults.too_many()], ids=lambda f: f.name
-)
+@pytest.mark.parametrize("last", [faults.NOT_FOUND, faults.status(400), faults.too_many()], ids=lambda f: f.name)
 @pytest.mark.parametrize("first", [faults.status(500), faults.RESET_AFTER_READ], ids=lambda f: f.name)
-def test_a_chosen_repetition_of_a_change_stays_in_doubt(
-    twilio: FaultServer, first: Fault, last: Fault
-) -> None:
+def test_a_chosen_repetition_of_a_change_stays_in_doubt(twilio: FaultServer, first: Fault, last: Fault) -> None:
     """That the last attempt was refused does not say what the first one did."""
     twilio.script(first, last)
 
@@ -766,9 +764,7 @@ def test_a_chosen_repetition_of_a_change_stays_in_doubt(
     assert OutcomeUnknownError is not type(failure(request, "GET", CHOSEN))
 
 
-def test_a_repetition_that_cannot_begin_leaves_a_change_in_doubt(
-    twilio: FaultServer, aws_wire: AwsWire
-) -> None:
+def test_a_repetition_that_cannot_begin_leaves_a_change_in_doubt(twilio: FaultServer, aws_wire: AwsWire) -> None:
     """That the credentials are gone by then does not say what the first attempt did."""
     get()
     twilio.reset()
@@ -800,9 +796,7 @@ def sqs(event: LoadEvent, *bodies: str) -> Any:
     """Return a batch with these bodies."""
     batch = event("send_sms_sqs")
     record = batch["Records"][0]
-    batch["Records"] = [
-        record | {"messageId": str(number), "body": body} for number, body in enumerate(bodies)
-    ]
+    batch["Records"] = [record | {"messageId": str(number), "body": body} for number, body in enumerate(bodies)]
     return batch
 
 
@@ -849,15 +843,11 @@ def test_a_message_of_a_queue_that_is_not_answered_for_is_not_given_back(
     answer = send_sms.handler(sqs(event, *bodies, "{}"), context)
 
     assert {"batchItemFailures": [{"itemIdentifier": "2"}, {"itemIdentifier": "5"}]} == answer
-    assert [texts[index] for index in (0, 1, 2, 2, 2, 3, 4)] == [
-        request.form["Body"][0] for request in twilio.requests
-    ]
+    assert [texts[index] for index in (0, 1, 2, 2, 2, 3, 4)] == [request.form["Body"][0] for request in twilio.requests]
 
 
 @pytest.mark.usefixtures("impatient")
-def test_the_whole_example_batch_is_sent_once(
-    twilio: FaultServer, event: LoadEvent, context: Context
-) -> None:
+def test_the_whole_example_batch_is_sent_once(twilio: FaultServer, event: LoadEvent, context: Context) -> None:
     """A body that is a notification or an event of its own is sent once too."""
     twilio.script(faults.hang())
     batch = event("send_sms_sqs")
@@ -870,7 +860,7 @@ def test_messages_that_find_no_time_are_given_back(twilio: FaultServer, event: L
     """A record that was not begun is provably not sent."""
     known()
     twilio.script(faults.hang())
-    answer = send_sms.handler(sqs(event, *[json.dumps(SEND)] * 3), Context(1.8))
+    answer = send_sms.handler(sqs(event, *[json.dumps(SEND)] * 3), Context(1.7))
 
     assert {"batchItemFailures": [{"itemIdentifier": "1"}, {"itemIdentifier": "2"}]} == answer
     assert 1 == len(twilio.requests)

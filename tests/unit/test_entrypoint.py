@@ -6,9 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tests.aws_wire import AwsWire
-from tests.conftest import Context, LoadEvent
-from tests.faults import FaultServer, faults
 from twilio_connector.client import RESERVE_SECONDS, Twilio
 from twilio_connector.entrypoint import MAX_ANSWER_BYTES, Handler, entrypoint
 from twilio_connector.errors import (
@@ -22,6 +19,10 @@ from twilio_connector.errors import (
     TwilioRejectedError,
 )
 from twilio_connector.inputs import Input
+
+from tests.aws_wire import AwsWire
+from tests.conftest import Context, LoadEvent
+from tests.faults import FaultServer, faults
 
 MARKER = "xqzjvmarker"
 FIFO = "arn:aws:sqs:us-east-1:123456789012:parcels.fifo"
@@ -125,9 +126,7 @@ def test_a_result_may_be_nothing(event: LoadEvent, context: Context) -> None:
     assert "null" == handler(event("send_sms_api"), context)["body"]
 
 
-def test_a_batch_gets_nothing_back_when_all_went_well(
-    twilio: FaultServer, event: LoadEvent, context: Context
-) -> None:
+def test_a_batch_gets_nothing_back_when_all_went_well(twilio: FaultServer, event: LoadEvent, context: Context) -> None:
     """Each record is an input of its own."""
     assert {"batchItemFailures": []} == send(event("send_sms_sqs"), context)
     assert 3 == len(twilio.requests)
@@ -135,7 +134,7 @@ def test_a_batch_gets_nothing_back_when_all_went_well(
 
 def test_a_handler_keeps_its_name() -> None:
     """Lambda's tools show it."""
-    assert ("send", "Send a message whose text is the input's.") == (send.__name__, send.__doc__)  # type: ignore[attr-defined]
+    assert ("send", "Send a message whose text is the input's.") == (send.__name__, send.__doc__)
 
 
 # Errors
@@ -286,9 +285,7 @@ def test_a_bad_record_does_not_touch_the_others(twilio: FaultServer, context: Co
 @pytest.mark.parametrize(
     "fault", ["status_500", "status_503", "reset_after_read", "html_502", "status_408", "status_300"]
 )
-def test_a_record_whose_outcome_is_unknown_is_not_given_back(
-    twilio: FaultServer, context: Context, fault: str
-) -> None:
+def test_a_record_whose_outcome_is_unknown_is_not_given_back(twilio: FaultServer, context: Context, fault: str) -> None:
     """To deliver it again could send it twice."""
     event = batch(("1", f"fault={fault}", None), ("2", "b", None))
 

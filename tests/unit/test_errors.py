@@ -108,9 +108,7 @@ def test_an_opted_out_recipient_is_always_400() -> None:
     ],
     ids=["none", "status", "code", "all"],
 )
-def test_a_message_has_twilios_code_and_request_but_not_its_text(
-    details: TwilioDetails | None, expected: str
-) -> None:
+def test_a_message_has_twilios_code_and_request_but_not_its_text(details: TwilioDetails | None, expected: str) -> None:
     """Lambda logs the message, and Twilio's text may hold numbers."""
     assert expected == str(TwilioNotFoundError("no such thing", twilio=details))
 
@@ -127,9 +125,7 @@ def test_a_message_has_twilios_code_and_request_but_not_its_text(
     ],
     ids=["none", "status", "all"],
 )
-def test_a_problem_has_what_is_known_of_twilios_answer(
-    details: TwilioDetails | None, expected: dict[str, Any]
-) -> None:
+def test_a_problem_has_what_is_known_of_twilios_answer(details: TwilioDetails | None, expected: dict[str, Any]) -> None:
     """What Twilio did not say is not there at all."""
     problem = TwilioRateLimitError("too many", twilio=details).problem()
 

@@ -4,10 +4,11 @@ import json
 
 import pytest
 from get_sms import handler
+from twilio_connector.errors import ConnectorError, InvalidInputError, TwilioNotFoundError, TwilioUnavailableError
+
 from tests.conftest import Context, LoadEvent
 from tests.faults import FaultServer, faults
 from tests.unit.conftest import ACCOUNT_SID
-from twilio_connector.errors import ConnectorError, InvalidInputError, TwilioNotFoundError, TwilioUnavailableError
 
 SID = "SM" + "0" * 32
 
@@ -41,7 +42,7 @@ def test_the_api_takes_the_sid_from_the_path(twilio: FaultServer, context: Conte
 )
 def test_another_sid_is_refused(twilio: FaultServer, context: Context, sid: object) -> None:
     """It becomes a part of a path."""
-    with pytest.raises(InvalidInputError, match="^message_sid: "):
+    with pytest.raises(InvalidInputError, match=r"^message_sid: "):
         handler({"message_sid": sid}, context)
 
     assert [] == twilio.requests

@@ -74,23 +74,20 @@ def test_a_whole_input_is_read() -> None:
         "moment": "2030-01-31T10:00:00+01:00",
     }
 
-    assert (
-        Example(
-            connection="support",
-            to=Recipient("+12025550143"),
-            from_=Sender("Shop"),
-            message_sid=SID,
-            count=3,
-            size=9,
-            price=1.0,
-            flag=True,
-            choice="disable",
-            texts=["a", ""],
-            words={"1": ["x", None]},
-            moment=Moment("2030-01-31T09:00:00Z"),
-        )
-        == Example.parse(given_input)
-    )
+    assert Example(
+        connection="support",
+        to=Recipient("+12025550143"),
+        from_=Sender("Shop"),
+        message_sid=SID,
+        count=3,
+        size=9,
+        price=1.0,
+        flag=True,
+        choice="disable",
+        texts=["a", ""],
+        words={"1": ["x", None]},
+        moment=Moment("2030-01-31T09:00:00Z"),
+    ) == Example.parse(given_input)
 
 
 def test_absent_fields_have_their_defaults() -> None:
@@ -186,10 +183,18 @@ def test_numbers_and_booleans_are_taken_from_a_query_string(name: str, values: l
         ("message_sid", SID + "\n", "must be a SID: SM or MM and 32 hexadecimal digits"),
         ("connection", "a/b", "must be 1 to 64 letters, digits, dots, dashes or underscores, a letter or digit first"),
         ("connection", "", "must be 1 to 64 letters, digits, dots, dashes or underscores, a letter or digit first"),
-        ("connection", "a" * 65, "must be 1 to 64 letters, digits, dots, dashes or underscores, a letter or digit first"),
+        (
+            "connection",
+            "a" * 65,
+            "must be 1 to 64 letters, digits, dots, dashes or underscores, a letter or digit first",
+        ),
         ("moment", "2030-01-31", "must be an ISO 8601 date-time with offset, such as 2030-01-31T09:00:00Z"),
         ("moment", "2030-01-31T09:00:00", "must be an ISO 8601 date-time with offset, such as 2030-01-31T09:00:00Z"),
-        ("moment", "0001-01-01T00:00:00+14:00", "must be an ISO 8601 date-time with offset, such as 2030-01-31T09:00:00Z"),
+        (
+            "moment",
+            "0001-01-01T00:00:00+14:00",
+            "must be an ISO 8601 date-time with offset, such as 2030-01-31T09:00:00Z",
+        ),
         ("moment", 1893456000, "must be an ISO 8601 date-time with offset, such as 2030-01-31T09:00:00Z"),
     ],
 )

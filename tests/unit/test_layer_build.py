@@ -41,9 +41,7 @@ def files(layer: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize(("architecture", "number"), MACHINES.items(), ids=MACHINES)
-def test_compiled_modules_are_there_for_each_architecture(
-    layer: Path, architecture: str, number: bytes
-) -> None:
+def test_compiled_modules_are_there_for_each_architecture(layer: Path, architecture: str, number: bytes) -> None:
     """A module compiled for one has a twin for the other, which is what its name says."""
     suffix = f".cpython-313-{architecture}-linux-gnu.so"
     modules = {path: path.name.partition(".")[0] for path in files(layer) if path.suffix == ".so"}

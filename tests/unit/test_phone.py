@@ -96,7 +96,7 @@ def test_a_sender_may_be_a_name(name: str) -> None:
 @pytest.mark.parametrize("name", ["TwelveLetter", "Café", "a.b", "a\n", "Shop!", "-+ _&"])
 def test_other_names_are_refused(name: str) -> None:
     """Too long, other characters, no letter."""
-    with pytest.raises(ValueError, match="must be a phone number|not a valid phone number"):
+    with pytest.raises(ValueError, match=r"must be a phone number|not a valid phone number"):
         phone.sender(name, "US")
 
 
@@ -119,7 +119,10 @@ def test_what_comes_out_can_be_sent_to(address: str, country: str) -> None:
 
 def test_few_invocations_load_the_numbering_plans() -> None:
     """They are heavy, and E.164 needs none."""
-    code = "import sys; from twilio_connector import phone; phone.sender('+15005550006', ''); sys.exit('phonenumbers' in sys.modules)"
+    code = (
+        "import sys; from twilio_connector import phone; phone.sender('+15005550006', '');"
+        " sys.exit('phonenumbers' in sys.modules)"
+    )
     path = str(phone.__file__).rpartition("/twilio_connector/")[0]
 
     assert 0 == subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": path}, check=False).returncode

@@ -97,7 +97,7 @@ def parts(request: Request) -> list[Part]:
         Part(
             str(part.get_param("name", header="Content-Disposition")),
             part.get_filename(),
-            part.get_payload(decode=True),
+            bytes(part.get_payload(decode=True)),
         )
         for part in message.iter_parts()
     ]
@@ -216,9 +216,7 @@ def test_each_method_goes_out(twilio: FaultServer, method: str) -> None:
     """As it is, to the path that was given."""
     answer = call(method=method)
 
-    assert [(method, f"{ROOT}/Calls.json")] == [
-        (request.method, request.target) for request in twilio.requests
-    ]
+    assert [(method, f"{ROOT}/Calls.json")] == [(request.method, request.target) for request in twilio.requests]
     assert (method in {"HEAD", "DELETE"}) == (answer["data"] is None)
 
 
@@ -261,9 +259,7 @@ def test_no_content_is_none(twilio: FaultServer) -> None:
         ({}, None, b""),
     ],
 )  # fmt: skip
-def test_data_is_the_body(
-    twilio: FaultServer, inputs: dict[str, Any], content_type: str | None, body: bytes
-) -> None:
+def test_data_is_the_body(twilio: FaultServer, inputs: dict[str, Any], content_type: str | None, body: bytes) -> None:
     """Text goes as it is, an object as a form, or as JSON where the header says so."""
     call(method="POST", **inputs)
     request = twilio.requests[0]
@@ -362,9 +358,7 @@ def test_file_names_cannot_write_headers(twilio: FaultServer) -> None:
         ({"file_data": 1, "file_data_file_names": {"A": "a"}}, {"file_data"}),
     ],
 )
-def test_uploads_that_are_wrong_are_refused(
-    twilio: FaultServer, inputs: dict[str, Any], fields: set[str]
-) -> None:
+def test_uploads_that_are_wrong_are_refused(twilio: FaultServer, inputs: dict[str, Any], fields: set[str]) -> None:
     """Each fault is named by its field, and nothing is sent."""
     assert fields == faulty(method="POST", **inputs)
     assert [] == twilio.requests
@@ -480,12 +474,8 @@ def test_other_response_types_are_refused(twilio: FaultServer, response_type: An
 # timeout_ms
 
 
-@pytest.mark.parametrize(
-    "fault", [faults.hang(), faults.drip("headers"), faults.drip("body")], ids=lambda f: f.name
-)
-@pytest.mark.parametrize(
-    ("method", "error"), [("GET", TwilioUnavailableError), ("POST", OutcomeUnknownError)]
-)
+@pytest.mark.parametrize("fault", [faults.hang(), faults.drip("headers"), faults.drip("body")], ids=lambda f: f.name)
+@pytest.mark.parametrize(("method", "error"), [("GET", TwilioUnavailableError), ("POST", OutcomeUnknownError)])
 def test_the_timeout_holds_for_the_whole_answer(
     twilio: FaultServer, fault: Fault, method: str, error: type[ConnectorError]
 ) -> None:
@@ -505,9 +495,9 @@ def test_the_timeout_is_bounded_by_the_function_s_time(twilio: FaultServer) -> N
     twilio.script(faults.hang())
     began = time.monotonic()
     with pytest.raises(TwilioUnavailableError):
-        raw_request.handler({"url": CALLS, "method": "GET", "timeout_ms": 900_000}, Context(1.8))
+        raw_request.handler({"url": CALLS, "method": "GET", "timeout_ms": 900_000}, Context(1.7))
 
-    assert time.monotonic() - began < 1.8
+    assert time.monotonic() - began < 1.7
 
 
 @pytest.mark.parametrize(
@@ -556,9 +546,7 @@ FAILING = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("fault", "kind"), FAILING, ids=lambda value: value.name if isinstance(value, Fault) else ""
-)
+@pytest.mark.parametrize(("fault", "kind"), FAILING, ids=lambda value: value.name if isinstance(value, Fault) else "")
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_retries_are_the_callers_choice(
     twilio: FaultServer, delays: list[float], method: str, fault: Fault, kind: str
@@ -716,9 +704,7 @@ def test_an_answer_over_the_limit(
     assert (error, 1) == (type(ended), len(twilio.requests))
 
 
-@pytest.mark.parametrize(
-    "fault", [faults.ENDLESS, faults.gzip_bomb(64), faults.huge(50)], ids=lambda f: f.name
-)
+@pytest.mark.parametrize("fault", [faults.ENDLESS, faults.gzip_bomb(64), faults.huge(50)], ids=lambda f: f.name)
 def test_an_answer_without_end(twilio: FaultServer, fault: Fault) -> None:
     """It is not read to the end, packed or not."""
     twilio.script(fault)
@@ -732,8 +718,7 @@ def test_the_largest_binary_answer_fits(twilio: FaultServer, event: LoadEvent, c
     """Also through the API, as JSON in JSON."""
     twilio.script(faults.answer(bytes(LARGEST_BINARY)))
     answer = raw_request.handler(
-        event("raw_request_api")
-        | {"body": json.dumps({"url": CALLS, "method": "GET", "response_type": "binary"})},
+        event("raw_request_api") | {"body": json.dumps({"url": CALLS, "method": "GET", "response_type": "binary"})},
         context,
     )
 
@@ -759,9 +744,8 @@ def test_an_answer_that_grows_over_the_limit_when_it_is_written(
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
 def test_media_are_fetched_where_twilio_keeps_them(twilio: FaultServer, code: int) -> None:
     """Once, with GET, and without credentials or the caller's headers."""
-    twilio.script(
-        faults.redirect(code, f"{twilio.url}/media/1.jpg?Expires=1&Signature=a%2Fb"), faults.answer(b"\xff\xd8", code=200)
-    )  # fmt: skip
+    media = f"{twilio.url}/media/1.jpg?Expires=1&Signature=a%2Fb"
+    twilio.script(faults.redirect(code, media), faults.answer(b"\xff\xd8", code=200))
     answer = call(f"{OWN}/Messages/MM1/Media/ME1", response_type="binary", headers={"X-A": "1"})
     second = twilio.requests[1]
 

@@ -315,9 +315,7 @@ def is_inside(target: str) -> bool:
     for _ in range(4):
         path = unquote(path, "latin-1")
     segments = re.split(r"[/\\]", path)[1:]
-    account = re.fullmatch(
-        rf"/2010-04-01/Accounts/({ACCOUNT_SID}|{SUBACCOUNT})(\.json|/[^?#@\0-\x20]+)?", path
-    )
+    account = re.fullmatch(rf"/2010-04-01/Accounts/({ACCOUNT_SID}|{SUBACCOUNT})(\.json|/[^?#@\0-\x20]+)?", path)
     return account is not None and not {"", ".", ".."} & set(segments)
 
 
@@ -344,9 +342,7 @@ def test_an_odd_url_stays_in_the_account(stage: Stage, url: str) -> None:
         assert ([], []) == (stage.canary.names, stage.canary.visits)
 
 
-@pytest.mark.parametrize(
-    "url", [None, 5, True, [], [f"{OWN}.json"], {"path": OWN}, "\ud800", f"{OWN}/\udfff"]
-)
+@pytest.mark.parametrize("url", [None, 5, True, [], [f"{OWN}.json"], {"path": OWN}, "\ud800", f"{OWN}/\udfff"])
 def test_a_url_that_is_no_text_is_refused(stage: Stage, url: Any) -> None:
     """Nothing leaves."""
     assert refused(url=url) <= {"url", "(input)"}
@@ -356,9 +352,7 @@ def test_a_url_that_is_no_text_is_refused(stage: Stage, url: Any) -> None:
 def naive(base: str, url: str) -> None:
     """Put the URL behind the base, as one would who thinks no evil."""
     with requests.Session() as session, suppress(requests.RequestException, ValueError):
-        session.get(
-            base + url.replace(VARIABLE, ACCOUNT_SID), auth=("SK", "fake"), timeout=5, allow_redirects=False
-        )
+        session.get(base + url.replace(VARIABLE, ACCOUNT_SID), auth=("SK", "fake"), timeout=5, allow_redirects=False)
 
 
 def test_the_corpus_bites(stage: Stage) -> None:
@@ -384,7 +378,7 @@ PIECES = [
 ]  # fmt: skip
 
 
-@settings(max_examples=1500)
+@settings(max_examples=500)
 @given(
     st.sampled_from(["", OWN, f"{OWN}/", "/"]),
     st.lists(st.sampled_from(PIECES) | st.characters(), max_size=8),
@@ -438,9 +432,7 @@ def test_a_hostile_header_is_refused(
     assert stage.nothing_left()
 
 
-@pytest.mark.parametrize(
-    "headers", ["Host: x", 5, ["Host"], [{"key": "X-A"}], {"X-A": None}, {"X-A": {"b": "c"}}]
-)
+@pytest.mark.parametrize("headers", ["Host: x", 5, ["Host"], [{"key": "X-A"}], {"X-A": None}, {"X-A": {"b": "c"}}])
 def test_headers_of_another_kind_are_refused(stage: Stage, headers: Any) -> None:
     """They are an object or a list of pairs."""
     assert {"headers"} == refused(headers=headers)
@@ -488,9 +480,7 @@ def test_no_field_says_where_twilio_is(stage: Stage) -> None:
     assert stage.nothing_left()
 
 
-@pytest.mark.parametrize(
-    "name", ["../other", "twilio/other", "a/b", "a b", "", ".", "a" * 65, "a\n", "\u00e9", 5]
-)
+@pytest.mark.parametrize("name", ["../other", "twilio/other", "a/b", "a b", "", ".", "a" * 65, "a\n", "\u00e9", 5])
 def test_a_connection_s_name_is_no_path(stage: Stage, name: Any) -> None:
     """It cannot name a secret elsewhere."""
     assert {"connection"} == refused(connection=name)

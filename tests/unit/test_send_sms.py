@@ -5,10 +5,6 @@ from typing import Any
 
 import pytest
 from send_sms import SendSms, handler
-from tests.aws_wire import AwsWire
-from tests.conftest import Context, LoadEvent
-from tests.faults import FaultServer, faults
-from tests.unit.conftest import ACCOUNT_SID
 from twilio_connector.connection import Connection
 from twilio_connector.errors import (
     ConnectorError,
@@ -20,6 +16,11 @@ from twilio_connector.errors import (
     TwilioRejectedError,
 )
 from twilio_connector.inputs import Sender
+
+from tests.aws_wire import AwsWire
+from tests.conftest import Context, LoadEvent
+from tests.faults import FaultServer, faults
+from tests.unit.conftest import ACCOUNT_SID
 
 TO = "+15005550006"
 SERVICE = "MG" + "0" * 32
@@ -54,9 +55,17 @@ def refused(given: dict[str, Any], sender: Connection | None = None) -> dict[str
 @pytest.mark.parametrize(
     ("name", "value", "sent"),
     [
-        ("status_callback", "https://example.com/callback?x=1#rc=2", {"StatusCallback": "https://example.com/callback?x=1#rc=2"}),
+        (
+            "status_callback",
+            "https://example.com/callback?x=1#rc=2",
+            {"StatusCallback": "https://example.com/callback?x=1#rc=2"},
+        ),
         ("media_urls", ["https://example.com/a.png"], {"MediaUrl": ["https://example.com/a.png"]}),
-        ("media_urls", ["https://example.com/a", "https://example.com/b"], {"MediaUrl": ["https://example.com/a", "https://example.com/b"]}),
+        (
+            "media_urls",
+            ["https://example.com/a", "https://example.com/b"],
+            {"MediaUrl": ["https://example.com/a", "https://example.com/b"]},
+        ),
         ("send_at", "2030-01-31T10:00:00+01:00", {"SendAt": "2030-01-31T09:00:00Z", "ScheduleType": "fixed"}),
         ("validity_period", 1, {"ValidityPeriod": "1"}),
         ("validity_period", 36000, {"ValidityPeriod": "36000"}),
@@ -83,7 +92,7 @@ def refused(given: dict[str, Any], sender: Connection | None = None) -> dict[str
         ("dry_run", True, {}),
         ("connection", "support", {}),
     ],
-)  # fmt: skip
+)
 def test_an_option_has_twilios_name_and_spelling(name: str, value: object, sent: dict[str, Any]) -> None:
     """Booleans are words, numbers are digits, lists repeat."""
     expected = {"To": TO, "MessagingServiceSid": SERVICE, "Body": "Hello"} | sent
@@ -101,10 +110,19 @@ def test_a_price_is_written_in_digits(price: float) -> None:
     ("given", "sent"),
     [
         (SMS, {"To": TO, "From": "+15551234567", "Body": "Hello"}),
-        ({"to": "(202) 555-0143", "from": "202-555-0144", "message": "x"}, {"To": "+12025550143", "From": "+12025550144", "Body": "x"}),
-        ({"to": "whatsapp:+15558675309", "from": "whatsapp:+15005550006", "message": "x"}, {"To": "whatsapp:+15558675309", "From": "whatsapp:+15005550006", "Body": "x"}),
+        (
+            {"to": "(202) 555-0143", "from": "202-555-0144", "message": "x"},
+            {"To": "+12025550143", "From": "+12025550144", "Body": "x"},
+        ),
+        (
+            {"to": "whatsapp:+15558675309", "from": "whatsapp:+15005550006", "message": "x"},
+            {"To": "whatsapp:+15558675309", "From": "whatsapp:+15005550006", "Body": "x"},
+        ),
         ({"to": "12345", "from": "123456", "message": " "}, {"To": "12345", "From": "123456", "Body": " "}),
-        ({"to": TO, "from": "12345", "media_urls": ["https://example.com/a"]}, {"To": TO, "From": "12345", "MediaUrl": ["https://example.com/a"]}),
+        (
+            {"to": TO, "from": "12345", "media_urls": ["https://example.com/a"]},
+            {"To": TO, "From": "12345", "MediaUrl": ["https://example.com/a"]},
+        ),
         ({"to": TO, "from": "12345", "content_sid": CONTENT}, {"To": TO, "From": "12345", "ContentSid": CONTENT}),
         (
             {"to": TO, "from": "12345", "content_sid": CONTENT, "content_variables": {"1": "é", "2": 3}},
@@ -118,8 +136,20 @@ def test_a_price_is_written_in_digits(price: float) -> None:
         (SMS | {"message": "x" * 1600}, {"To": TO, "From": "+15551234567", "Body": "x" * 1600}),
         (SMS | {"message": "😀" * 1600}, {"To": TO, "From": "+15551234567", "Body": "😀" * 1600}),
     ],
-    ids=["sms", "national", "channel", "short code", "mms", "content", "variables", "no variables", "both senders", "long", "emoji"],
-)  # fmt: skip
+    ids=[
+        "sms",
+        "national",
+        "channel",
+        "short code",
+        "mms",
+        "content",
+        "variables",
+        "no variables",
+        "both senders",
+        "long",
+        "emoji",
+    ],
+)
 def test_a_message_is_what_the_input_says(given: dict[str, Any], sent: dict[str, Any]) -> None:
     """To whom, from whom, saying what."""
     assert sent == form(given)
@@ -197,9 +227,9 @@ def test_what_is_off_needs_no_messaging_service(sender: dict[str, str]) -> None:
 
 def test_without_any_sender_a_message_is_refused() -> None:
     """The remedy names all three."""
-    assert {
-        "from": "is required, or messaging_service_sid, since the connection has no default sender"
-    } == refused({"to": TO, "message": "Hello"})
+    assert {"from": "is required, or messaging_service_sid, since the connection has no default sender"} == refused(
+        {"to": TO, "message": "Hello"}
+    )
 
 
 @pytest.mark.parametrize(
@@ -313,7 +343,10 @@ def test_the_api_answers_created(twilio: FaultServer, context: Context, event: L
 
 def test_a_dry_run_says_what_would_be_sent(twilio: FaultServer, context: Context) -> None:
     """And sends nothing."""
-    rehearsal = handler({"to": "(202) 555-0143", "message": "Hello €", "media_urls": ["https://example.com/a"], "dry_run": True}, context)  # fmt: skip
+    rehearsal = handler(
+        {"to": "(202) 555-0143", "message": "Hello €", "media_urls": ["https://example.com/a"], "dry_run": True},
+        context,
+    )
 
     assert {
         "dry_run": True,
@@ -344,11 +377,18 @@ def test_a_dry_run_through_the_api_answers_ok(
     assert [] == twilio.requests
 
 
+def test_only_a_dry_run_is_read_only() -> None:
+    """Its outcome is never in doubt."""
+    assert [False, False, True] == [
+        SendSms.parse(SMS | {"dry_run": dry_run}).read_only for dry_run in (None, False, True)
+    ]
+
+
 def test_a_dry_run_finds_faults(aws_wire: AwsWire, context: Context) -> None:
     """The same as a real one."""
     aws_wire.secrets["twilio/default"] = json.dumps({"account_sid": ACCOUNT_SID, "auth_token": "0" * 32})
 
-    with pytest.raises(InvalidInputError, match="^from: is required"):
+    with pytest.raises(InvalidInputError, match=r"^from: is required"):
         handler({"to": TO, "message": "Hello", "dry_run": True}, context)
 
 

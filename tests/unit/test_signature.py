@@ -121,9 +121,7 @@ def test_the_standard_port_may_be_there(name: str) -> None:
     assert verify(vector["signature"], [url], vector["params"], [TOKEN])
 
 
-@pytest.mark.parametrize(
-    ("name", "port"), [("V03", ""), ("V03", ":80"), ("V05", ""), ("V05", ":443"), ("V28", "")]
-)
+@pytest.mark.parametrize(("name", "port"), [("V03", ""), ("V03", ":80"), ("V05", ""), ("V05", ":443"), ("V28", "")])
 def test_another_port_counts(name: str, port: str) -> None:
     """Only the standard port can be left out."""
     vector = BY_ID[name]
@@ -292,8 +290,10 @@ def test_a_body_is_refused_without_exactly_its_hash(query: str) -> None:
 
 # Nothing raises
 
-JUNK = st.text() | st.text(st.characters(categories=["Cs", "Cc", "Lu"])) | st.binary().map(
-    lambda data: data.decode("utf-8", "surrogateescape")
+JUNK = (
+    st.text()
+    | st.text(st.characters(categories=["Cs", "Cc", "Lu"]))
+    | st.binary().map(lambda data: data.decode("utf-8", "surrogateescape"))
 )
 URLS = JUNK | st.builds(
     "{}://{}{}{}{}".format,

@@ -5,17 +5,19 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import get_sms
 import pytest
 import send_sms
+from twilio_connector import telemetry
+from twilio_connector.errors import ConnectorError, InternalError
+
 from tests.aws_wire import AwsWire
 from tests.conftest import ROOT, Context, LoadEvent
 from tests.faults import FaultServer, faults
-from twilio_connector import telemetry
-from twilio_connector.errors import ConnectorError, InternalError
 
 TO = "+15005550006"
 SID = "SM" + "0" * 32
@@ -64,7 +66,7 @@ def metrics(lines: list[dict[str, Any]]) -> dict[str, list[float]]:
         for directive in line.get("_aws", {}).get("CloudWatchMetrics", []):
             assert "TwilioConnector" == directive["Namespace"]
             for metric in directive["Metrics"]:
-                name = metric["Name"] + (f":{line['error']}" if ["error"] in directive["Dimensions"] else "")
+                name = metric["Name"] + (f":{line['error']}" if "error" in directive["Dimensions"][0] else "")
                 found[name] = line[metric["Name"]]
     return found
 
@@ -137,10 +139,8 @@ def test_a_line_names_the_caller(
 ) -> None:
     """Each record of a batch has its own line."""
     twilio.script(faults.OPTED_OUT)
-    try:
+    with suppress(ConnectorError):
         send_sms.handler(event(name), context)
-    except ConnectorError:
-        pass
 
     assert {(caller, "RecipientOptedOutError")} == {(line["caller"], line["error"]) for line in logged(lines())}
     assert (3 if caller == "sqs" else 1) == len(twilio.requests)
@@ -195,8 +195,8 @@ def test_a_fault_becomes_an_error_that_says_nothing(lines: Lines) -> None:
 
 def test_no_line_holds_what_was_sent(twilio: FaultServer, context: Context, event: LoadEvent, lines: Lines) -> None:
     """Neither numbers nor texts nor credentials, whatever goes wrong."""
-    wrong = [faults.status(400, message=f"{TO} {MARKER}"), faults.status(500), faults.RESET_AFTER_READ, faults.body("html")]
-    for fault in wrong:
+    refusal = faults.status(400, message=f"{TO} {MARKER}")
+    for fault in (refusal, faults.status(500), faults.RESET_AFTER_READ, faults.body("html")):
         twilio.script(fault)
         failed(send_sms.handler, {"to": TO, "message": MARKER}, context)
         request = event("send_sms_api")
@@ -255,6 +255,18 @@ def test_debug_says_that_a_function_was_called(twilio: FaultServer, context: Con
 # Metrics
 
 
+def test_metrics_are_told_apart_by_service(twilio: FaultServer, context: Context, lines: Lines) -> None:
+    """Two stacks in one account do not mix, and errors have their class beside it."""
+    twilio.script(faults.OPTED_OUT)
+    failed(send_sms.handler, SMS, context)
+    written = [line for line in lines() if "_aws" in line]
+
+    assert {"twilio-connector"} == {line["service"] for line in written}
+    assert [[["service", "error"]], [["service"]]] == [
+        line["_aws"]["CloudWatchMetrics"][0]["Dimensions"] for line in written
+    ]
+
+
 def test_a_message_that_was_sent_is_counted(twilio: FaultServer, context: Context, lines: Lines) -> None:
     """With the time that Twilio took, in milliseconds."""
     send_sms.handler(SMS, context)
@@ -288,9 +300,7 @@ def test_a_message_that_was_not_sent_is_counted(
     assert {"MessagesNotSent": [1.0], f"TwilioErrors:{name}": [1.0]} == found
 
 
-def test_an_unknown_outcome_is_neither_sent_nor_not_sent(
-    twilio: FaultServer, context: Context, lines: Lines
-) -> None:
+def test_an_unknown_outcome_is_neither_sent_nor_not_sent(twilio: FaultServer, context: Context, lines: Lines) -> None:
     """It has a metric of its own."""
     twilio.script(faults.status(500))
     failed(send_sms.handler, SMS, context)
@@ -300,9 +310,7 @@ def test_an_unknown_outcome_is_neither_sent_nor_not_sent(
     assert {"OutcomeUnknown": [1.0], "TwilioErrors:OutcomeUnknownError": [1.0]} == found
 
 
-def test_a_batch_is_counted_together(
-    twilio: FaultServer, context: Context, event: LoadEvent, lines: Lines
-) -> None:
+def test_a_batch_is_counted_together(twilio: FaultServer, context: Context, event: LoadEvent, lines: Lines) -> None:
     """The errors one by one, since they have a dimension."""
     twilio.script(faults.OK, faults.OPTED_OUT, faults.OK)
     send_sms.handler(event("send_sms_sqs"), context)
@@ -320,9 +328,7 @@ def test_a_dry_run_counts_nothing(twilio: FaultServer, context: Context, lines: 
     assert [] == twilio.requests
 
 
-def test_metrics_do_not_run_into_the_next_invocation(
-    twilio: FaultServer, context: Context, lines: Lines
-) -> None:
+def test_metrics_do_not_run_into_the_next_invocation(twilio: FaultServer, context: Context, lines: Lines) -> None:
     """Also after a failure."""
     twilio.script(faults.status(500), faults.OK)
     failed(send_sms.handler, SMS, context)

@@ -123,9 +123,7 @@ def test_all_addresses_of_a_host_share_the_connect_timeout(
     with black_hole() as port:
         resolved(monkeypatch, *[port] * 10)
         error: list[transport.NeverSent] = []
-        took = seconds(
-            lambda: error.append(never_sent(session, "http://twilio.invalid", connect=READ_SECONDS))
-        )
+        took = seconds(lambda: error.append(never_sent(session, "http://twilio.invalid", connect=READ_SECONDS)))
 
     assert "connecting took too long" == str(error[0])
     assert took < READ_SECONDS + MARGIN
@@ -164,9 +162,7 @@ def test_a_name_that_does_not_resolve_was_never_sent(
     assert ("its name did not resolve", False) == (str(error), error.bad_certificate)
 
 
-def test_a_name_without_addresses_was_never_sent(
-    session: transport.Session, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_name_without_addresses_was_never_sent(session: transport.Session, monkeypatch: pytest.MonkeyPatch) -> None:
     """DNS answers with nothing."""
     resolved(monkeypatch)
 
@@ -189,9 +185,7 @@ def test_nothing_is_sent_to_a_server_with_a_bad_certificate(session: transport.S
         assert (1, []) == (server.connections, server.requests)
 
 
-def test_only_public_authorities_are_trusted(
-    session: transport.Session, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_public_authorities_are_trusted(session: transport.Session, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is trusted cannot be changed from the environment."""
     with FaultServer(tls="good") as server:
         for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"):
@@ -255,9 +249,7 @@ BROKEN = [
 
 
 @pytest.mark.parametrize("fault", BROKEN, ids=lambda fault: fault.name)
-def test_an_answer_that_is_broken_off_is_lost(
-    session: transport.Session, server: FaultServer, fault: Fault
-) -> None:
+def test_an_answer_that_is_broken_off_is_lost(session: transport.Session, server: FaultServer, fault: Fault) -> None:
     """What went out once and was not answered whole is lost, and not sent again."""
     server.script(fault)
     with pytest.raises(transport.Lost) as caught:
@@ -391,9 +383,7 @@ def needed(server: FaultServer, how: str, max_bytes: int) -> int:
     command = [sys.executable, "-c", textwrap.dedent(_MEASURE), how, server.url + MESSAGES, str(max_bytes)]
     path = os.pathsep.join(map(str, (ROOT / "layers" / "twilio", ROOT)))
     environment = os.environ | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, check=True, timeout=60
-    )
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60)
     return int(done.stdout)
 
 
@@ -402,9 +392,7 @@ def test_memory_is_bounded_whatever_arrives(server: FaultServer, how: str) -> No
     """A process needs no more than 32 MB over the limit, in front of a gigabyte or more."""
     megabytes = 6
     server.named["nested_bomb"] = replace(
-        faults.answer(
-            gzip.compress(gzip.compress(bytes(1 << 28), 1), 9), headers={"Content-Encoding": "gzip, gzip"}
-        ),
+        faults.answer(gzip.compress(gzip.compress(bytes(1 << 28), 1), 9), headers={"Content-Encoding": "gzip, gzip"}),
         name="nested_bomb",
     )
 
@@ -483,9 +471,7 @@ def test_idling_goes_on_while_the_function_is_frozen() -> None:
     assert time.clock_gettime(clock) == pytest.approx(transport._clock(), abs=1)
 
 
-def test_a_connection_that_the_server_closed_is_not_used(
-    session: transport.Session, server: FaultServer
-) -> None:
+def test_a_connection_that_the_server_closed_is_not_used(session: transport.Session, server: FaultServer) -> None:
     """A close that was seen costs nothing."""
     server.script(faults.OK_THEN_CLOSE, faults.OK)
     exchange(session, server.url)
@@ -540,9 +526,7 @@ def test_a_netrc_is_not_read(
     assert [AUTH, None, ("stranger", "strange")] == [request.credentials for request in server.requests]
 
 
-def test_proxies_are_not_used(
-    session: transport.Session, server: FaultServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_proxies_are_not_used(session: transport.Session, server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests go to Twilio itself; who heeds the environment goes elsewhere."""
     with Canary() as canary:
         for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
@@ -558,9 +542,7 @@ def test_proxies_are_not_used(
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_redirects_are_not_followed(
-    session: transport.Session, server: FaultServer, method: str, status: int
-) -> None:
+def test_redirects_are_not_followed(session: transport.Session, server: FaultServer, method: str, status: int) -> None:
     """Where they lead is told and not gone to."""
     with Canary() as canary:
         server.script(faults.redirect(status, canary.url))

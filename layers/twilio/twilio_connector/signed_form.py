@@ -8,7 +8,7 @@ begins that can stand there. So one text comes out in one way, and only the form
 """
 
 import re
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from functools import cache
@@ -88,6 +88,7 @@ _NAMES: dict[Kind, dict[str, str | None]] = {
     | _texts(" ".join(f"MediaContentType{number} MediaUrl{number}" for number in range(10))),
     Kind.CALL: _COMMON
     | {
+        "AnsweredBy": _WORD,
         "CallDuration": _NUMBER,
         "CallSid": _sid("CA"),
         "CallStatus": _WORD,
@@ -121,7 +122,7 @@ _NAMES: dict[Kind, dict[str, str | None]] = {
         "TranscriptionStatus": _WORD,
     }
     | _texts("""
-        AnsweredBy CallToken CallbackSource CalledCity CalledCountry CalledState CalledZip CallerCity CallerCountry
+        CallToken CallbackSource CalledCity CalledCountry CalledState CalledZip CallerCity CallerCountry
         CallerName CallerState CallerZip
         CoachingParticipant DialBridged Digits ErrorUrl FinishedOnKey FriendlyName Language ParticipantLabel
         ParticipantLabelEndingConference QueueResult QueueSid Reason ReasonConferenceEnded
@@ -186,9 +187,14 @@ _CONVERSATIONS = re.compile(_sid("IM"))  # which name their own messages Message
 _OTHER_ADDRESS = r"[A-Za-z0-9 &+._-]{0,11}|[a-z]{2,20}:[!-~]{1,256}"
 _MAX_ADDRESS = 277
 
+# Texts that people write. No other holds a required parameter or an address: what is hidden in a text that people
+# write could else make it swallow the genuine ones.
+_WRITTEN = frozenset({"Body", "Payload", "SpeechResult", "TranscriptionText", "UnstableSpeechResult"})
+_NO_WORD = r"\+?[0-9]{5}|[a-z]{2,20}:"  # how an address begins that is no name
+
 # A parameter that is not known, name and value: one word, so that no text can pass for it.
 _NEW_NAME = re.compile(r"[A-Z][A-Za-z0-9_.-]*")
-_NEW = re.compile(r"[A-Z][A-Za-z0-9_.:/+-]{0,99}")
+_NEW = re.compile(r"[A-Z][A-Za-z0-9_.:/+-]{0,59}")
 _MAX_STARTS = 5000
 
 
@@ -270,7 +276,13 @@ class _Cutter:
         self._required = grammar.required
         self._in_order = sorted(grammar.names, reverse=True)  # of two that begin alike the longer comes first
         self._dead: set[tuple[int, str, bool]] = set()
-        self.starts = [match.start() for match in _compiled(f"(?={'|'.join(self._in_order)})").finditer(text)]
+        anchors = [
+            f"{name}(?:{_NO_WORD if form == _ADDRESS else form})"
+            for name, form in grammar.names.items()
+            if form == _ADDRESS or (form and name in grammar.required)
+        ]
+        self._anchors = _starts("|".join(anchors), text)
+        self.starts = _starts("|".join(self._in_order), text)
 
     def cut(self, start: int, before: str, *, ended: bool) -> list[tuple[str, str]] | None:
         """Return the parameters from `start`, after the name `before`, whose value may have ended by itself."""
@@ -295,27 +307,38 @@ class _Cutter:
         new = _NEW_NAME.match(self._text, start)
         if new is None or new[0] <= before:
             return None
-        ends = takewhile(lambda end: _NEW.fullmatch(self._text, start, end), self._until(start + 1))
+        ends = takewhile(lambda end: _NEW.fullmatch(self._text, start, end), self._until(start + 1, self._limit(start)))
         rests = (self.cut(end, before, ended=False) for end in ends)
         return next((rest for rest in rests if rest is not None), None)
 
     def _ends(self, begin: int, name: str) -> Iterator[tuple[int, bool]]:
         """Yield where a value may end, and whether it does so by itself."""
         form = self._names[name]
+        limit = len(self._text) if name in _WRITTEN else self._limit(begin)
         if form is None:
-            yield from ((end, False) for end in self._until(begin))
+            yield from ((end, False) for end in self._until(begin, limit))
         elif match := _compiled(form).match(self._text, begin):
             yield match.end(), True
         if form == _ADDRESS:
-            # It holds no other one, lest the end of a text that people wrote be taken for its beginning.
-            other = _compiled(rf"(?!.*{name}(?:{_PHONE}|[a-z]+:))(?:{_OTHER_ADDRESS})")
-            near = takewhile(lambda end: end - begin <= _MAX_ADDRESS, self._until(begin))
-            yield from ((end, False) for end in near if other.fullmatch(self._text, begin, end))
+            for end in self._until(begin, min(limit, begin + _MAX_ADDRESS)):
+                if _compiled(_OTHER_ADDRESS).fullmatch(self._text, begin, end):
+                    yield end, False
 
-    def _until(self, begin: int) -> Iterator[int]:
+    def _until(self, begin: int, limit: int) -> Iterator[int]:
         """Yield where known names begin from there on, and the end of the text."""
-        yield from (self.starts[index] for index in range(bisect_left(self.starts, begin), len(self.starts)))
-        yield len(self._text)
+        within = range(bisect_left(self.starts, begin), bisect_right(self.starts, limit))
+        yield from (self.starts[index] for index in within)
+        if limit >= len(self._text):
+            yield limit
+
+    def _limit(self, begin: int) -> int:
+        """Return where a text ends at the latest that people do not write."""
+        index = bisect_left(self._anchors, begin)
+        return self._anchors[index] if index < len(self._anchors) else len(self._text)
+
+
+def _starts(pattern: str, text: str) -> list[int]:
+    return [match.start() for match in _compiled(f"(?={pattern})").finditer(text)]
 
 
 def _ends_by_itself(form: str | None, value: str) -> bool:
