@@ -175,8 +175,10 @@ def test_other_fields_are_welcome(more: dict[str, Any]) -> None:
         ),
         (
             {"account_sid": 5, "region": 5},
-            "account_sid must be a SID: AC and 32 hexadecimal digits; region must be us1 or ie1 or au1;"
-            " auth_token is missing",
+            (
+                "account_sid must be a SID: AC and 32 hexadecimal digits; region must be us1 or ie1 or au1;"
+                " auth_token is missing"
+            ),
         ),
         ("", "the secret is not a JSON object"),
         ("[]", "the secret is not a JSON object"),
@@ -210,7 +212,7 @@ def test_a_connection_does_not_show_its_secrets() -> None:
     known = module._Known(connection, 0, 0)
 
     assert f"Connection(account_sid='{ACCOUNT_SID}')" == repr(connection)
-    assert MARKER not in f"{connection}{connection!r}{[connection]}{known}{connection.__rich_repr__}"
+    assert MARKER not in f"{connection}{connection!r}{[connection]}{known}"
 
 
 # How often it is read
