@@ -34,9 +34,7 @@ MediaUrls = Annotated[
     list[Annotated[str, Meta(pattern=r"\Ahttps?://\S+\Z")]],
     Meta(min_length=1, max_length=10, description="must be a list of 1 to 10 http or https URLs"),
 ]
-Texts = Annotated[
-    list[Annotated[str, Meta(min_length=1)]], Meta(min_length=1, description="must be a list of texts")
-]
+Texts = Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(min_length=1, description="must be a list of texts")]
 Seconds = Annotated[int, Meta(ge=1, le=36000, description="must be a whole number of seconds from 1 to 36000")]
 Count = Annotated[int, Meta(ge=1, description="must be a whole number, 1 or more")]
 Price = Annotated[float, Meta(ge=0, le=1e6, description="must be a number, 0 or more")]

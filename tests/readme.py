@@ -57,7 +57,5 @@ def rows(text: str) -> dict[str, list[str]]:
     """Return a table's cells by the names in the first cell, each of which stands in backticks."""
     table = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
     return {
-        name: [cell.strip() for cell in cells]
-        for first, *cells in table
-        for name in re.findall(r"`([^`]+)`", first)
+        name: [cell.strip() for cell in cells] for first, *cells in table for name in re.findall(r"`([^`]+)`", first)
     }

@@ -176,9 +176,7 @@ def gzip_bomb(megabytes: int = 1024) -> Fault:
     def act(exchange: Exchange) -> None:
         squeeze = zlib.compressobj(9, zlib.DEFLATED, -15)
         # After a full flush nothing refers back, so one piece can be sent again and again.
-        pieces = [
-            squeeze.compress(data) + squeeze.flush(zlib.Z_FULL_FLUSH) for data in (_START, b"0" * _MEGABYTE)
-        ]
+        pieces = [squeeze.compress(data) + squeeze.flush(zlib.Z_FULL_FLUSH) for data in (_START, b"0" * _MEGABYTE)]
         last = squeeze.compress(_END) + squeeze.flush()
         length = 10 + len(pieces[0]) + megabytes * len(pieces[1]) + len(last) + 8
         headers = (("Content-Encoding", "gzip"), ("Content-Length", str(length)))
@@ -230,9 +228,7 @@ def many_headers(count: int = 10_000) -> Fault:
 
 
 def _with_headers(name: str, headers: Mapping[str, str]) -> Fault:
-    return Fault(
-        name, lambda exchange: exchange.reply(exchange.normal._replace(headers=tuple(headers.items())))
-    )
+    return Fault(name, lambda exchange: exchange.reply(exchange.normal._replace(headers=tuple(headers.items()))))
 
 
 # Answers that are broken off, late or no HTTP

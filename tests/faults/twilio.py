@@ -58,7 +58,7 @@ class Account:
 class History:
     """Messages, newest first, in pages as Twilio makes them, or in pages as an attacker would."""
 
-    def __init__(  # noqa: PLR0913 each is an option of its own
+    def __init__(
         self,
         count: int,
         *,
@@ -119,9 +119,7 @@ class History:
     def _corrupt(self, next_page: str, request: Request, wanted: dict[str, str]) -> str:
         """Return the next page, or where an attacker would send us instead."""
         account = request.path.split("/")[3]
-        first_page = urlencode(
-            {name: wanted[name] for name in wanted if not name.startswith("PageT")} | {"Page": "0"}
-        )
+        first_page = urlencode({name: wanted[name] for name in wanted if not name.startswith("PageT")} | {"Page": "0"})
         corruptions: dict[Evil | None, Callable[[], str]] = {
             "foreign_host": lambda: self._elsewhere + next_page,
             "other_account": lambda: next_page.replace(account, OTHER_ACCOUNT),
@@ -183,9 +181,7 @@ def _matches(each: Message, wanted: dict[str, str]) -> bool:
     return (
         wanted.get("To", each["to"]) == each["to"]
         and wanted.get("From", each["from"]) == each["from"]
-        and all(
-            holds(*_comparable(sent, wanted[name])) for name, holds in _DATE_FILTERS.items() if name in wanted
-        )
+        and all(holds(*_comparable(sent, wanted[name])) for name, holds in _DATE_FILTERS.items() if name in wanted)
     )
 
 

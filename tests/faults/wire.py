@@ -53,9 +53,7 @@ class Request:
     def headers(self) -> list[tuple[str, str]]:
         """Names and values in the order in which they came."""
         lines = self.head.decode("latin-1").split("\r\n")[1:]
-        return [
-            (name, value.strip()) for name, colon, value in (line.partition(":") for line in lines) if colon
-        ]
+        return [(name, value.strip()) for name, colon, value in (line.partition(":") for line in lines) if colon]
 
     @property
     def form(self) -> dict[str, list[str]]:
@@ -163,9 +161,7 @@ class Gate:
 class Exchange:
     """One request and its answer, as a fault sees them; `normal` is what Twilio would answer."""
 
-    def __init__(
-        self, sock: socket.socket, gate: Gate, method: str = "", normal: Reply | None = None
-    ) -> None:
+    def __init__(self, sock: socket.socket, gate: Gate, method: str = "", normal: Reply | None = None) -> None:
         self.normal = normal or Reply(500)
         self.is_open = True
         self._sock = sock

@@ -59,9 +59,7 @@ class Cloud:
         if signed:
             credentials = Credentials(caller["access_key_id"], caller["secret_access_key"])
             SigV4Auth(credentials, "execute-api", self.info["region"]).add_auth(request)
-        return requests.request(
-            method, request.url, data=request.data, headers=dict(request.headers), timeout=SECONDS
-        )
+        return requests.request(method, request.url, data=request.data, headers=dict(request.headers), timeout=SECONDS)
 
     def twilio(self, method: str, path: str, **form: str) -> Any:
         """Call Twilio's emulator as the account's owner."""

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from local import FOLDER, stack as local_stack
+from local import FOLDER
+from local import stack as local_stack
 from tests.integration.cloud import Cloud
 
 
@@ -40,9 +41,7 @@ def cloud(stack: dict[str, Any]) -> Cloud:
 @pytest.fixture(scope="session")
 def other_connections(cloud: Cloud) -> None:
     """Store a connection that Twilio refuses, and one that is none."""
-    default = json.loads(
-        cloud.client("secretsmanager").get_secret_value(SecretId="twilio/default")["SecretString"]
-    )
+    default = json.loads(cloud.client("secretsmanager").get_secret_value(SecretId="twilio/default")["SecretString"])
     secrets = {
         "refused": json.dumps(default | {"api_key_secret": "no-longer-valid"}),
         "broken": '{"account_sid": "AC1"}',

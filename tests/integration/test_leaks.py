@@ -9,7 +9,6 @@ from urllib.parse import quote, quote_plus
 
 import pytest
 
-
 from tests.integration.cloud import Cloud, eventually
 
 NUMBER = "+15005559873"
@@ -33,12 +32,14 @@ def secrets(cloud: Cloud) -> list[str]:
     """Return the values of the stack's connections that are secret."""
     manager = cloud.client("secretsmanager")
     names = [secret["Name"] for secret in manager.list_secrets()["SecretList"]]
-    values = [json.loads(manager.get_secret_value(SecretId=name)["SecretString"]) for name in names if name != "twilio/broken"]
+    values = [
+        json.loads(manager.get_secret_value(SecretId=name)["SecretString"]) for name in names if name != "twilio/broken"
+    ]
     return [value[name] for value in values for name in ("api_key_secret", "auth_token") if name in value]
 
 
 @pytest.fixture(scope="module")
-def text(cloud: Cloud, other_connections: None) -> str:
+def text(cloud: Cloud, other_connections: None) -> str:  # noqa: ARG001 they are used by name
     """Return a text that went through every function, with success and with failure."""
     text = f"marker-{uuid.uuid4().hex}"
     sms = {"to": NUMBER, "message": text}
@@ -52,7 +53,9 @@ def text(cloud: Cloud, other_connections: None) -> str:
     cloud.api("GET", f"/messages?{text}={quote(NUMBER)}&to={quote(NUMBER)}&page_token={text}")
     cloud.api("GET", f"/messages?to={quote(NUMBER)}")
     for url in (f"/Accounts/$TWILIO_ACCOUNT_SID/{text}.json", f"https://{text}.example/", f"/{text}"):
-        cloud.api("POST", "/raw-request", {"method": "POST", "url": url, "data": {"Body": text}, "headers": {text: NUMBER}})
+        cloud.api(
+            "POST", "/raw-request", {"method": "POST", "url": url, "data": {"Body": text}, "headers": {text: NUMBER}}
+        )
     number = cloud.info["twilio"]["number"]
     with cloud.events() as bus:
         cloud.twilio("POST", "/_twilio/simulate/inbound-message", To=number, From=CALLER, Body=text)

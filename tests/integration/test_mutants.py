@@ -49,7 +49,9 @@ def test_mutants_through_the_stack(cloud: Cloud, target: Target) -> None:
     """Genuine webhooks and their twins are accepted; of at least 300 mutants none brings another event."""
     webhooks = [*GENUINE, *WITH_QUERY]
     with cloud.events() as bus:
-        statuses = [sent(request, target) for each in webhooks for request in (each.request(target), *twins(each, target))]
+        statuses = [
+            sent(request, target) for each in webhooks for request in (each.request(target), *twins(each, target))
+        ]
         assert {200} == set(statuses)
         originals = seen(bus)
         assert len(originals) > len(GENUINE)

@@ -52,9 +52,7 @@ class Reader:
 
     def _type(self, block: Block) -> subprocess.CompletedProcess[str]:
         # The stack on this machine has a name of its own, and a connection `default` already.
-        commands = block.text.replace(
-            "--stack-name twilio-connector", f"--stack-name {self._stack['stack_name']}"
-        )
+        commands = block.text.replace("--stack-name twilio-connector", f"--stack-name {self._stack['stack_name']}")
         commands = commands.replace("--name twilio/default", "--name twilio/from-readme")
         variables = self._variables | self._identity(block)
         exports = "".join(f"export {name}={quote(value)}\n" for name, value in variables.items())
@@ -74,9 +72,7 @@ class Reader:
             self._variables["MESSAGE_SID"] = sid[1]
         if "describe-stacks" in commands:
             # The outputs that are no addresses on this machine.
-            self._variables |= {
-                name: self._stack["outputs"][name] for name in ("ActionsApiUrl", "WebhookUrl")
-            }
+            self._variables |= {name: self._stack["outputs"][name] for name in ("ActionsApiUrl", "WebhookUrl")}
         return run
 
     def _identity(self, block: Block) -> dict[str, str]:
@@ -94,9 +90,7 @@ def reader(cloud: Cloud, tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
     """Return a reader, and take away what the commands left in the stack."""
     yield Reader(cloud.info, tmp_path_factory.mktemp("reader"))
     cloud.client("events").delete_rule(Name="inbound-sms", EventBusName=cloud.outputs["EventBusName"])
-    cloud.client("secretsmanager").delete_secret(
-        SecretId="twilio/from-readme", ForceDeleteWithoutRecovery=True
-    )
+    cloud.client("secretsmanager").delete_secret(SecretId="twilio/from-readme", ForceDeleteWithoutRecovery=True)
 
 
 def like(shown: Any, real: Any) -> bool:

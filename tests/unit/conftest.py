@@ -34,7 +34,7 @@ def aws_wire(monkeypatch: pytest.MonkeyPatch) -> Iterator[AwsWire]:
 
 
 @pytest.fixture
-def twilio(monkeypatch: pytest.MonkeyPatch, aws_wire: AwsWire) -> Iterator[FaultServer]:
+def twilio(monkeypatch: pytest.MonkeyPatch, aws_wire: AwsWire) -> Iterator[FaultServer]:  # noqa: ARG001 its connections
     """Return a Twilio that fails as told, in the place of all of Twilio's hosts."""
     with FaultServer() as server:
         monkeypatch.setenv("TWILIO_API_URL", server.url)

@@ -79,18 +79,12 @@ RESOURCES: dict[str, Any] = TEMPLATE["Resources"]
 
 def of_type(kind: str) -> dict[str, Any]:
     """Return the properties of all resources of a type, by their names."""
-    return {
-        name: resource.get("Properties", {})
-        for name, resource in RESOURCES.items()
-        if resource["Type"] == kind
-    }
+    return {name: resource.get("Properties", {}) for name, resource in RESOURCES.items() if resource["Type"] == kind}
 
 
 def found(key: str, tree: Any) -> Iterator[Any]:
     """Yield what stands under a key, wherever it is."""
-    for name, value in (
-        tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
-    ):
+    for name, value in tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ():
         if name == key:
             yield value
         yield from found(key, value)
@@ -264,9 +258,7 @@ def test_actions_need_a_signature() -> None:
     apis = of_type("AWS::Serverless::HttpApi")
 
     assert {"EnableIamAuthorizer": True, "DefaultAuthorizer": "AWS_IAM"} == apis["ActionsApi"]["Auth"]
-    assert [] == [
-        name for name, properties in of_type(FUNCTION).items() if list(found("Auth", properties["Events"]))
-    ]
+    assert [] == [name for name, properties in of_type(FUNCTION).items() if list(found("Auth", properties["Events"]))]
     assert [] == list(found("FunctionUrlConfig", RESOURCES))
 
 
@@ -320,9 +312,7 @@ def test_lambda_never_repeats_a_send() -> None:
 
 def test_no_parameter_is_a_secret() -> None:
     """Credentials stay in Secrets Manager: no parameter takes one, and nothing resolves one."""
-    assert [] == [
-        name for name in PARAMETERS if re.search("secret|token|password|auth|sid", name, re.IGNORECASE)
-    ]
+    assert [] == [name for name in PARAMETERS if re.search("secret|token|password|auth|sid", name, re.IGNORECASE)]
     assert [] == list(found("NoEcho", PARAMETERS))
     assert "{{resolve:" not in (ROOT / "template.yaml").read_text()
 
@@ -357,8 +347,7 @@ def test_nothing_stops_a_second_stack() -> None:
         f"{name}.{key}": value
         for name, resource in RESOURCES.items()
         for key, value in resource.get("Properties", {}).items()
-        if re.fullmatch(r"(?:\w*[a-z])?Name|ManagedPolicyName", key)
-        and key not in {"FunctionName", "MetricName"}
+        if re.fullmatch(r"(?:\w*[a-z])?Name|ManagedPolicyName", key) and key not in {"FunctionName", "MetricName"}
     } | {
         f"{name}.FunctionName": properties["FunctionName"]
         for name, properties in of_type(FUNCTION).items()

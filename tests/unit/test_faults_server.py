@@ -38,9 +38,7 @@ class Answer(NamedTuple):
     body: bytes
 
 
-def exchange(
-    connection: http.client.HTTPConnection, method: str, target: str, body: str | None = None
-) -> Answer:
+def exchange(connection: http.client.HTTPConnection, method: str, target: str, body: str | None = None) -> Answer:
     """Make a request, and close the connection."""
     with closing(connection):
         connection.request(method, target, body, {"Authorization": "Basic eDp5"})
@@ -305,9 +303,7 @@ def test_the_canary_sees_who_is_led_astray(server: FaultServer) -> None:
         trusting_all = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         trusting_all.check_hostname = False
         trusting_all.verify_mode = ssl.CERT_NONE
-        exchange(
-            http.client.HTTPSConnection("elsewhere.example", timeout=5, context=trusting_all), "GET", "/"
-        )
+        exchange(http.client.HTTPSConnection("elsewhere.example", timeout=5, context=trusting_all), "GET", "/")
         with pytest.raises(ssl.SSLCertVerificationError):
             exchange(http.client.HTTPSConnection("elsewhere.example", timeout=5), "GET", "/")
 

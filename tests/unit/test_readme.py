@@ -29,9 +29,7 @@ SOURCES = "".join(
 ERRORS: dict[str, type[errors.ConnectorError]] = {
     name: kind
     for name, kind in vars(errors).items()
-    if isinstance(kind, type)
-    and issubclass(kind, errors.ConnectorError)
-    and kind is not errors.ConnectorError
+    if isinstance(kind, type) and issubclass(kind, errors.ConnectorError) and kind is not errors.ConnectorError
 }
 # The errors after which a send may have happened all the same, or that no send has.
 NOT_KNOWN = {"InternalError", "OutcomeUnknownError", "ResponseTooLargeError"}
@@ -195,9 +193,7 @@ def test_changelog_has_the_version() -> None:
 
 def test_links_lead_somewhere() -> None:
     """Every link to a file or a heading of the project has its target."""
-    headings = [
-        re.sub(r"[^\w -]", "", line.lstrip("# ")).lower().replace(" ", "-") for line in README.splitlines()
-    ]
+    headings = [re.sub(r"[^\w -]", "", line.lstrip("# ")).lower().replace(" ", "-") for line in README.splitlines()]
     links: list[str] = re.findall(r"\]\(([^)]+)\)", FENCE.sub("", README))
     local = [link for link in links if not link.startswith("https://")]
 

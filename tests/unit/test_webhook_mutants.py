@@ -7,11 +7,8 @@ from typing import Any, NamedTuple
 
 import pytest
 import webhook
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
-from twilio_connector import client, signed_form
+from twilio_connector import client
 from twilio_connector.connection import Connections
-from twilio_connector.signature import signed_text
 
 from tests import mutants
 from tests.aws_wire import AwsWire
@@ -55,7 +52,7 @@ type Send = Callable[[Any], Outcome]
 
 
 @pytest.fixture
-def send(aws_wire: AwsWire, context: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Send]:
+def send(aws_wire: AwsWire, context: Any, monkeypatch: pytest.MonkeyPatch) -> Send:
     """Return what hands an event to the handler."""
     aws_wire.secrets["twilio/two"] = json.dumps({"account_sid": ACCOUNT_SID, "auth_token": "2" * 32})
 
@@ -67,7 +64,7 @@ def send(aws_wire: AwsWire, context: Any, monkeypatch: pytest.MonkeyPatch) -> It
         answer = webhook.handler(event, context)
         return Outcome(answer, [_seen(entry) for entry in aws_wire.entries])
 
-    yield send
+    return send
 
 
 def _seen(entry: dict[str, Any]) -> tuple[str, dict[str, Any]]:

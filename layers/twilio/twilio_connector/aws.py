@@ -8,9 +8,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-_CONFIG = Config(
-    connect_timeout=1, read_timeout=2, retries={"total_max_attempts": 2, "mode": "standard"}
-)  # seconds
+_CONFIG = Config(connect_timeout=1, read_timeout=2, retries={"total_max_attempts": 2, "mode": "standard"})  # seconds
 
 # It tells of credentials and endpoints at every cold start; a call that succeeds leaves no line.
 logging.getLogger("botocore").setLevel(logging.WARNING)

@@ -140,9 +140,7 @@ class Connections:
                 return known.result
             return self._look_up(key, known)
 
-    def _look_up(
-        self, key: tuple[str, str], known: _Known | None, *, asked_by_stranger: bool = False
-    ) -> Connection:
+    def _look_up(self, key: tuple[str, str], known: _Known | None, *, asked_by_stranger: bool = False) -> Connection:
         now = time.monotonic()
         old = known.result if known and isinstance(known.result, Connection) else None
         if asked_by_stranger and old is None:

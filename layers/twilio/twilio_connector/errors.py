@@ -52,9 +52,7 @@ class ConnectorError(Exception):
     status: ClassVar[int]
     retryable: ClassVar[bool] = False
 
-    def __init__(
-        self, message: str, *, twilio: TwilioDetails | None = None, retry_after: float | None = None
-    ) -> None:
+    def __init__(self, message: str, *, twilio: TwilioDetails | None = None, retry_after: float | None = None) -> None:
         """`retry_after` is in seconds, where Twilio gave it."""
         self.twilio = twilio
         self.retry_after = retry_after

@@ -144,9 +144,7 @@ class Input(Struct, frozen=True, kw_only=True):
             for name in text
             if name in payload and name in known
         ]
-        faults += [
-            Fault(name, "is required") for name, field in known.items() if field.required and name not in given
-        ]
+        faults += [Fault(name, "is required") for name, field in known.items() if field.required and name not in given]
         faults += cls.combinations(given)
         if faults:
             raise InvalidInputError(*faults)

@@ -31,9 +31,7 @@ def signed_text(url: str, fields: Mapping[str, Sequence[str]]) -> str:
     return url + "".join(name + value for name in sorted(fields) for value in sorted(set(fields[name])))
 
 
-def verify(
-    signature: str, urls: Iterable[str], fields: Mapping[str, Sequence[str]], tokens: Iterable[str]
-) -> bool:
+def verify(signature: str, urls: Iterable[str], fields: Mapping[str, Sequence[str]], tokens: Iterable[str]) -> bool:
     """Tell whether one of the tokens made this signature for one of the URLs.
 
     Each URL is tried without and with its standard port, since Twilio is not consistent about it.
