@@ -42,13 +42,17 @@ Limit = Annotated[int, Meta(ge=1, le=5000, description="must be a whole number f
 
 
 class Position(Struct, frozen=True, array_like=True):
-    """Where a list goes on: a page as Twilio names it, and how many of its messages were given already."""
+    """Where a list goes on: a page as Twilio names it, and how many of its messages were given already.
+
+    `after` is the last of these: in the first page, which has no token at Twilio, new messages move it.
+    """
 
     filters: str
     page_size: str
     page: str = ""
     page_token: str = ""
     offset: int = 0
+    after: str = ""
 
 
 class ListSms(Input, frozen=True, kw_only=True):
@@ -115,14 +119,16 @@ def handler(wanted: ListSms, twilio: Twilio) -> dict[str, Any]:
     while position and position not in visited:
         visited.add(position)
         page = _page(wanted, position, twilio)
-        rest = page["messages"][position.offset :]
+        start = _start(page, position)
+        rest = page["messages"][start:]
         before = len(known)
-        for offset, message in enumerate(rest, position.offset):
+        for offset, message in enumerate(rest, start):
             if message["sid"] in known:
                 continue
             size += _size(message)
             if len(messages) == wanted.limit or size > _MAX_BYTES:
-                return _answer(messages, msgspec.structs.replace(position, offset=offset))
+                after = page["messages"][offset - 1]["sid"] if offset else ""
+                return _answer(messages, msgspec.structs.replace(position, offset=offset, after=after))
             known.add(message["sid"])
             messages.append(message)
         # Pages that only repeat what was there would never end.
@@ -142,6 +148,12 @@ def _page(wanted: ListSms, position: Position, twilio: Twilio) -> dict[str, Any]
         "GET", "Messages.json", query=query, proof=Page, max_bytes=MAX_PAGE_BYTES
     ).data
     return page
+
+
+def _start(page: dict[str, Any], position: Position) -> int:
+    """Return the index of the first message of a page that was not given yet."""
+    sids = [message["sid"] for message in page["messages"]]
+    return sids.index(position.after) + 1 if position.after in sids else position.offset
 
 
 def _next(page: dict[str, Any], position: Position, twilio: Twilio) -> Position | None:

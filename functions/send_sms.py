@@ -171,7 +171,7 @@ def _written(value: Any) -> str | list[str]:
     if isinstance(value, list):
         return value
     if isinstance(value, float):
-        return f"{value:.5f}".rstrip("0").rstrip(".")
+        return f"{value:.10f}".rstrip("0").rstrip(".")
     if isinstance(value, dict):
         return msgspec.json.encode(value).decode()
     return str(value)

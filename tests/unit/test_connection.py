@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.pretty import pretty_repr
 from twilio_connector import connection as module
 from twilio_connector.connection import FRESH_SECONDS, STALE_SECONDS, Connection, Connections, parse_secret
 from twilio_connector.errors import (
@@ -212,6 +213,7 @@ def test_a_connection_does_not_show_its_secrets() -> None:
     known = module._Known(connection, 0, 0)
 
     assert f"Connection(account_sid='{ACCOUNT_SID}')" == repr(connection)
+    assert f"Connection(account_sid='{ACCOUNT_SID}')" == pretty_repr(connection)
     assert MARKER not in f"{connection}{connection!r}{[connection]}{known}"
 
 

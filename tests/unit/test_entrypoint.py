@@ -239,6 +239,20 @@ def test_a_batch_that_is_malformed_is_refused(context: Context) -> None:
         send(event, context)
 
 
+def test_our_own_fault_after_a_change_is_an_unknown_outcome(twilio: FaultServer, context: Context) -> None:
+    """To say less, or to give the record back, could send twice."""
+
+    @entrypoint(Send)
+    def send_and_fail(value: Send, client: Twilio) -> None:
+        client.request("POST", "Messages.json", form={"Body": value.message})
+        raise ValueError(MARKER)
+
+    with pytest.raises(OutcomeUnknownError, match="its log says where"):
+        send_and_fail({"message": "Hello"}, context)
+    assert {"batchItemFailures": []} == send_and_fail(batch(("1", "Hello", None)), context)
+    assert 2 == len(twilio.requests)
+
+
 @pytest.mark.parametrize("error", [ValueError(MARKER), KeyError(MARKER), RecursionError(MARKER), TypeError(MARKER)])
 def test_our_own_fault_hides_its_details(event: LoadEvent, context: Context, error: Exception) -> None:
     """Its message may hold any value; only the log says where it happened."""

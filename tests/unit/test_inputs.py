@@ -279,6 +279,14 @@ def test_an_unknown_name_is_refused(name: str, field_name: str, message: str, so
     assert {field_name: message} == given_faults
 
 
+def test_unknown_names_do_not_fill_an_error() -> None:
+    """However many there are, the error has room."""
+    with pytest.raises(InvalidInputError) as refusal:
+        Example.parse({**TO, **{f"x{'y' * number}": 1 for number in range(39)}})
+
+    assert 20 == len(refusal.value.faults)
+
+
 def test_a_name_that_may_be_a_value_is_not_repeated_when_it_is_given_twice() -> None:
     """Faults are logged, and a phone number must not be."""
     with pytest.raises(InvalidInputError) as refusal:

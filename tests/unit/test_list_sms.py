@@ -381,11 +381,22 @@ def test_a_forged_offset_is_refused(twilio: FaultServer, context: Context) -> No
     """It would read a page from its end."""
     twilio.history(10)
     token = handler({"limit": 4, "page_size": 10}, context)["next_page_token"]
-    position = json.loads(base64.urlsafe_b64decode(token))
-    forged = base64.urlsafe_b64encode(json.dumps([*position[:-1], -1]).encode()).decode()
+    *position, _, after = json.loads(base64.urlsafe_b64decode(token + "=="))
+    forged = base64.urlsafe_b64encode(json.dumps([*position, -1, after]).encode()).decode()
 
     with pytest.raises(InvalidInputError, match=r"^page_token: "):
         handler({"page_size": 10, "page_token": forged}, context)
+
+
+def test_new_messages_do_not_move_the_first_page(twilio: FaultServer, context: Context) -> None:
+    """Twilio has no token for it, so the list goes on after the last message that was given."""
+    sids = [f"SM{number:032x}" for number in range(8)]
+    old, new = ([{"sid": sid} for sid in some] for some in (sids[2:], sids))
+    twilio.script(*(faults.answer(json.dumps({"messages": page}).encode(), code=200) for page in (old, new)))
+    first = handler({"limit": 3, "page_size": 10}, context)
+    second = handler({"page_size": 10, "page_token": first["next_page_token"]}, context)
+
+    assert sids[2:] == listed(first) + listed(second)
 
 
 def test_a_token_is_no_secret_and_holds_none(twilio: FaultServer, context: Context) -> None:

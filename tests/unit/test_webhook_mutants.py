@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import pytest
 import webhook
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from twilio_connector import client
 from twilio_connector.connection import Connections
 
@@ -23,7 +25,9 @@ from tests.mutants import (
     event_1,
     event_2,
     hostile,
+    posted,
     shapes,
+    signed,
     twins,
     verifies,
 )
@@ -145,3 +149,99 @@ def test_no_shape_of_event_changes_what_consumers_see(send: Send) -> None:
 def test_every_class_is_tested_here() -> None:
     """By one of the tests above."""
     assert {"url", "query", "name", "value", "boundary", "moved", "body", "header", "shape"} == set(CLASSES)
+
+
+# What nobody thought of
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.text(st.characters(categories=["Cs"]), max_size=3),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=5), children, max_size=3),
+    max_leaves=10,
+)
+SEEN_BY_THE_HANDLER = [
+    "version", "rawPath", "rawQueryString", "headers", "multiValueHeaders", "body", "isBase64Encoded", "httpMethod",
+    "path", "queryStringParameters", "multiValueQueryStringParameters", "requestContext", "pathParameters",
+]  # fmt: skip
+SHORT = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
+
+
+@SHORT
+@given(JSON | st.dictionaries(st.sampled_from(SEEN_BY_THE_HANDLER), JSON))
+def test_no_event_is_a_fault(send: Send, event: Any) -> None:
+    """Whatever it is, it is refused."""
+    assert "refused" == judged(send(event), [])
+
+
+@SHORT
+@given(st.sampled_from(GENUINE), st.dictionaries(st.sampled_from(SEEN_BY_THE_HANDLER), JSON, max_size=2), st.booleans())
+def test_no_field_of_an_event_is_a_fault(send: Send, each: Webhook, changed: dict[str, Any], old: bool) -> None:  # noqa: FBT001 hypothesis's own
+    """Nor in an event that is else a genuine one."""
+    event = (event_1 if old else event_2)(each.request(TARGET))
+
+    assert judged(send(event | changed), send(event).events) in {"refused", "the same"}
+
+
+@SHORT
+@given(st.text(st.characters(codec="utf-8"), max_size=300), st.sampled_from(["", "x=1"]))
+@example("\0\x1b[31m\u2028]]></Response><Redirect>http://x</Redirect>\u202e=cmd|' /C calc'!A0 ${jndi:x} {{7*7}}", "")
+def test_what_people_write_arrives_as_they_wrote_it(send: Send, text: str, query: str) -> None:
+    """And nothing of it in the answer."""
+    fields = {**GENUINE[0].fields, "Body": text}
+    outcome = send(event_2(Webhook(name="text", fields=fields, query=query).request(TARGET)))
+
+    assert ACCEPTED == outcome.answer
+    assert [(text, text)] == [(d["parameters"]["Body"], d["message"]["body"]) for _, d in outcome.events]
+
+
+@SHORT
+@given(
+    st.dictionaries(st.sampled_from(list(GENUINE[1].fields)) | st.text(max_size=9), st.text(max_size=40), max_size=25),
+    st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), max_size=40),
+    st.sampled_from(["GET", "POST"]),
+)
+def test_nothing_that_is_signed_is_a_fault(send: Send, fields: dict[str, str], query: str, method: str) -> None:
+    """Also what Twilio would never sign is accepted or refused."""
+    form = posted(GENUINE[0].request(TARGET), tuple(({"AccountSid": ACCOUNT_SID} | fields).items()))
+    request = signed(
+        Request(host=form.host, path=form.path, method=method, query=query, headers=form.headers, body=form.body),
+        TARGET,
+    )
+    outcome = send(event_2(request))
+
+    assert outcome.answer in [ACCEPTED, REFUSED[403]]
+    assert (outcome.answer == ACCEPTED) == (len(outcome.events) == 1)
+
+
+# What is left open
+
+
+@pytest.mark.parametrize(
+    ("fields", "others"),
+    [
+        # A new parameter of Twilio's: where its name ends and its value begins.
+        ({**GENUINE[0].fields, "NewNamed": "value"}, {**GENUINE[0].fields, "NewNamedv": "alue"}),
+        # WhatsApp's optional parameters after a text, if the text's writer also holds the signed request.
+        (
+            {**GENUINE[3].fields, "Body": "noButtonTextYes"},
+            {**GENUINE[3].fields, "Body": "no", "ButtonText": "Yes"},
+        ),
+    ],
+    ids=["new parameter", "WhatsApp"],
+)
+def test_what_no_reader_of_the_text_can_tell(send: Send, fields: dict[str, str], others: dict[str, str]) -> None:
+    """The README says so; here stands how far it goes: what is required, and who wrote it, is certain."""
+    genuine = Webhook(name="left", fields=fields).request(TARGET)
+    other = posted(genuine, tuple(({"AccountSid": ACCOUNT_SID} | others).items()))
+    outcome = send(event_2(other))
+    sure = ("sid", "from", "to", "status")
+
+    assert verifies(other, TARGET)
+    assert ACCEPTED == outcome.answer
+    assert [fields[name] for name in ("MessageSid", "From", "To", "SmsStatus")] == [
+        outcome.events[0][1]["message"][name] for name in sure
+    ]

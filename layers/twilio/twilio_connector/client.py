@@ -115,6 +115,7 @@ class Twilio:
         self._settings = Settings.from_env()
         self._deadline = deadline
         self.name = connection or self._settings.default_connection
+        self.may_have_changed = False
 
     @property
     def connection(self) -> Connection:
@@ -211,6 +212,7 @@ class Twilio:
         if left < _LEAST_SECONDS:
             raise errors.ServiceUnavailableError("too little time was left to begin; nothing was sent")
         read_only = request.method in READ_ONLY_METHODS
+        self.may_have_changed = self.may_have_changed or not read_only
         began = time.monotonic()
         try:
             reply = _SESSION.exchange(

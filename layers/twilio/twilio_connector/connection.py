@@ -57,6 +57,10 @@ class Connection(Struct, frozen=True, kw_only=True):
         """Name the account and nothing else."""
         return f"Connection(account_sid={self.account_sid!r})"
 
+    def __rich_repr__(self) -> list[tuple[str, str]]:
+        """Name the account and nothing else."""
+        return [("account_sid", self.account_sid)]
+
     @property
     def basic_auth(self) -> tuple[str, str]:
         """User and password of requests to Twilio."""

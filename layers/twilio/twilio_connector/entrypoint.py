@@ -11,7 +11,7 @@ import msgspec
 from twilio_connector import envelope, telemetry
 from twilio_connector.client import Twilio
 from twilio_connector.deadline import API_SECONDS, Deadline
-from twilio_connector.errors import ConnectorError, OutcomeUnknownError, ResponseTooLargeError
+from twilio_connector.errors import ConnectorError, InvalidInputError, OutcomeUnknownError, ResponseTooLargeError
 from twilio_connector.inputs import Input
 
 MAX_ANSWER_BYTES = 6_291_556
@@ -40,7 +40,7 @@ def entrypoint[I: Input](
             try:
                 if envelope.is_http(event):
                     return _answer_http(run, status, event, deadline.capped(API_SECONDS))
-                if (records := envelope.sqs_records(event)) is not None:
+                if (records := _records(event, action.__module__)) is not None:
                     return _answer_sqs(run, records, deadline)
                 return run(deadline, lambda: envelope.inputs(event), lambda _, result: result)
             finally:
@@ -63,6 +63,7 @@ def _run[I: Input](
     Every failure is logged, counted and raised as a ConnectorError.
     """
     context: dict[str, Any] = {"function": action.__module__}
+    twilio: Twilio | None = None
     try:
         inputs = read()
         context["caller"] = inputs.caller
@@ -75,7 +76,12 @@ def _run[I: Input](
         telemetry.failure(error, **context)
         raise
     except Exception as error:  # noqa: BLE001 whatever it is, its message must not reach a log or a caller
-        raise telemetry.bug(error) from None
+        fault = telemetry.bug(error)
+        if twilio is None or not twilio.may_have_changed:
+            raise fault from None
+        unknown = OutcomeUnknownError("a fault of the connector after the request was made; its log says where")
+        telemetry.failure(unknown, **context)
+        raise unknown from None
     return answer
 
 
@@ -89,6 +95,14 @@ def _fitting(answer: Any, value: Input) -> Any:
     if value.read_only:
         raise ResponseTooLargeError("the answer is larger than a function can return")
     raise OutcomeUnknownError("Twilio accepted the request, but its answer is larger than a function can return")
+
+
+def _records(event: Any, function: str) -> list[envelope.Record] | None:
+    try:
+        return envelope.sqs_records(event)
+    except InvalidInputError as error:
+        telemetry.failure(error, function=function)
+        raise
 
 
 def _answer_http(

@@ -18,6 +18,7 @@ from twilio_connector.settings import Settings
 INVALID = object()
 """Stands for a value that is there but wrong, where combinations of fields are checked."""
 
+_MAX_UNKNOWN = 20  # names in one error
 _PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z_.-]{0,39}")
 
 
@@ -134,11 +135,9 @@ class Input(Struct, frozen=True, kw_only=True):
             raise InvalidInputError(Fault("(input)", "must be JSON and Unicode text throughout")) from None
         given, faults = convert(cls, payload, text)
         known = fields(cls)
-        for name in [*payload, *text]:
-            if name in cls.unavailable:
-                faults.append(Fault(name, "is not available yet"))
-            elif name not in known:
-                faults.append(Fault(*_unknown(name, known)))
+        faults += [Fault(name, "is not available yet") for name in [*payload, *text] if name in cls.unavailable]
+        others = [name for name in [*payload, *text] if name not in known and name not in cls.unavailable]
+        faults += [Fault(*_unknown(name, known)) for name in others[:_MAX_UNKNOWN]]
         faults += [
             Fault(name, "is given twice, in the query string or path and in the body")
             for name in text

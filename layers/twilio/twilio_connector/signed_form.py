@@ -156,7 +156,7 @@ class _Grammar(NamedTuple):
 
 
 # What comes by SMS or MMS has few names, so that people may write any others there. ErrorCode and ErrorUrl come
-# with it when it is called as the fallback of another webhook.
+# together, where this webhook is the fallback of another.
 _SMS = _Grammar(
     {
         name: form
@@ -164,8 +164,8 @@ _SMS = _Grammar(
         if re.match("(AccountSid|AddOns|ApiVersion|Body|From|Media|Messag.*Sid|Num|OptOut|ReferralNum|Sms|To)", name)
     }
     | {
-        "ErrorCode": r"[0-9]{1,9}(?=ErrorUrl)",
-        "ErrorUrl": None,
+        "ErrorCode": "[0-9]{5}(?=ErrorUrlhttps?://)",
+        "ErrorUrl": rf"(?<=[0-9]ErrorUrl)https?://[!-~]+?(?=From{_PHONE})",
         "From": _PHONE,
         "SmsStatus": "received|receiving",
         "To": _PHONE,
