@@ -1,0 +1,714 @@
+"""The webhook publishes what Twilio signed, in the shapes it promises, and answers so that Twilio knows what to do."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from io import StringIO
+from typing import Any
+from urllib.parse import quote, quote_plus
+
+import pytest
+import webhook
+from twilio_connector import client, telemetry
+from twilio_connector.connection import Connections
+
+from tests.aws_wire import AwsWire
+from tests.conftest import Context, LoadEvent
+from tests.mutants import (
+    CALL_SID,
+    FORM,
+    GENUINE,
+    JSON,
+    MESSAGE_SID,
+    OTHER_SID,
+    SERVICE_SID,
+    SIGNATURE,
+    Request,
+    Target,
+    Webhook,
+    event_1,
+    event_2,
+    posted,
+    signed,
+)
+from tests.unit.conftest import ACCOUNT_SID, API_KEY, AUTH_TOKEN
+
+BASE = "https://hook.example"
+TARGET = Target(BASE, ACCOUNT_SID, AUTH_TOKEN)
+OTHER_TOKEN = "2" * 32
+SUBACCOUNT_SID = "AC" + "5" * 32
+BY_NAME = {each.name: each for each in GENUINE}
+SMS = BY_NAME["plain"]
+ACCEPTED = {"statusCode": 200, "headers": {"Content-Type": "text/xml"}, "body": "<Response/>"}
+
+type Answer = dict[str, Any]
+type Send = Callable[..., Answer]
+
+
+def refusal(status: int) -> Answer:
+    """Return what anyone gets whose request is not accepted."""
+    phrase = {403: "Forbidden", 413: "Content Too Large", 500: "Internal Server Error", 503: "Service Unavailable"}[
+        status
+    ]
+    return {
+        "statusCode": status,
+        "headers": {"Content-Type": "application/json"},
+        "body": f'{{"message":"{phrase}"}}',
+    }
+
+
+@pytest.fixture
+def send(aws_wire: AwsWire, context: Context) -> Send:
+    """Return what hands a request or an event to the function in a new container."""
+    assert aws_wire.calls == []
+
+    def send(sent: Request | Webhook | Any) -> Answer:
+        if isinstance(sent, Webhook):
+            sent = sent.request(TARGET)
+        return webhook.handler(event_2(sent) if isinstance(sent, Request) else sent, context)
+
+    return send
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[dict[str, Any]]]:
+    """Return the lines of the function's log so far."""
+    stream = StringIO()
+    monkeypatch.setattr(telemetry.logger.registered_handler, "stream", stream)
+    return lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def details(wire: AwsWire) -> list[dict[str, Any]]:
+    """Return the details of what was published."""
+    return [json.loads(entry["Detail"]) for entry in wire.entries]
+
+
+def form(name: str = "form", *, query: str = "", **fields: str) -> Webhook:
+    """Return a webhook with these fields and the account."""
+    return Webhook(name=name, fields=fields, query=query)
+
+
+def secret(wire: AwsWire, name: str, **fields: Any) -> None:
+    """Store a connection."""
+    wire.secrets[f"twilio/{name}"] = json.dumps({"account_sid": ACCOUNT_SID, **fields})
+
+
+# Events
+
+
+@pytest.mark.parametrize(
+    ("each", "detail_type"),
+    [
+        (BY_NAME["plain"], "Message Received"),
+        (BY_NAME["MMS"], "Message Received"),
+        (BY_NAME["WhatsApp"], "Message Received"),
+        (BY_NAME["button"], "Message Received"),
+        (BY_NAME["GET signs"], "Message Received"),
+        (BY_NAME["opt-out"], "Opt-Out Changed"),
+        (BY_NAME["status"], "Message Status Changed"),
+        (BY_NAME["failed"], "Message Status Changed"),
+        (BY_NAME["GET status"], "Message Status Changed"),
+        (BY_NAME["debugger"], "Error Logged"),
+        (BY_NAME["call"], "Webhook Received"),
+        (BY_NAME["JSON object"], "Webhook Received"),
+        (form("verification", ServiceSid="VA" + "0" * 32, Status="approved"), "Webhook Received"),
+        (
+            form("conversation", Attributes="{}", Body="Hi", EventType="onMessageAdded", MessageSid="IM" + "0" * 32),
+            "Webhook Received",
+        ),
+        (
+            form(
+                "delivery in a conversation", ChannelMessageSid=MESSAGE_SID, MessageSid="IM" + "0" * 32, Status="sent"
+            ),
+            "Webhook Received",
+        ),
+        (
+            form(
+                "conference",
+                CallSid=CALL_SID,
+                Coaching="false",
+                ConferenceSid="CF" + "0" * 32,
+                EndConferenceOnExit="false",
+                FriendlyName="Room 1, for All",
+                Hold="false",
+                Muted="false",
+                SequenceNumber="1",
+                StartConferenceOnEnter="true",
+                StatusCallbackEvent="participant-join",
+                Timestamp="Mon, 23 Nov 2026 12:00:00 +0000",
+            ),
+            "Webhook Received",
+        ),
+    ],
+    ids=lambda value: value.name if isinstance(value, Webhook) else "",
+)
+def test_each_kind_has_its_detail_type(send: Send, aws_wire: AwsWire, each: Webhook, detail_type: str) -> None:
+    """On the stack's bus, with Twilio as the source."""
+    assert ACCEPTED == send(each)
+    assert [("bus", "twilio", detail_type)] == [
+        (entry["EventBusName"], entry["Source"], entry["DetailType"]) for entry in aws_wire.entries
+    ]
+
+
+@pytest.mark.parametrize("name", ["webhook", "webhook_status", "webhook_event_streams"])
+def test_the_events_in_files_are_true(send: Send, aws_wire: AwsWire, event: LoadEvent, name: str) -> None:
+    """They carry signatures that hold."""
+    assert (ACCEPTED, 1) == (send(event(name)), len(aws_wire.entries))
+
+
+def test_a_message_is_published_whole(send: Send, aws_wire: AwsWire) -> None:
+    """With all that Twilio sent, and the message in the words of Twilio's API."""
+    send(BY_NAME["MMS"])
+    (detail,) = details(aws_wire)
+
+    assert detail.pop("received_at").endswith("Z")
+    assert {
+        "connection": "default",
+        "account_sid": ACCOUNT_SID,
+        "deduplication_id": f"{ACCOUNT_SID}:{MESSAGE_SID}:received",
+        "url": f"{BASE}/webhook",
+        "parameters": BY_NAME["MMS"].form(TARGET),
+        "message": {
+            "sid": MESSAGE_SID,
+            "from": "+15551234567",
+            "to": "+15005550006",
+            "body": "Two Pictures",
+            "status": "received",
+            "error_code": None,
+            "opt_out_type": None,
+            "messaging_service_sid": None,
+            "num_media": 2,
+            "media": [
+                {"url": "https://api.twilio.com/2010-04-01/Media/ME0", "content_type": "image/jpeg"},
+                {"url": "https://api.twilio.com/2010-04-01/Media/ME1", "content_type": "text/vcard"},
+            ],
+        },
+    } == detail
+
+
+def test_a_status_is_published_whole(send: Send, aws_wire: AwsWire) -> None:
+    """With its rank, whether another may follow, and Twilio's error code as a number."""
+    send(BY_NAME["failed"])
+    (detail,) = details(aws_wire)
+
+    assert f"{ACCOUNT_SID}:{MESSAGE_SID}:undelivered" == detail["deduplication_id"]
+    assert {
+        "sid": MESSAGE_SID,
+        "from": "+15005550006",
+        "to": "+15551234567",
+        "body": None,
+        "status": "undelivered",
+        "error_code": 30006,
+        "opt_out_type": None,
+        "messaging_service_sid": SERVICE_SID,
+        "num_media": 0,
+        "media": [],
+        "status_rank": 6,
+        "terminal": True,
+    } == detail["message"]
+
+
+@pytest.mark.parametrize(
+    ("status", "rank", "terminal"),
+    [
+        ("accepted", 1, False),
+        ("scheduled", 1, False),
+        ("queued", 2, False),
+        ("sending", 3, False),
+        ("sent", 4, False),
+        ("partially_delivered", 5, False),
+        ("delivered", 6, True),
+        ("undelivered", 6, True),
+        ("failed", 6, True),
+        ("canceled", 6, True),
+        ("read", 7, True),
+        ("new", 0, False),
+    ],
+)
+def test_a_status_has_its_rank(send: Send, aws_wire: AwsWire, status: str, rank: int, terminal: bool) -> None:  # noqa: FBT001 a table
+    """Callbacks may overtake each other; a consumer ignores the lower rank."""
+    send(form(**{**BY_NAME["status"].fields, "MessageStatus": status}))
+    (message,) = (detail["message"] for detail in details(aws_wire))
+
+    assert (status, rank, terminal) == (message["status"], message["status_rank"], message["terminal"])
+
+
+def test_an_opt_out_says_which(send: Send, aws_wire: AwsWire) -> None:
+    """STOP, START or HELP."""
+    send(BY_NAME["opt-out"])
+
+    assert ["STOP"] == [detail["message"]["opt_out_type"] for detail in details(aws_wire)]
+
+
+def test_a_name_that_repeats_is_a_list(send: Send, aws_wire: AwsWire) -> None:
+    """Of what was signed: each value once."""
+    request = form(Digits="5678").request(TARGET)
+    fields = (*request.fields, ("Digits", "1234"), ("Digits", "5678"))
+    answer = send(signed(posted(request, fields), TARGET))
+
+    assert ACCEPTED == answer
+    assert [{"AccountSid": ACCOUNT_SID, "Digits": ["1234", "5678"]}] == [
+        each["parameters"] for each in details(aws_wire)
+    ]
+
+
+def test_the_same_delivery_has_the_same_deduplication_id(send: Send, aws_wire: AwsWire) -> None:
+    """Whatever the headers say, which are not signed; another one has another."""
+    for each in (SMS, BY_NAME["call"], BY_NAME["JSON object"]):
+        request = each.request(TARGET)
+        for token in ("1", "2"):
+            send(request.with_header("i-twilio-idempotency-token", token))
+        send(
+            replace(
+                each, fields={**each.fields, "MessageSid": OTHER_SID, "SmsSid": OTHER_SID, "SmsMessageSid": OTHER_SID}
+            )
+        )
+
+    ids = [detail["deduplication_id"] for detail in details(aws_wire)]
+    assert [1, 1] == [len(set(ids[0:2])), len(set(ids[3:5]))]
+    assert ids[0] != ids[2]
+
+
+# JSON and Event Streams
+
+
+def cloud_events(count: int, data: str = "") -> Webhook:
+    """Return a delivery of Event Streams."""
+    events = [{"specversion": "1.0", "id": f"EZ{number:032}", "data": data} for number in range(count)]
+    return Webhook(name="events", fields={}, json=json.dumps(events).encode())
+
+
+def test_each_cloud_event_is_an_event(send: Send, aws_wire: AwsWire) -> None:
+    """With the id that Twilio gave it."""
+    each = cloud_events(2)
+    send(each)
+
+    assert ["Event Stream Event"] * 2 == [entry["DetailType"] for entry in aws_wire.entries]
+    assert json.loads(each.json or b"") == [detail["parameters"] for detail in details(aws_wire)]
+    assert [f"EZ{number:032}" for number in range(2)] == [detail["deduplication_id"] for detail in details(aws_wire)]
+
+
+def test_many_events_are_put_ten_at_a_time(send: Send, aws_wire: AwsWire) -> None:
+    """The bus takes no more."""
+    assert ACCEPTED == send(cloud_events(25))
+    assert [10, 10, 5] == [len(body["Entries"]) for called, body in aws_wire.calls if called == "PutEvents"]
+
+
+def test_large_events_are_put_256_kb_at_a_time(send: Send, aws_wire: AwsWire) -> None:
+    """Sources, types and details together."""
+    assert ACCEPTED == send(cloud_events(10, "x" * 26_000))
+
+    sizes = [
+        [sum(len(entry[part].encode()) for part in ("Source", "DetailType", "Detail")) for entry in body["Entries"]]
+        for called, body in aws_wire.calls
+        if called == "PutEvents"
+    ]
+    assert 10 == sum(len(each) for each in sizes)
+    assert all(sum(each) <= 256 * 1024 for each in sizes)
+    assert 2 == len(sizes)
+
+
+@pytest.mark.parametrize(
+    "body", [b"{}", b"[]", b"null", b'"x"', b"1", '{"a":"é"}'.encode(), b'[{"specversion":"1.0"}]']
+)
+def test_other_json_is_published_as_it_is(send: Send, aws_wire: AwsWire, body: bytes) -> None:
+    """Whatever it may be about."""
+    assert ACCEPTED == send(Webhook(name="json", fields={}, json=body))
+    assert [("Webhook Received", json.loads(body), ACCOUNT_SID)] == [
+        (entry["DetailType"], detail["parameters"], detail["account_sid"])
+        for entry, detail in zip(aws_wire.entries, details(aws_wire), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("body", [b"{", b"\xff", b'"\\ud800"', b'{"a":NaN}', b"[" * 100_000, b"9" * 5000, b" "])
+def test_what_is_no_json_is_refused(send: Send, aws_wire: AwsWire, body: bytes) -> None:
+    """Though it is signed."""
+    assert refusal(403) == send(Webhook(name="json", fields={}, json=body))
+    assert [] == aws_wire.entries
+
+
+# The bus and Secrets Manager
+
+
+@pytest.mark.parametrize("refused", [1, 2, 5])
+def test_an_entry_that_the_bus_refuses_is_not_forgotten(send: Send, aws_wire: AwsWire, refused: int) -> None:
+    """HTTP 200 with FailedEntryCount: Twilio is told to come again."""
+    aws_wire.refused_entries = refused
+
+    assert refusal(503) == send(cloud_events(5))
+
+
+@pytest.mark.parametrize(
+    "code", [(400, "ThrottlingException"), (500, "InternalFailure"), (400, "AccessDeniedException")]
+)
+def test_a_bus_that_fails_is_503(send: Send, aws_wire: AwsWire, code: tuple[int, str]) -> None:
+    """Also where it fails after the first ten."""
+    aws_wire.failures["PutEvents"] = [code] * 2
+
+    assert refusal(503) == send(SMS)
+    aws_wire.failures["PutEvents"] = []
+    assert ACCEPTED == send(SMS)
+
+
+def test_the_second_ten_may_fail_alone(send: Send, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then the whole delivery is to come again."""
+    answer = aws_wire.answer
+    results = iter([answer, lambda *_: (400, {"__type": "AccessDeniedException"})])
+    monkeypatch.setattr(
+        aws_wire,
+        "answer",
+        lambda operation, body: (answer if "Secret" in operation else next(results))(operation, body),
+    )
+
+    assert refusal(503) == send(cloud_events(12))
+
+
+@pytest.mark.parametrize("code", [(400, "ThrottlingException"), (500, "InternalServiceError"), (503, "")])
+def test_secrets_manager_away_is_503(send: Send, aws_wire: AwsWire, code: tuple[int, str]) -> None:
+    """Nobody can tell then whether it is Twilio's; nothing is published."""
+    aws_wire.failures["GetSecretValue"] = [code] * 2
+
+    assert refusal(503) == send(SMS)
+    assert [] == aws_wire.entries
+
+
+def test_a_token_is_read_once(send: Send, aws_wire: AwsWire) -> None:
+    """However many requests come, and however badly signed."""
+    for _ in range(10):
+        send(SMS)
+        send(SMS.request(TARGET).with_header(SIGNATURE, "x"))
+
+    assert (1, 10) == (aws_wire.count("GetSecretValue"), len(aws_wire.entries))
+
+
+def test_strangers_cannot_run_up_look_ups(send: Send, aws_wire: AwsWire) -> None:
+    """Beyond twenty in a minute nobody knows whether there is such a connection; the default's goes on."""
+    target = TARGET._replace(base=BASE)
+    request = SMS.request(target)
+    answers = [send(signed(replace(request, path=f"/webhook/x{number}"), target)) for number in range(30)]
+
+    assert [refusal(403)] * 20 + [refusal(503)] * 10 == answers
+    assert 20 == aws_wire.count("GetSecretValue")
+    assert ACCEPTED == send(SMS)
+
+
+# Connections
+
+
+@pytest.mark.parametrize(
+    "connection",
+    [
+        None,
+        b"\x00",
+        "not JSON",
+        "[]",
+        json.dumps({"account_sid": ACCOUNT_SID}),
+        json.dumps({"account_sid": "AC0", "auth_token": AUTH_TOKEN}),
+        json.dumps(API_KEY | {"auth_token": ""}),
+        json.dumps({name: value for name, value in API_KEY.items() if name != "auth_token"}),
+        json.dumps({"account_sid": ACCOUNT_SID, "auth_token": OTHER_TOKEN}),
+        json.dumps({"account_sid": SUBACCOUNT_SID, "auth_token": AUTH_TOKEN}),
+    ],
+    ids=[
+        "unknown", "binary", "text", "list", "no token", "malformed", "empty token", "key alone", "other token",
+        "other account",
+    ],
+)  # fmt: skip
+def test_a_connection_that_cannot_tell_refuses(send: Send, aws_wire: AwsWire, connection: Any) -> None:
+    """Validation is never skipped."""
+    aws_wire.secrets = {} if connection is None else {"twilio/default": connection}
+
+    assert refusal(403) == send(SMS)
+    assert [] == aws_wire.entries
+
+
+def test_no_permission_to_read_the_secret_refuses(send: Send, aws_wire: AwsWire) -> None:
+    """Secrets Manager does not say whether there is one."""
+    aws_wire.failures["GetSecretValue"] = [(400, "AccessDeniedException")]
+
+    assert refusal(403) == send(SMS)
+
+
+@pytest.mark.parametrize("token", [AUTH_TOKEN, OTHER_TOKEN], ids=["primary", "secondary"])
+def test_either_token_signs(send: Send, aws_wire: AwsWire, token: str) -> None:
+    """While tokens are rotated."""
+    secret(aws_wire, "default", auth_token=AUTH_TOKEN, secondary_auth_token=OTHER_TOKEN)
+
+    assert ACCEPTED == send(SMS.request(TARGET._replace(auth_token=token)))
+
+
+@pytest.mark.parametrize("method", ["POST", "GET"])
+@pytest.mark.parametrize(
+    ("listed", "answer"), [([SUBACCOUNT_SID], ACCEPTED), ([], refusal(403))], ids=["listed", "not listed"]
+)
+def test_a_subaccount_is_listed(send: Send, aws_wire: AwsWire, method: str, listed: list[str], answer: Answer) -> None:
+    """Others are refused, though the token is right."""
+    secret(aws_wire, "default", auth_token=AUTH_TOKEN, subaccount_sids=listed)
+
+    assert answer == send(replace(SMS, method=method).request(TARGET._replace(account_sid=SUBACCOUNT_SID)))
+    assert [SUBACCOUNT_SID for _ in listed] == [detail["account_sid"] for detail in details(aws_wire)]
+
+
+def test_the_path_names_the_connection(send: Send, aws_wire: AwsWire) -> None:
+    """It has its own token, which is good for its own path only."""
+    secret(aws_wire, "two", auth_token=OTHER_TOKEN)
+    target = TARGET._replace(auth_token=OTHER_TOKEN)
+    request = replace(SMS.request(target), path="/webhook/two")
+
+    assert ACCEPTED == send(signed(request, target))
+    assert refusal(403) == send(signed(request, TARGET))
+    assert refusal(403) == send(signed(replace(request, path="/webhook"), target))
+    assert [("two", f"{BASE}/webhook/two")] == [(detail["connection"], detail["url"]) for detail in details(aws_wire)]
+
+
+@pytest.mark.parametrize("name", ["", "-x", "x/y", "x y", "x" * 65, "é", "..", "default/", "%2e"])
+def test_what_cannot_be_a_connection_is_not_looked_up(send: Send, aws_wire: AwsWire, name: str) -> None:
+    """Nor believed."""
+    request = replace(SMS.request(TARGET), path=f"/webhook/{name}")
+
+    assert (refusal(403), 0) == (send(signed(request, TARGET)), aws_wire.count("GetSecretValue"))
+
+
+# Size and method
+
+
+@pytest.mark.parametrize(
+    ("content_type", "size", "status"),
+    [
+        (FORM, 128 * 1024, 403),
+        (FORM, 128 * 1024 + 1, 413),
+        (f"{FORM}; charset=utf-8", 10_000_000, 413),
+        (JSON, 256 * 1024, 403),
+        (JSON, 256 * 1024 + 1, 413),
+        ("", 256 * 1024 + 1, 413),
+        ("text/plain", 256 * 1024, 403),
+    ],
+)
+def test_a_body_has_a_size(send: Send, content_type: str, size: int, status: int) -> None:
+    """In bytes, after Base64."""
+    request = replace(SMS.request(TARGET), body=b"x" * size).with_header("content-type", content_type)
+
+    assert refusal(status) == send(event_2(request))
+    assert refusal(status) == send(event_2(request, binary=False))
+
+
+def test_too_large_a_body_is_not_hashed(send: Send, aws_wire: AwsWire) -> None:
+    """Not even the token is read for it."""
+    request = replace(SMS.request(TARGET), body=b"x" * 200_000)
+
+    assert (refusal(413), 0) == (send(request), aws_wire.count("GetSecretValue"))
+
+
+def test_a_form_of_128_kb_is_accepted(send: Send) -> None:
+    """To the byte."""
+    rest = len(form(Text="").request(TARGET).body)
+    each = form(Text="x" * (128 * 1024 - rest))
+
+    assert 128 * 1024 == len(each.request(TARGET).body)
+    assert ACCEPTED == send(each)
+
+
+@pytest.mark.parametrize(("count", "answer"), [(500, ACCEPTED), (501, refusal(403))])
+def test_a_form_has_at_most_500_fields(send: Send, count: int, answer: Answer) -> None:
+    """With the account's."""
+    assert answer == send(form(**{f"X{number}": "" for number in range(count - 1)}))
+
+
+@pytest.mark.parametrize("method", ["HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE", "post ", "", "X"])
+def test_only_get_and_post_are_twilios(send: Send, aws_wire: AwsWire, method: str) -> None:
+    """No header makes one of another."""
+    request = replace(SMS.request(TARGET).with_header("x-http-method-override", "POST"), method=method)
+
+    assert (refusal(403), 0) == (send(request), aws_wire.count("GetSecretValue"))
+
+
+@pytest.mark.parametrize("content_type", [None, "", "text/plain", "multipart/form-data", "text/xml", "application/xml"])
+def test_only_forms_and_json_are_twilios(send: Send, content_type: str | None) -> None:
+    """By their content type."""
+    request = SMS.request(TARGET)
+    headers = tuple(each for each in request.headers if each[0] != "content-type")
+    if content_type is not None:
+        headers = (*headers, ("content-type", content_type))
+
+    assert refusal(403) == send(replace(request, headers=headers))
+
+
+# URLs
+
+
+@pytest.mark.parametrize("base", ["https://public.example", "https://public.example:8443/a/b", "http://127.0.0.1:8080"])
+@pytest.mark.parametrize("query", ["", "tenant=1"])
+def test_the_public_url_may_be_another(
+    send: Send, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch, base: str, query: str
+) -> None:
+    """Then the API's own domain and prefix play no part."""
+    monkeypatch.setenv("WEBHOOK_BASE_URL", base)
+    request = replace(SMS, query=query).request(TARGET._replace(base=base))
+
+    assert ACCEPTED == send(replace(request, host="api.example", path="/stage/webhook"))
+    assert refusal(403) == send(replace(SMS, query=query).request(TARGET))
+    assert [f"{base}/webhook"] == [detail["url"] for detail in details(aws_wire)]
+
+
+@pytest.mark.parametrize("prefix", ["/prod", "/a/b", ""])
+@pytest.mark.parametrize("make", [event_1, event_2], ids=["1.0", "2.0"])
+def test_a_stage_is_part_of_the_url(send: Send, aws_wire: AwsWire, prefix: str, make: Callable[..., Any]) -> None:
+    """As the request context tells it."""
+    event = make(SMS.request(TARGET._replace(base=f"{BASE}{prefix}")))
+    if make is event_1:
+        event["path"] = "/webhook"  # without the stage
+
+    assert ACCEPTED == send(event)
+    assert [f"{BASE}{prefix}/webhook"] == [detail["url"] for detail in details(aws_wire)]
+
+
+@pytest.mark.parametrize("name", ["host", "x-forwarded-host", "x-original-host", "forwarded", "x-forwarded-server"])
+def test_no_header_tells_the_url(send: Send, aws_wire: AwsWire, name: str) -> None:
+    """What was signed for another endpoint of the account is refused here; what was signed for this one is not."""
+    spoofed = SMS.request(TARGET._replace(base="https://staging.example"))
+    genuine = SMS.request(TARGET)
+
+    assert refusal(403) == send(replace(spoofed, host="hook.example").with_header(name, "staging.example"))
+    assert ACCEPTED == send(genuine.with_header(name, "staging.example").with_header("x-forwarded-proto", "http"))
+    assert [f"{BASE}/webhook"] == [detail["url"] for detail in details(aws_wire)]
+
+
+@pytest.mark.parametrize("space", ["+", "%20"])
+@pytest.mark.parametrize("apostrophe", ["'", "%27"])
+def test_payload_1_is_encoded_anew_in_four_ways(send: Send, space: str, apostrophe: str) -> None:
+    """Each the same throughout: `+` or `%20`, `'` or `%27`."""
+    safe = "'" if apostrophe == "'" else ""
+    encode = quote_plus if space == "+" else quote
+    pairs = [("AccountSid", ACCOUNT_SID), ("a b", "it's 100% &=+/é👍~"), ("c", ""), ("d", "x"), ("d", "y")]
+    query = "&".join(f"{encode(name, safe)}={encode(value, safe)}" for name, value in pairs)
+    request = Request(host="hook.example", path="/webhook", method="GET", query=query)
+
+    assert ACCEPTED == send(event_1(signed(request, TARGET)))
+    assert ACCEPTED == send(event_2(signed(request, TARGET)))
+
+
+@pytest.mark.parametrize("query", ["a=b+c%20d", "a='%27", "flag", "a=%c3%a9", "a=(b)", "a=x&b=y&a=z"])
+def test_other_spellings_need_payload_2(send: Send, query: str) -> None:
+    """They are lost in payload 1.0."""
+    request = signed(replace(SMS.request(TARGET), query=query), TARGET)
+
+    assert (refusal(403), ACCEPTED) == (send(event_1(request)), send(event_2(request)))
+
+
+# What the log and the metrics say
+
+
+def metrics(output: str) -> dict[str, list[float]]:
+    """Return the metrics in what was printed."""
+    found: dict[str, list[float]] = {}
+    for line in map(json.loads, output.splitlines()):
+        (directive,) = line["_aws"]["CloudWatchMetrics"]
+        assert "TwilioConnector" == directive["Namespace"]
+        for metric in directive["Metrics"]:
+            found[metric["Name"]] = line[metric["Name"]]
+    return found
+
+
+MARKS = {"Body": "MARKbody", "From": "+15550103333", "ProfileName": "MARKname"}
+
+
+def test_an_accepted_webhook_is_counted_and_not_logged(
+    send: Send, log: Callable[[], list[Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor anything of it printed."""
+    send(form(**{**SMS.fields, **MARKS}))
+    output = capsys.readouterr()
+
+    assert [] == log()
+    assert {"WebhooksAccepted": [1], "EventsPublished": [1]} == metrics(output.out)
+    assert "" == output.err
+
+
+@pytest.mark.parametrize("fault", ["signature", "content", "connection", "shape", "size"])
+def test_a_refused_webhook_is_counted_and_logged_without_its_data(
+    send: Send, log: Callable[[], list[Any]], capsys: pytest.CaptureFixture[str], fault: str
+) -> None:
+    """One line says why."""
+    request = (
+        form(query="q=MARKquery", **{**SMS.fields, **MARKS}).request(TARGET).with_header("user-agent", "MARK\r\nagent")
+    )
+    send(
+        {
+            "signature": request.with_header(SIGNATURE, "MARKsignature"),
+            "content": signed(posted(request, [*request.fields, ("To", "MARKto")]), TARGET),
+            "connection": replace(request, path="/webhook/none"),
+            "shape": event_2(request) | {"body": ["MARKbody"]},
+            "size": replace(request, body=b"MARK" * 100_000),
+        }[fault]
+    )
+    output = capsys.readouterr()
+    (line,) = log()
+
+    assert ("WARNING", "webhook refused", "webhook") == (line["level"], line["message"], line["function"])
+    assert line["reason"]
+    assert {"WebhooksRefused": [1]} == metrics(output.out)
+    for mark in ("MARK", "5550103333", "agent", AUTH_TOKEN):
+        assert mark not in json.dumps(line) + output.out + output.err
+
+
+def test_a_webhook_that_is_lost_is_logged_as_an_error(
+    send: Send, aws_wire: AwsWire, log: Callable[[], list[Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With what AWS said."""
+    aws_wire.refused_entries = 1
+    send(cloud_events(3, "MARK"))
+    (line,) = log()
+
+    assert ("ERROR", "ServiceUnavailableError", "the event bus refused 1 entries (InternalFailure)") == (
+        line["level"],
+        line["error"],
+        line["message"],
+    )
+    assert {"WebhooksAccepted": [1], "EventsPublished": [1, 1]} == metrics(capsys.readouterr().out)
+    assert "MARK" not in json.dumps(line)
+
+
+@pytest.mark.parametrize("name", ["CONNECTION_PREFIX", "DEFAULT_CONNECTION", "WEBHOOK_BASE_URL", "EVENT_BUS_NAME"])
+def test_a_setting_that_is_missing_is_500(
+    send: Send, log: Callable[[], list[Any]], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Our own fault, not Twilio's, and the log names it."""
+    monkeypatch.delenv(name)
+
+    assert refusal(500) == send(SMS)
+    assert [f"environment variable {name}"] == [line["message"].partition(":")[0] for line in log()]
+
+
+def test_a_bug_is_500_and_logged_without_data(
+    send: Send, aws_wire: AwsWire, log: Callable[[], list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer of the bus that nobody expects."""
+    answer = aws_wire.answer
+    monkeypatch.setattr(
+        aws_wire, "answer", lambda name, body: answer(name, body) if "Secret" in name else (200, {"Entries": []})
+    )
+
+    assert refusal(500) == send(form(**{**SMS.fields, **MARKS}))
+    (line,) = log()
+    assert "unexpected exception" == line["message"]
+    assert "MARK" not in json.dumps(line)
+
+
+def test_containers_do_not_share_what_they_know(aws_wire: AwsWire, send: Send, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new one reads the token itself."""
+    send(SMS)
+    monkeypatch.setattr(client, "CONNECTIONS", Connections())
+    aws_wire.secrets["twilio/default"] = json.dumps(API_KEY | {"auth_token": OTHER_TOKEN})
+
+    assert refusal(403) == send(SMS)
+    assert ACCEPTED == send(SMS.request(TARGET._replace(auth_token=OTHER_TOKEN)))
+
+
+def test_a_hash_needs_no_query_of_its_own(send: Send) -> None:
+    """`bodySHA256` may be the only parameter, or the last of several."""
+    for query in ("", "x=1", "x=1&y="):
+        request = Webhook(name="json", fields={}, json=b'{"a":1}', query=query).request(TARGET)
+
+        assert hashlib.sha256(b'{"a":1}').hexdigest() in request.query
+        assert ACCEPTED == send(request)
