@@ -1,6 +1,8 @@
 """What the tests in one process share: AWS and Twilio as servers on loopback."""
 
 import json
+import random
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -39,3 +41,12 @@ def twilio(monkeypatch: pytest.MonkeyPatch, aws_wire: AwsWire) -> Iterator[Fault
     with FaultServer() as server:
         monkeypatch.setenv("TWILIO_API_URL", server.url)
         yield server
+
+
+@pytest.fixture
+def delays(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Record how long the client waits instead of waiting; jitter is the most it can be."""
+    waited: list[float] = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    monkeypatch.setattr(random, "uniform", lambda _, most: most)
+    return waited

@@ -2,12 +2,10 @@
 
 import json
 import logging
-import random
 import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from socketserver import BaseServer
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs
 
@@ -41,25 +39,12 @@ from tests.faults.tls import Tls
 from tests.faults.wire import REQUEST_ID, Exchange
 from tests.unit.conftest import ACCOUNT_SID, API_KEY, AUTH_TOKEN
 
+pytestmark = pytest.mark.usefixtures("delays")
+
 SEND = {"to": "+15005550006", "message": "Hello"}
 GET = {"message_sid": "SM" + "0" * 32}
 API_KEY_AUTH = (API_KEY["api_key_sid"], API_KEY["api_key_secret"])
 TOKEN_AUTH = (ACCOUNT_SID, AUTH_TOKEN)
-
-
-@pytest.fixture(autouse=True)
-def prompt(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let servers of the standard library stop at once, and not within half a second."""
-    monkeypatch.setattr(BaseServer.serve_forever, "__defaults__", (0.01,))
-
-
-@pytest.fixture(autouse=True)
-def delays(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Record how long the client waits instead of waiting; jitter is the most it can be."""
-    waited: list[float] = []
-    monkeypatch.setattr(time, "sleep", waited.append)
-    monkeypatch.setattr(random, "uniform", lambda _, most: most)
-    return waited
 
 
 @pytest.fixture

@@ -4,11 +4,9 @@ import base64
 import email.parser
 import email.policy
 import json
-import random
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from socketserver import BaseServer
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
@@ -35,6 +33,8 @@ from tests.faults import Fault, FaultServer, closed_port, faults
 from tests.faults.wire import Exchange, Request
 from tests.unit.conftest import ACCOUNT_SID, API_KEY, AUTH_TOKEN
 
+pytestmark = pytest.mark.usefixtures("delays")
+
 OWN = "/Accounts/$TWILIO_ACCOUNT_SID"
 CALLS = f"{OWN}/Calls.json"
 ROOT = f"/2010-04-01/Accounts/{ACCOUNT_SID}"
@@ -43,21 +43,6 @@ STRANGER = "AC" + "7" * 32
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "LINK", "UNLINK", "PURGE"]
 READS = {"GET", "HEAD", "OPTIONS"}
 LARGEST_BINARY = 4_500_000  # bytes
-
-
-@pytest.fixture(autouse=True)
-def prompt(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let servers of the standard library stop at once, and not within half a second."""
-    monkeypatch.setattr(BaseServer.serve_forever, "__defaults__", (0.01,))
-
-
-@pytest.fixture(autouse=True)
-def delays(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Record how long the client waits instead of waiting; jitter is the most it can be."""
-    waited: list[float] = []
-    monkeypatch.setattr(time, "sleep", waited.append)
-    monkeypatch.setattr(random, "uniform", lambda _, most: most)
-    return waited
 
 
 def call(url: str = CALLS, method: str = "GET", **more: Any) -> dict[str, Any]:

@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import suppress
-from socketserver import BaseServer
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
@@ -220,6 +219,10 @@ CHARACTERS = [
     f"\t{OWN}.json",
     f"{OWN}.json\n",
     f"{OWN}.json\r\n",
+    f"{OWN}/Messages.json ",
+    f"{OWN}/Messages.json\t",
+    f"{OWN}/Messages.json\n",
+    f"{OWN}/Messages.json\u2028",
     f"\ufeff{OWN}.json",
     f"{OWN}.json HTTP/1.1\r\nHost: {ELSEWHERE}\r\n\r\nGET /",
     f"{OWN}.json%20HTTP/1.1%0d%0aHost:%20{ELSEWHERE}%0d%0a%0d%0a",
@@ -273,19 +276,16 @@ class Stage(NamedTuple):
 @pytest.fixture(scope="module", params=[False, True], ids=["test_stack", "real_hosts"])
 def stages(request: pytest.FixtureRequest) -> Iterator[Stage]:
     """Give the stage with TwilioApiUrl, and without."""
-    with pytest.MonkeyPatch.context() as patch:
-        # The server of the standard library then stops at once, and not within half a second.
-        patch.setattr(BaseServer.serve_forever, "__defaults__", (0.01,))
-        with AwsWire() as wire, FaultServer() as server, Canary() as canary:
-            wire.secrets["twilio/default"] = json.dumps(API_KEY | {"subaccount_sids": [SUBACCOUNT]})
-            patch.setenv("AWS_ENDPOINT_URL", wire.url)
-            patch.setenv("TWILIO_API_URL", "" if request.param else server.url)
-            patch.setattr(client, "CONNECTIONS", Connections())
-            aws._client.cache_clear()
-            aws_port = int(wire.url.rpartition(":")[2])
-            with resolve_to(canary, allow=[server.port, aws_port]):
-                yield Stage(server, canary, request.param)
-            aws._client.cache_clear()
+    with pytest.MonkeyPatch.context() as patch, AwsWire() as wire, FaultServer() as server, Canary() as canary:
+        wire.secrets["twilio/default"] = json.dumps(API_KEY | {"subaccount_sids": [SUBACCOUNT]})
+        patch.setenv("AWS_ENDPOINT_URL", wire.url)
+        patch.setenv("TWILIO_API_URL", "" if request.param else server.url)
+        patch.setattr(client, "CONNECTIONS", Connections())
+        aws._client.cache_clear()
+        aws_port = int(wire.url.rpartition(":")[2])
+        with resolve_to(canary, allow=[server.port, aws_port]):
+            yield Stage(server, canary, request.param)
+        aws._client.cache_clear()
 
 
 @pytest.fixture
