@@ -80,7 +80,7 @@ class Webhook:
     """Something that Twilio sends: fields by POST or GET, or JSON. `query` is set in the URL that Twilio was given."""
 
     name: str
-    fields: Mapping[str, str]
+    fields: dict[str, str]
     json: bytes | None = None
     method: str = "POST"
     query: str = ""

@@ -279,6 +279,12 @@ def test_a_text_may_name_what_cannot_stand_there(body: str) -> None:
     assert None is doubts(SMS | {"Body": body})
 
 
+@pytest.mark.parametrize(("text", "believed"), [("ErrorCode12Apples", True), ("ErrorCode12Fruits", False)])
+def test_an_unknown_name_that_a_text_holds_stands_in_order(text: str, *, believed: bool) -> None:
+    """One that would be signed before what it follows is none."""
+    assert believed is (doubts(WHATSAPP | {"Body": text}) is None)
+
+
 def test_an_unknown_name_after_a_text_is_not_believed() -> None:
     """It may be the end of the text."""
     assert "a parameter that is not known may be cut out of the text before it" == doubts(SMS | {"Cc": "x"})

@@ -705,6 +705,21 @@ def test_containers_do_not_share_what_they_know(aws_wire: AwsWire, send: Send, m
     assert ACCEPTED == send(SMS.request(TARGET._replace(auth_token=OTHER_TOKEN)))
 
 
+@pytest.mark.parametrize("name", ["bodySHA256", "bodysha256", "BODYSHA256"])
+def test_a_hash_stands_there_once(send: Send, name: str) -> None:
+    """Whatever the signature says of the second."""
+    request = BY_NAME["JSON object"].request(TARGET)
+    digest = hashlib.sha256(request.body).hexdigest()
+
+    assert refusal(403) == send(signed(replace(request, query=f"{request.query}&{name}={digest}"), TARGET))
+
+
+@pytest.mark.parametrize("method", ["POST", "GET"])
+def test_a_url_with_a_hash_is_that_of_a_json_body(send: Send, method: str) -> None:
+    """Neither of a form nor of a GET."""
+    assert refusal(403) == send(replace(SMS, method=method, query=f"bodySHA256={'0' * 64}"))
+
+
 def test_a_hash_needs_no_query_of_its_own(send: Send) -> None:
     """`bodySHA256` may be the only parameter, or the last of several."""
     for query in ("", "x=1", "x=1&y="):

@@ -1,9 +1,12 @@
 """Whatever is changed in a genuine webhook, consumers see what Twilio sent, or nothing at all."""
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
+from urllib.parse import urlencode
 
 import pytest
 import webhook
@@ -17,7 +20,9 @@ from tests.aws_wire import AwsWire
 from tests.mutants import (
     CLASSES,
     GENUINE,
+    OTHER_SID,
     SAME_TEXT,
+    SIGNATURE,
     WITH_QUERY,
     Request,
     Target,
@@ -149,6 +154,90 @@ def test_no_shape_of_event_changes_what_consumers_see(send: Send) -> None:
 def test_every_class_is_tested_here() -> None:
     """By one of the tests above."""
     assert {"url", "query", "name", "value", "boundary", "moved", "body", "header", "shape"} == set(CLASSES)
+
+
+# What somebody did think of: who holds a signed request, in which a person wrote a text, cuts another one out of it
+
+FORGED = b'{"forged":true}'
+HASH = hashlib.sha256(FORGED).hexdigest()
+MESSAGE = {
+    "AccountSid": ACCOUNT_SID,
+    "Body": "forged",
+    "From": "15550001111",
+    "MessageSid": OTHER_SID,
+    "SmsStatus": "received",
+    "To": "15550002222",
+    "ToZip": "",
+}
+MESSAGE_TEXT = "".join(name + value for name, value in MESSAGE.items())
+
+
+def _form_as_get() -> tuple[Request, Request]:
+    genuine = _sms(f"hi&{urlencode(MESSAGE)}", "x=1")
+    return genuine, replace(genuine, method="GET", query=f"x=1{_text(genuine)}")
+
+
+def _form_as_json() -> tuple[Request, Request]:
+    genuine = _sms(f"hi&bodySHA256={HASH}&x=", "x=1")
+    return genuine, _as_json(genuine, f"x=1{_text(genuine)}")
+
+
+def _get_as_form() -> tuple[Request, Request]:
+    fields = {"AccountSid": ACCOUNT_SID, **GENUINE[0].fields}
+    # As Twilio may order them: the text before the account.
+    query = urlencode({"Body": MESSAGE_TEXT} | {name: value for name, value in fields.items() if name != "Body"})
+    genuine = signed(replace(GENUINE[0].request(TARGET), method="GET", query=query, body=b""), TARGET)
+    start, _, rest = query.partition(MESSAGE_TEXT)
+    return genuine, posted(replace(genuine, method="POST", query=start), [*(MESSAGE | {"ToZip": rest}).items()])
+
+
+def _get_with_fragment() -> tuple[Request, Request]:
+    genuine = Webhook(name="get", fields=GENUINE[0].fields | {"Body": "x"}, method="GET").request(TARGET)
+    return genuine, replace(genuine, query=f"{genuine.query}#&OptOutType=STOP")
+
+
+def _get_as_json() -> tuple[Request, Request]:
+    genuine = Webhook(name="get", fields=GENUINE[0].fields, method="GET").request(TARGET)
+    return genuine, _as_json(genuine, f"{genuine.query}#&bodySHA256={HASH}")
+
+
+def _json_as_get() -> tuple[Request, Request]:
+    webhook = Webhook(name="json", fields={}, json=b"{}", query=urlencode(MESSAGE))
+    return webhook.request(TARGET), replace(webhook.request(TARGET), method="GET", body=b"")
+
+
+def _swallowed() -> tuple[Request, Request]:
+    """Return a message whose last text takes in all of the genuine one that follows."""
+    hidden = MESSAGE_TEXT.partition("forged")[2]
+    genuine = _sms(f"forged{hidden}", "")
+    rest = _text(genuine).partition(hidden)[2]
+    return genuine, posted(genuine, [*(MESSAGE | {"ApiVersion": "2010-04-01", "ToZip": rest}).items()])
+
+
+def _sms(text: str, query: str) -> Request:
+    return Webhook(name="sms", fields=GENUINE[0].fields | {"Body": text}, query=query).request(TARGET)
+
+
+def _text(request: Request) -> str:
+    return "".join(name + value for name, value in sorted(request.fields))
+
+
+def _as_json(request: Request, query: str) -> Request:
+    headers = (("content-type", "application/json"), (SIGNATURE, str(request.header(SIGNATURE))))
+    return replace(request, method="POST", query=query, headers=headers, body=FORGED)
+
+
+@pytest.mark.parametrize(
+    "forgery",
+    [_form_as_get, _form_as_json, _get_as_form, _get_with_fragment, _get_as_json, _json_as_get, _swallowed],
+)
+def test_a_forgery_is_refused(send: Send, forgery: Callable[[], tuple[Request, Request]]) -> None:
+    """Though its signature holds for the URL before `#` and the fields."""
+    genuine, forged = forgery()
+
+    assert verifies(genuine, TARGET)
+    assert verifies(replace(forged, query=forged.query.partition("#")[0]), TARGET)
+    assert "refused" == judged(send(event_2(forged)), [])
 
 
 # What nobody thought of
