@@ -13,7 +13,7 @@ import msgspec
 from twilio_connector import aws, client, envelope, signature, telemetry
 from twilio_connector.connection import Connection
 from twilio_connector.envelope import HttpRequest
-from twilio_connector.errors import ConnectorError, InternalError, ServiceUnavailableError
+from twilio_connector.errors import ConnectionInvalidError, ConnectorError, InternalError, ServiceUnavailableError
 from twilio_connector.settings import Settings, variable
 from twilio_connector.signed_form import Fields, Kind, doubt, kind
 
@@ -93,6 +93,8 @@ def _answer(event: Any) -> dict[str, Any]:
         return _refusal(error.status)
     except (Refused, ConnectorError) as error:
         telemetry.count("WebhooksRefused")
+        if isinstance(error, ConnectionInvalidError):
+            telemetry.failure(error, function=__name__)  # a mistake of ours, not a stranger's
         telemetry.logger.warning("webhook refused", extra={"function": __name__, "reason": str(error)})
         return _refusal(error.status if isinstance(error, Refused) else 403)
     return {"statusCode": 200, "headers": {"Content-Type": "text/xml"}, "body": "<Response/>"}

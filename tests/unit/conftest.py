@@ -44,6 +44,13 @@ def twilio(monkeypatch: pytest.MonkeyPatch, aws_wire: AwsWire) -> Iterator[Fault
 
 
 @pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let requests and look-ups begin with half a second left, so that a test of deadlines is quick."""
+    monkeypatch.setattr(client, "_LEAST_SECONDS_TO_CHANGE", 0.5)
+    monkeypatch.setattr(aws, "SECONDS", 0)
+
+
+@pytest.fixture
 def delays(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Record how long the client waits instead of waiting; jitter is the most it can be."""
     waited: list[float] = []

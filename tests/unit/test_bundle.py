@@ -328,6 +328,7 @@ def test_environment() -> None:
         "DEFAULT_COUNTRY": {"Ref": "DefaultCountry"},
         "TWILIO_API_URL": {"Ref": "TwilioApiUrl"},
         "LOG_LEVEL": {"Ref": "LogLevel"},
+        "RES_OPTIONS": "timeout:1 attempts:2",
         "POWERTOOLS_SERVICE_NAME": {"Ref": "AWS::StackName"},
     } == shared
     assert {
@@ -366,7 +367,13 @@ def test_alias_follows_every_change(name: str) -> None:
     """A version's description has every parameter of the environment: a new value publishes a version."""
     properties, shared = RESOURCES[name]["Properties"], TEMPLATE["Globals"]
     separator, parts = properties["VersionDescription"]["Fn::Join"]
-    environment = [shared["Function"]["Environment"], properties.get("Environment", {})]
+    if "Fn::Join" in parts[0]:  # what all functions have, and one more
+        parts = [*parts[0]["Fn::Join"][1], *parts[1:]]
+    environment = [
+        shared["Function"]["Environment"],
+        shared["Function"]["Architectures"],
+        properties.get("Environment", {}),
+    ]
     used = {reference for reference in found("Ref", environment) if reference in PARAMETERS}
 
     assert used == {part["Ref"] for part in parts}

@@ -61,7 +61,12 @@ def test_a_national_number_is_read_in_the_stacks_country(number: str, country: s
         ("(202) 555-0143", "GB", "not a valid phone number in GB"),
         ("(555) 123-4567", "US", "not a valid phone number in US"),
         ("011 44 20 7946 0018", "US", "not a valid phone number in US"),
-        ("(202) 555-0143 ext. 5", "US", "not a valid phone number in US"),
+        ("(202) 555-0143 ext. 5", "US", "must be a phone number"),
+        ("650-253-OOOO", "US", "must be a phone number"),
+        ("call 650 253 0000", "US", "must be a phone number"),
+        ("6502530000 /x 5", "US", "must be a phone number"),
+        ("2530000;phone-context=+1650", "US", "must be a phone number"),
+        ("\x00+16502530000", "US", "must be a phone number"),
         ("12", "US", "must be a phone number|not a valid"),
         ("1234567", "US", "not a valid phone number in US"),
         ("", "US", "must be a phone number"),
@@ -93,7 +98,7 @@ def test_a_sender_may_be_a_name(name: str) -> None:
     assert name == phone.sender(name, "US")
 
 
-@pytest.mark.parametrize("name", ["TwelveLetter", "Café", "a.b", "a\n", "Shop!", "-+ _&"])
+@pytest.mark.parametrize("name", ["TwelveLetter", " Shop", "Shop ", "Café", "a.b", "a\n", "Shop!", "-+ _&"])
 def test_other_names_are_refused(name: str) -> None:
     """Too long, other characters, no letter."""
     with pytest.raises(ValueError, match=r"must be a phone number|not a valid phone number"):

@@ -1,6 +1,7 @@
 """Is a failure one log line, a success none, and every metric where the README says?"""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -343,3 +344,9 @@ def test_an_invalid_input_is_no_error_of_twilios(context: Context, lines: Lines)
     failed(send_sms.handler, {}, context)
 
     assert {} == metrics(lines())
+
+
+@pytest.mark.parametrize("library", ["boto3", "botocore", "requests", "urllib3.connectionpool"])
+def test_libraries_are_quiet_at_every_level(library: str) -> None:
+    """At DEBUG Lambda lets everybody log; urllib3 would log each URL with its query."""
+    assert not logging.getLogger(library).isEnabledFor(logging.INFO)

@@ -10,7 +10,7 @@ from urllib.parse import quote, quote_plus
 
 import pytest
 import webhook
-from twilio_connector import client, telemetry
+from twilio_connector import client, connection, telemetry
 from twilio_connector.connection import Connections
 
 from tests.aws_wire import AwsWire
@@ -382,8 +382,10 @@ def test_a_token_is_read_once(send: Send, aws_wire: AwsWire) -> None:
     assert (1, 10) == (aws_wire.count("GetSecretValue"), len(aws_wire.entries))
 
 
-def test_strangers_cannot_run_up_look_ups(send: Send, aws_wire: AwsWire) -> None:
-    """Beyond twenty in a minute nobody knows whether there is such a connection; the default's goes on."""
+def test_strangers_cannot_run_up_look_ups(send: Send, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond so many in a minute nobody knows whether there is such a connection; the default's goes on."""
+    monkeypatch.setattr(connection, "_STRANGERS_PER_MINUTE", 20)
+    monkeypatch.setattr(client, "CONNECTIONS", Connections())
     target = TARGET._replace(base=BASE)
     request = SMS.request(target)
     answers = [send(signed(replace(request, path=f"/webhook/x{number}"), target)) for number in range(30)]

@@ -1,6 +1,5 @@
 """Calls to AWS services that give up in time for what comes after."""
 
-import logging
 from functools import cache
 from typing import Any
 
@@ -10,8 +9,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 _CONFIG = Config(connect_timeout=1, read_timeout=2, retries={"total_max_attempts": 2, "mode": "standard"})  # seconds
 
-# It tells of credentials and endpoints at every cold start; a call that succeeds leaves no line.
-logging.getLogger("botocore").setLevel(logging.WARNING)
+SECONDS = 7.0
+"""A call takes at most that long: both attempts, and the wait between them."""
 
 # Error codes that say nothing about the request: it may go through later.
 _TRANSIENT = frozenset(

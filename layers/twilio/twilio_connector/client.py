@@ -24,7 +24,8 @@ RESERVE_SECONDS = 1.0
 """Kept of the remaining time for the function's own answer."""
 MAX_BYTES = 6 * 1024 * 1024
 """Of an answer, after decompression: a function can return no more."""
-_LEAST_SECONDS = 0.5  # no request is begun with less
+_LEAST_SECONDS = 0.5  # no read is begun with less
+_LEAST_SECONDS_TO_CHANGE = 5.0  # nor is a change, whose outcome is not known if its answer does not come in time
 
 _REQUEST_ID = re.compile(r"RQ[0-9a-f]{32}")
 _MAX_CODE = 999_999
@@ -93,6 +94,10 @@ class _Terms(NamedTuple):
     max_bytes: int
     proof: type[msgspec.Struct] | None
 
+    def least_seconds(self, method: str | None) -> float:
+        """Return how many seconds must be left to begin."""
+        return _LEAST_SECONDS if method in READ_ONLY_METHODS else min(self.timeout, _LEAST_SECONDS_TO_CHANGE)
+
 
 @dataclass(frozen=True, slots=True)
 class Retries:
@@ -120,7 +125,7 @@ class Twilio:
     @property
     def connection(self) -> Connection:
         """The account and its credentials, read from Secrets Manager when first needed."""
-        return CONNECTIONS.get(self._settings.connection_prefix, self.name)
+        return CONNECTIONS.get(self._settings.connection_prefix, self.name, seconds=self._seconds_left())
 
     @property
     def api_url(self) -> str:
@@ -192,11 +197,13 @@ class Twilio:
                 if result.end == 401 and not renewed:  # noqa: PLR2004 HTTP's own number
                     # A 401 was not processed, and the secret may have been rotated since it was read.
                     renewed = True
-                    connection = CONNECTIONS.renew(self._settings.connection_prefix, self.name, connection)
+                    connection = CONNECTIONS.renew(
+                        self._settings.connection_prefix, self.name, connection, seconds=self._seconds_left()
+                    )
                     continue
                 delay = retries.delay(retried) if result.retry_after is None else result.retry_after
                 may_retry = retried < retries.limit and retries.when(result)
-                if not may_retry or not self.has_time(delay + _LEAST_SECONDS):
+                if not may_retry or not self.has_time(delay + terms.least_seconds(request.method)):
                     raise result.as_error()
                 time.sleep(delay)
                 retried += 1
@@ -209,7 +216,7 @@ class Twilio:
     def _attempt(self, request: requests.PreparedRequest, terms: _Terms) -> Answer | Failure:
         """Send the request once."""
         left = self._seconds_left()
-        if left < _LEAST_SECONDS:
+        if left < terms.least_seconds(request.method):
             raise errors.ServiceUnavailableError("too little time was left to begin; nothing was sent")
         read_only = request.method in READ_ONLY_METHODS
         self.may_have_changed = self.may_have_changed or not read_only

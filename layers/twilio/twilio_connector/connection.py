@@ -1,5 +1,6 @@
 """Connections: one Twilio account's credentials each, a JSON secret in Secrets Manager."""
 
+import math
 import threading
 import time
 from collections import deque
@@ -23,7 +24,7 @@ FRESH_SECONDS = 300
 STALE_SECONDS = 3600
 """A secret is used that long while Secrets Manager does not answer."""
 _PAUSE_SECONDS = 30  # after a look-up that failed, until the next
-_STRANGERS_PER_MINUTE = 20  # look-ups of names that whoever calls the webhook made up
+_STRANGERS_PER_MINUTE = 600  # look-ups of names that may be made up; fewer would let strangers keep genuine ones out
 _REMEMBERED = 500  # names
 
 # https://www.twilio.com/docs/global-infrastructure/api-domain-migration-guide: the hosts that
@@ -120,11 +121,12 @@ class Connections:
         self._strangers: deque[float] = deque(maxlen=_STRANGERS_PER_MINUTE)
         self._lock = threading.Lock()
 
-    def get(self, prefix: str, name: str, *, asked_by_stranger: bool = False) -> Connection:
+    def get(self, prefix: str, name: str, *, seconds: float = math.inf, asked_by_stranger: bool = False) -> Connection:
         """Return the connection of that name, in memory or in the secret `<prefix><name>`.
 
-        Raises ConnectionNotFoundError, ConnectionInvalidError or ServiceUnavailableError. Look-ups for
-        strangers, who may make up any name, are limited.
+        Raises ConnectionNotFoundError, ConnectionInvalidError or ServiceUnavailableError, the latter too where
+        the `seconds` that are left may not be enough to ask. Look-ups for strangers, who may make up any name,
+        are limited.
         """
         key = prefix, name
         if (known := self._known.get(key)) and time.monotonic() < known.fresh_until:
@@ -133,23 +135,27 @@ class Connections:
             # Whoever waited for the lock finds what the one before it brought.
             if (known := self._known.get(key)) and time.monotonic() < known.fresh_until:
                 return _unwrap(known.result)
-            return self._look_up(key, known, asked_by_stranger=asked_by_stranger)
+            return self._look_up(key, known, seconds, asked_by_stranger=asked_by_stranger)
 
-    def renew(self, prefix: str, name: str, refused: Connection) -> Connection:
+    def renew(self, prefix: str, name: str, refused: Connection, *, seconds: float = math.inf) -> Connection:
         """Return the connection read anew, after Twilio refused this one's credentials."""
         key = prefix, name
         with self._lock:
             known = self._known.get(key)
             if known and isinstance(known.result, Connection) and known.result != refused:
                 return known.result
-            return self._look_up(key, known)
+            return self._look_up(key, known, seconds)
 
-    def _look_up(self, key: tuple[str, str], known: _Known | None, *, asked_by_stranger: bool = False) -> Connection:
+    def _look_up(
+        self, key: tuple[str, str], known: _Known | None, seconds: float, *, asked_by_stranger: bool = False
+    ) -> Connection:
         now = time.monotonic()
         old = known.result if known and isinstance(known.result, Connection) else None
         if asked_by_stranger and old is None:
             self._limit_strangers(now)
         try:
+            if seconds < aws.SECONDS:
+                raise ServiceUnavailableError("too little time was left to read the connection; nothing was sent")  # noqa: TRY301
             found = _read(*key)
         except ServiceUnavailableError:
             if known is None or old is None or now - known.read_at >= STALE_SECONDS:
@@ -169,7 +175,7 @@ class Connections:
 
     def _remember(self, key: tuple[str, str], known: _Known) -> None:
         if len(self._known) >= _REMEMBERED:
-            self._known.clear()
+            self._known = {key: known for key, known in self._known.items() if isinstance(known.result, Connection)}
         self._known[key] = known
 
 

@@ -116,8 +116,9 @@ def _answer_http(
         )
     except ConnectorError as error:
         answer = _http(error.http_status, "application/problem+json", error.problem())
-        if error.retry_after is not None:
-            answer["headers"]["Retry-After"] = str(math.ceil(error.retry_after))
+        retry_after = error.patience if error.retry_after is None else error.retry_after
+        if retry_after is not None:
+            answer["headers"]["Retry-After"] = str(math.ceil(retry_after))
     return answer
 
 

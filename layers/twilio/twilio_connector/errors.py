@@ -51,6 +51,8 @@ class ConnectorError(Exception):
 
     status: ClassVar[int]
     retryable: ClassVar[bool] = False
+    patience: ClassVar[int | None] = None
+    """Seconds after which an API caller may try again, where Twilio does not say."""
 
     def __init__(self, message: str, *, twilio: TwilioDetails | None = None, retry_after: float | None = None) -> None:
         """`retry_after` is in seconds, where Twilio gave it."""
@@ -168,6 +170,7 @@ class TwilioRateLimitError(ConnectorError):
 
     status = 429
     retryable = True
+    patience = 1
 
 
 class SenderQueueFullError(ConnectorError):
@@ -175,6 +178,7 @@ class SenderQueueFullError(ConnectorError):
 
     status = 429
     retryable = True
+    patience = 60
 
 
 class TwilioUnavailableError(ConnectorError):

@@ -67,7 +67,7 @@ class Moment(Parsed):
             moment = msgspec.convert(_text(value), datetime)
             if moment.tzinfo is None:
                 raise ValueError  # noqa: TRY301 the same fault to the user
-            return cls(moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
+            return cls(moment.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"))
         except (msgspec.ValidationError, ValueError, OverflowError):
             raise ValueError("must be an ISO 8601 date-time with offset, such as 2030-01-31T09:00:00Z") from None
 

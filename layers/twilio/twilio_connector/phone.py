@@ -4,9 +4,11 @@ import re
 
 _E164 = re.compile(r"\+[1-9][0-9]{1,14}")
 _CHANNEL = re.compile(r"[a-z]+:\S+( \S+)*")
+# What people write in a number: no letters, which a keypad would turn into digits, and no extension.
+_WRITTEN = re.compile(r"\s*\+?[0-9\s()./\-\u2010-\u2015]+")
 _SHORT_CODE = re.compile(r"[0-9]{3,6}")
 # https://www.twilio.com/docs/glossary/what-alphanumeric-sender-id
-_ALPHANUMERIC = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9 +_&-]{1,11}")
+_ALPHANUMERIC = re.compile(r"(?=.*[A-Za-z])(?! )[A-Za-z0-9 +_&-]{1,11}(?<! )")
 
 
 def recipient(address: str, country: str) -> str:
@@ -26,6 +28,8 @@ def sender(address: str, country: str) -> str:
 
 
 def _national(number: str, country: str) -> str:
+    if not _WRITTEN.fullmatch(number):
+        raise ValueError("must be a phone number (best in E.164), a short code or a channel address")
     import phonenumbers  # noqa: PLC0415 heavy, and few invocations need it
 
     international = number.lstrip().startswith("+")

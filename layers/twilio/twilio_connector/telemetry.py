@@ -1,5 +1,6 @@
 """One log line per failed call, and metrics, with Powertools for AWS Lambda."""
 
+import logging
 import os
 import traceback
 from pathlib import Path
@@ -17,6 +18,11 @@ logger = Logger()
 logger._logger.setLevel(os.environ.get("LOG_LEVEL", "INFO"))  # noqa: SLF001 no public way around that rule
 
 metrics = Metrics(namespace=_NAMESPACE)
+
+
+# At level INFO they tell of credentials, at DEBUG of every URL with its query: numbers, that is.
+for library in ("boto3", "botocore", "requests", "urllib3"):
+    logging.getLogger(library).setLevel(logging.WARNING)
 
 
 def count(name: str) -> None:

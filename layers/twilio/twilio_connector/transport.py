@@ -101,6 +101,7 @@ class _KnowsWhetherSent:
     def connect(self) -> None:
         try:
             super().connect()  # type: ignore[misc]
+            self.sock.settimeout(self.timeout)  # type: ignore[attr-defined]
         except Exception as error:  # noqa: BLE001 whatever it is, nothing was sent
             bad_certificate = isinstance(error, ssl.SSLCertVerificationError)
             raise NeverSent(_reason(error), bad_certificate=bad_certificate) from None
@@ -119,7 +120,7 @@ class _KnowsWhetherSent:
                 sock.close()
                 failure = error
                 continue
-            sock.settimeout(timeout)
+            sock.settimeout(max(deadline - time.monotonic(), 0.001))  # what is left is for TLS
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             return sock
         raise failure
