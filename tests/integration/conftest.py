@@ -27,7 +27,8 @@ def stack(folder: Path) -> Iterator[dict[str, Any]]:
     """Start the stack, and end it after the last test."""
     local_stack.down(folder)
     try:
-        yield local_stack.up(folder)
+        # The most that can be logged, for the tests that look for leaks.
+        yield local_stack.up(folder, parameters={"LogLevel": "DEBUG"})
     finally:
         local_stack.down(folder)
 
