@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from msgspec import Struct
-from twilio_connector.client import Twilio
+from twilio_connector.client import Message, Twilio
 from twilio_connector.entrypoint import entrypoint
 from twilio_connector.inputs import Input, MessageSid
 
@@ -12,12 +11,6 @@ class GetSms(Input, frozen=True, kw_only=True):
     """Which message."""
 
     message_sid: MessageSid
-
-
-class Message(Struct):
-    """What Twilio's answer has if it is a message."""
-
-    sid: MessageSid
 
 
 @entrypoint(GetSms)

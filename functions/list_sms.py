@@ -8,10 +8,10 @@ from urllib.parse import parse_qsl
 
 import msgspec
 from msgspec import Meta, Struct, field
-from twilio_connector.client import API_PATH, Twilio
+from twilio_connector.client import API_PATH, Message, Twilio
 from twilio_connector.entrypoint import MAX_ANSWER_BYTES, entrypoint
 from twilio_connector.errors import Fault, InvalidInputError, TwilioUnavailableError
-from twilio_connector.inputs import Input, MessageSid, Moment, Recipient, Sender
+from twilio_connector.inputs import Input, Moment, Recipient, Sender
 
 MAX_PAGE_BYTES = 32 * 1024 * 1024
 """Of one page: 1,000 messages, each with a text of 1,600 characters written as escapes."""
@@ -95,16 +95,10 @@ class ListSms(Input, frozen=True, kw_only=True):
         return position
 
 
-class Listed(Struct):
-    """What each message of a page has."""
-
-    sid: MessageSid
-
-
 class Page(Struct):
     """What Twilio's answer has if it is a page of messages."""
 
-    messages: list[Listed]
+    messages: list[Message]
     next_page_uri: str | None = None
 
 

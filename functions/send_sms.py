@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta, Struct, field
+from msgspec import Meta, field
 from twilio_connector import telemetry
-from twilio_connector.client import API_PATH, Twilio
+from twilio_connector.client import API_PATH, Message, Twilio
 from twilio_connector.connection import Connection
 from twilio_connector.entrypoint import entrypoint
 from twilio_connector.errors import ConnectorError, Fault, InvalidInputError, OutcomeUnknownError
@@ -16,7 +16,6 @@ from twilio_connector.inputs import (
     ContentSid,
     Flag,
     Input,
-    MessageSid,
     MessagingServiceSid,
     Moment,
     Recipient,
@@ -116,12 +115,6 @@ class SendSms(Input, frozen=True, kw_only=True):
         raise InvalidInputError(
             Fault("from", "is required, or messaging_service_sid, since the connection has no default sender")
         )
-
-
-class Message(Struct):
-    """What Twilio's answer has if the message was created."""
-
-    sid: MessageSid
 
 
 @entrypoint(SendSms, status=lambda sms: 200 if sms.dry_run else 201)

@@ -95,7 +95,8 @@ def _answer(event: Any) -> dict[str, Any]:
         telemetry.count("WebhooksRefused")
         if isinstance(error, ConnectionInvalidError):
             telemetry.failure(error, function=__name__)  # a mistake of ours, not a stranger's
-        telemetry.logger.warning("webhook refused", extra={"function": __name__, "reason": str(error)})
+        else:
+            telemetry.logger.warning("webhook refused", extra={"function": __name__, "reason": str(error)})
         return _refusal(error.status if isinstance(error, Refused) else 403)
     return {"statusCode": 200, "headers": {"Content-Type": "text/xml"}, "body": "<Response/>"}
 

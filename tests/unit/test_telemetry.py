@@ -18,7 +18,7 @@ from twilio_connector.errors import ConnectorError, InternalError
 
 from tests.aws_wire import AwsWire
 from tests.conftest import ROOT, Context, LoadEvent
-from tests.faults import FaultServer, faults
+from tests.faults import FaultServer, closed_port, faults
 
 TO = "+15005550006"
 SID = "SM" + "0" * 32
@@ -299,6 +299,18 @@ def test_a_message_that_was_not_sent_is_counted(
 
     assert latencies == len(found.pop("TwilioLatency"))
     assert {"MessagesNotSent": [1.0], f"TwilioErrors:{name}": [1.0]} == found
+
+
+@pytest.mark.usefixtures("aws_wire", "delays")
+def test_only_what_went_on_the_wire_has_a_latency(
+    context: Context, lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its samples are the requests."""
+    with closed_port() as port:
+        monkeypatch.setenv("TWILIO_API_URL", f"http://127.0.0.1:{port}")
+        failed(send_sms.handler, SMS, context)
+
+    assert {"MessagesNotSent": [1.0], "TwilioErrors:TwilioUnavailableError": [1.0]} == metrics(lines())
 
 
 def test_an_unknown_outcome_is_neither_sent_nor_not_sent(twilio: FaultServer, context: Context, lines: Lines) -> None:

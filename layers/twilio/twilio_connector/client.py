@@ -14,6 +14,7 @@ from urllib3 import Timeout
 from twilio_connector import errors, telemetry, transport
 from twilio_connector.connection import Connection, Connections
 from twilio_connector.deadline import Deadline
+from twilio_connector.inputs import MessageSid
 from twilio_connector.retries import READ_ONLY_METHODS, End, Verdict, backoff, judge, retry_after
 from twilio_connector.settings import Settings
 
@@ -35,6 +36,12 @@ CONNECTIONS = Connections()
 _SESSION = transport.Session()
 
 Pairs = Mapping[str, str | Sequence[str]] | Sequence[tuple[str, str]]
+
+
+class Message(msgspec.Struct):
+    """What an answer has if it is one of Twilio's messages."""
+
+    sid: MessageSid
 
 
 class Answer(NamedTuple):
@@ -214,13 +221,19 @@ class Twilio:
             raise
 
     def _attempt(self, request: requests.PreparedRequest, terms: _Terms) -> Answer | Failure:
-        """Send the request once."""
+        """Send the request once, and record how long it took if it went on the wire."""
+        began = time.monotonic()
+        result = self._exchange(request, terms)
+        if result.attempts:
+            telemetry.latency(time.monotonic() - began)
+        return result
+
+    def _exchange(self, request: requests.PreparedRequest, terms: _Terms) -> Answer | Failure:
         left = self._seconds_left()
         if left < terms.least_seconds(request.method):
             raise errors.ServiceUnavailableError("too little time was left to begin; nothing was sent")
         read_only = request.method in READ_ONLY_METHODS
         self.may_have_changed = self.may_have_changed or not read_only
-        began = time.monotonic()
         try:
             reply = _SESSION.exchange(
                 request,
@@ -235,8 +248,6 @@ class Twilio:
         except transport.TooLarge:
             reason = f"it has more than {terms.max_bytes} bytes"
             return Failure(End.TOO_LARGE, judge(End.TOO_LARGE, read_only=read_only), reason)
-        finally:
-            telemetry.latency(time.monotonic() - began)
         return _read(reply, terms.proof, read_only=read_only)
 
     def _seconds_left(self) -> float:

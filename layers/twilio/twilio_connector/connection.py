@@ -154,9 +154,7 @@ class Connections:
         if asked_by_stranger and old is None:
             self._limit_strangers(now)
         try:
-            if seconds < aws.SECONDS:
-                raise ServiceUnavailableError("too little time was left to read the connection; nothing was sent")  # noqa: TRY301
-            found = _read(*key)
+            found = _read(*key, seconds)
         except ServiceUnavailableError:
             if known is None or old is None or now - known.read_at >= STALE_SECONDS:
                 raise
@@ -185,8 +183,10 @@ def _unwrap(result: Connection | ConnectorError) -> Connection:
     return result
 
 
-def _read(prefix: str, name: str) -> Connection:
-    """Read the secret from Secrets Manager."""
+def _read(prefix: str, name: str, seconds: float) -> Connection:
+    """Read the secret from Secrets Manager, if the seconds that are left will do."""
+    if seconds < aws.SECONDS:
+        raise ServiceUnavailableError("too little time was left to read the connection; nothing was sent")
     try:
         answer = aws.call("secretsmanager", "get_secret_value", SecretId=prefix + name)
     except aws.UnavailableError as error:

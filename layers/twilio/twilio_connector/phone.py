@@ -47,7 +47,7 @@ def _national(number: str, country: str) -> str:
         if international
         else phonenumbers.is_valid_number_for_region(parsed, country)
     )
-    if not valid or parsed.extension:
+    if not valid:
         where = "" if international else f" in {country}, the stack's DefaultCountry"
         raise ValueError(f"is not a valid phone number{where}")
     return str(phonenumbers.format_number(parsed, phonenumbers.PhoneNumberFormat.E164))

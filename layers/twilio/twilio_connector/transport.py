@@ -219,7 +219,7 @@ class Session(requests.Session):
             try:
                 body = _body(response, max_bytes)
             except (HTTPError, http.client.HTTPException, OSError, ValueError) as error:
-                if response.ok and response.status_code < 300:  # noqa: PLR2004 HTTP's own number
+                if response.status_code < 300:  # noqa: PLR2004 HTTP's own number
                     raise Lost(_lost(error)) from None
                 body = b""
             except TooLarge:
