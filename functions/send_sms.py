@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, field
-from twilio_connector import telemetry
-from twilio_connector.client import API_PATH, Message, Twilio
+from twilio_connector import send_queue, sending
+from twilio_connector.client import API_PATH, Twilio
 from twilio_connector.connection import Connection
 from twilio_connector.entrypoint import entrypoint
-from twilio_connector.errors import ConnectorError, Fault, InvalidInputError, OutcomeUnknownError
+from twilio_connector.errors import Fault, InvalidInputError
 from twilio_connector.inputs import (
     ApplicationSid,
     ContentSid,
@@ -18,6 +18,7 @@ from twilio_connector.inputs import (
     Input,
     MessagingServiceSid,
     Moment,
+    Parsed,
     Recipient,
     Sender,
 )
@@ -35,8 +36,14 @@ MediaUrls = Annotated[
 ]
 Texts = Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(min_length=1, description="must be a list of texts")]
 Seconds = Annotated[int, Meta(ge=1, le=36000, description="must be a whole number of seconds from 1 to 36000")]
+Key = Annotated[
+    str, Meta(pattern=r"\A[!-~]{1,128}\Z", description="must be 1 to 128 visible ASCII characters, without spaces")
+]
 Count = Annotated[int, Meta(ge=1, description="must be a whole number, 1 or more")]
 Price = Annotated[float, Meta(ge=0, le=1e6, description="must be a number, 0 or more")]
+
+
+_OURS = frozenset({"connection", "idempotency_key", "on_unknown", "dry_run"})  # not Twilio's
 
 
 class SendSms(Input, frozen=True, kw_only=True):
@@ -70,9 +77,9 @@ class SendSms(Input, frozen=True, kw_only=True):
     traffic_type: Literal["free"] | None = None
     force_delivery: Flag | None = None
     max_price: Price | None = None
+    idempotency_key: Key | None = None
+    on_unknown: Literal["report", "resend"] | None = None
     dry_run: Flag = False
-
-    unavailable = frozenset({"idempotency_key", "on_unknown"})
 
     @property
     def read_only(self) -> bool:
@@ -89,6 +96,8 @@ class SendSms(Input, frozen=True, kw_only=True):
                 yield Fault(name, "cannot go with content_sid, whose template is the message")
         elif "content_variables" in given:
             yield Fault("content_variables", "needs content_sid")
+        if "on_unknown" in given and "idempotency_key" not in given:
+            yield Fault("on_unknown", "needs idempotency_key")
         if "from" in given and "messaging_service_sid" not in given:
             yield from _need_service(given)
 
@@ -97,13 +106,19 @@ class SendSms(Input, frozen=True, kw_only=True):
         form: dict[str, str | list[str]] = {}
         for spec in msgspec.structs.fields(self):
             value = getattr(self, spec.name)
-            if value is not None and spec.name not in {"connection", "dry_run"}:
+            if value is not None and spec.name not in _OURS:
                 form[_parameter(spec.encode_name)] = _written(value)
         if self.send_at:
             form["ScheduleType"] = "fixed"
         if not form.keys() & {"From", "MessagingServiceSid"}:
             form |= self._default_sender(connection)
         return form
+
+    def content(self) -> dict[str, Any]:
+        """Return the input as JSON, without what does not make another message of it."""
+        values = {spec.encode_name: getattr(self, spec.name) for spec in msgspec.structs.fields(self)}
+        given = {name: value for name, value in values.items() if value is not None and name not in _OURS}
+        return {name: str(value) if isinstance(value, Parsed) else value for name, value in given.items()}
 
     def _default_sender(self, connection: Connection) -> dict[str, str]:
         if connection.default_messaging_service_sid:
@@ -117,29 +132,25 @@ class SendSms(Input, frozen=True, kw_only=True):
         )
 
 
-@entrypoint(SendSms, status=lambda sms: 200 if sms.dry_run else 201)
+@entrypoint(SendSms, status=lambda sms: 200 if sms.dry_run else 201, queue=send_queue)
 def handler(sms: SendSms, twilio: Twilio) -> dict[str, Any]:
     """Return Twilio's message object, or for a dry run the request that would be made."""
+    form = sms.form(twilio.connection)
+    if sms.idempotency_key is None:
+        return _rehearsal(sms, twilio, form) if sms.dry_run else sending.post(twilio, form)
+    if not form.keys() & {"StatusCallback", "ApplicationSid"}:
+        form |= sending.status_callback(twilio, sms.idempotency_key)
     if sms.dry_run:
-        return _rehearse(sms, twilio.connection)
-    try:
-        message: dict[str, Any] = twilio.request(
-            "POST", "Messages.json", form=sms.form(twilio.connection), proof=Message
-        ).data
-    except OutcomeUnknownError:
-        raise
-    except ConnectorError:
-        telemetry.count("MessagesNotSent")
-        raise
-    telemetry.count("MessagesSent")
-    return message
+        return _rehearsal(sms, twilio, form)
+    resend = sms.on_unknown == "resend"
+    return sending.at_most_once(twilio, sending.Send(sms.idempotency_key, sms.content(), form, resend))
 
 
-def _rehearse(sms: SendSms, connection: Connection) -> dict[str, Any]:
-    path = f"{API_PATH}/Accounts/{connection.account_sid}/Messages.json"
+def _rehearsal(sms: SendSms, twilio: Twilio, form: sending.Form) -> dict[str, Any]:
+    path = f"{API_PATH}/Accounts/{twilio.connection.account_sid}/Messages.json"
     return {
         "dry_run": True,
-        "request": {"method": "POST", "path": path, "form": sms.form(connection)},
+        "request": {"method": "POST", "path": path, "form": form},
         "segments": segments(sms.message or ""),
     }
 

@@ -10,20 +10,18 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, quote, quote_plus
 
 import msgspec
-from twilio_connector import aws, client, envelope, signature, telemetry
+from twilio_connector import bus, client, envelope, signature, telemetry
 from twilio_connector.connection import Connection
 from twilio_connector.envelope import HttpRequest
 from twilio_connector.errors import ConnectionInvalidError, ConnectorError, InternalError, ServiceUnavailableError
+from twilio_connector.ledger import Ledger, Proven
+from twilio_connector.sending import CALLBACK_FIELD
 from twilio_connector.settings import Settings, variable
 from twilio_connector.signed_form import Fields, Kind, doubt, kind
 
 MAX_FORM_BYTES = 128 * 1024
 MAX_JSON_BYTES = 256 * 1024
 _MAX_FIELDS = 500
-
-# https://docs.aws.amazon.com/eventbridge/latest/APIReference/API_PutEvents.html
-_MAX_ENTRIES = 10
-_MAX_REQUEST_BYTES = 256 * 1024
 
 _PATH = re.compile(r"([^?#]*?)/webhook(?:/([A-Za-z0-9][A-Za-z0-9_.-]{0,63}))?")
 _DOMAIN = re.compile(r"[A-Za-z0-9.-]+(:[0-9]+)?")
@@ -62,7 +60,10 @@ class Refused(Exception):  # noqa: N818 says what happened, and is not seen outs
 
 
 class Delivery(NamedTuple):
-    """A request whose signature and content hold; there is no other way to its fields."""
+    """A request whose signature and content hold; there is no other way to its fields.
+
+    `send` is the id of the key whose message a status callback is about, where the URL has one.
+    """
 
     connection: str
     account_sid: str
@@ -70,6 +71,7 @@ class Delivery(NamedTuple):
     signed: str
     about: Kind
     parameters: Any
+    send: str | None = None
 
 
 def handler(event: Any, context: Any) -> dict[str, Any]:  # noqa: ARG001 Lambda's signature
@@ -87,7 +89,7 @@ def _answer(event: Any) -> dict[str, Any]:
     try:
         delivery = received(event)
         telemetry.count("WebhooksAccepted")
-        _publish(list(entries(delivery)))
+        bus.put(list(entries(delivery, _proven_key(delivery))))
     except (InternalError, ServiceUnavailableError) as error:
         telemetry.failure(error, function=__name__)
         return _refusal(error.status)
@@ -198,7 +200,8 @@ def _form(request: HttpRequest, signer: _Signer) -> Delivery:
     signed = signature.signed_text(url, fields)
     if query and _GET_ACCOUNT.search(signed):
         raise Refused("what was signed may be the URL of a GET")
-    return _delivery(signer, url, signed, fields, query)
+    send = dict(request.parameters).get(CALLBACK_FIELD)
+    return _delivery(signer, url, signed, fields, query)._replace(send=send)
 
 
 def _delivery(signer: _Signer, url: str, signed: str, fields: Fields, query: str | None) -> Delivery:
@@ -235,7 +238,27 @@ def _grouped(pairs: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
     return fields
 
 
-def entries(delivery: Delivery) -> Iterator[dict[str, Any]]:
+def _proven_key(delivery: Delivery) -> str | None:
+    """Note in the ledger that the message of a status callback exists; return its idempotency key.
+
+    The event goes out all the same where the ledger does not answer: there are more callbacks, and `resolve`.
+    """
+    if delivery.send is None or delivery.about is not Kind.MESSAGE:
+        return None
+    message = _message(delivery.parameters)
+    ledger = Ledger(variable("LEDGER_TABLE"))
+    try:
+        record = ledger.find(delivery.send)
+        if record is None or record.connection != delivery.connection or message["status"] in _INBOUND:
+            return None
+        ledger.write(Proven({name: message[name] for name in ("sid", "status", "from", "to")}), record)
+    except ServiceUnavailableError as error:
+        telemetry.failure(error, function=__name__, connection=delivery.connection)
+        return None
+    return record.idempotency_key
+
+
+def entries(delivery: Delivery, idempotency_key: str | None = None) -> Iterator[dict[str, Any]]:
     """Yield the bus's entries for a delivery: one, or one for each event of an Event Streams array."""
     parameters = delivery.parameters
     events = parameters if isinstance(parameters, list) else [parameters]
@@ -245,7 +268,8 @@ def entries(delivery: Delivery) -> Iterator[dict[str, Any]]:
     elif delivery.about is Kind.MESSAGE:
         message = _message(parameters)
         key = f"{delivery.account_sid}:{message['sid']}:{message['status']}"
-        yield _entry(delivery, _message_event(message), key, parameters, message=message)
+        keyed = {"idempotency_key": idempotency_key} if idempotency_key else {}
+        yield _entry(delivery, _message_event(message), key, parameters, message=message, **keyed)
     else:
         key = hashlib.sha256(delivery.signed.encode("utf-8", "surrogatepass")).hexdigest()
         name = "Error Logged" if delivery.about is Kind.ERROR else "Webhook Received"
@@ -262,12 +286,7 @@ def _entry(delivery: Delivery, name: str, key: str, parameters: Any, **more: Any
         "parameters": parameters,
         **more,
     }
-    return {
-        "EventBusName": variable("EVENT_BUS_NAME"),
-        "Source": "twilio",
-        "DetailType": name,
-        "Detail": msgspec.json.encode(detail).decode(),
-    }
+    return bus.entry("twilio", name, detail)
 
 
 def _message(parameters: Mapping[str, str]) -> dict[str, Any]:
@@ -300,30 +319,3 @@ def _message_event(message: Mapping[str, Any]) -> str:
     if message["status"] not in _INBOUND:
         return "Message Status Changed"
     return "Opt-Out Changed" if message["opt_out_type"] else "Message Received"
-
-
-def _publish(entries: Sequence[dict[str, Any]]) -> None:
-    """Put all entries on the bus; raises ServiceUnavailableError where it does not take one of them."""
-    batch: list[dict[str, Any]] = []
-    size = 0
-    for entry in entries:
-        entry_size = sum(len(entry[part].encode()) for part in ("Source", "DetailType", "Detail"))
-        if batch and (len(batch) == _MAX_ENTRIES or size + entry_size > _MAX_REQUEST_BYTES):
-            _put(batch)
-            batch, size = [], 0
-        batch.append(entry)
-        size += entry_size
-    if batch:
-        _put(batch)
-
-
-def _put(batch: list[dict[str, Any]]) -> None:
-    try:
-        answer = aws.call("events", "put_events", Entries=batch)
-    except aws.RefusedError as error:
-        raise ServiceUnavailableError(f"the event bus does not answer ({error.code})") from None
-    failed = [entry.get("ErrorCode") for entry in answer["Entries"] if "EventId" not in entry]
-    for _ in range(len(batch) - len(failed)):
-        telemetry.count("EventsPublished")
-    if answer["FailedEntryCount"]:
-        raise ServiceUnavailableError(f"the event bus refused {answer['FailedEntryCount']} entries ({failed[0]})")

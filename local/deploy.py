@@ -79,6 +79,7 @@ def deploy(folder: Path, endpoint_url: str, parameters: Mapping[str, str]) -> di
         # An address that is known only now, as a custom domain's is.
         _set_parameter(cloudformation, "WebhookBaseUrl", apis.url("WebhookApi"))
         outputs = _outputs(cloudformation)
+    _mend_event_sources(endpoint_url)
     return outputs | {"ActionsApiUrl": apis.url("ActionsApi")}
 
 
@@ -136,6 +137,20 @@ class Apis:
             raise LocalError(f"The local stack cannot read the integration {uri}: mend local/deploy.py.")
         arn: str = self._ids[logical[1]]
         return arn
+
+
+def _mend_event_sources(endpoint_url: str) -> None:
+    """Make numbers of the limits that the emulator took from parameters as text, and then stumbles over."""
+    functions = client("lambda", endpoint_url)
+    for mapping in functions.list_event_source_mappings()["EventSourceMappings"]:
+        if scaling := mapping.get("ScalingConfig"):
+            limit = int(scaling["MaximumConcurrency"])
+            functions.update_event_source_mapping(
+                UUID=mapping["UUID"],
+                BatchSize=int(mapping["BatchSize"]),
+                MaximumBatchingWindowInSeconds=int(mapping["MaximumBatchingWindowInSeconds"]),
+                ScalingConfig={"MaximumConcurrency": limit},
+            )
 
 
 def _outputs(cloudformation: Any) -> dict[str, str]:

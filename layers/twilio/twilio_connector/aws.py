@@ -1,13 +1,25 @@
 """Calls to AWS services that give up in time for what comes after."""
 
+import threading
+from collections.abc import Mapping
 from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-_CONFIG = Config(connect_timeout=1, read_timeout=2, retries={"total_max_attempts": 2, "mode": "standard"})  # seconds
+MAX_THREADS = 50
+"""So many may call at the same time without waiting for a connection."""
+
+_CONFIG = Config(
+    connect_timeout=1,  # seconds
+    read_timeout=2,  # seconds
+    retries={"total_max_attempts": 2, "mode": "standard"},
+    max_pool_connections=MAX_THREADS,
+)
+_MAKING_A_CLIENT = threading.Lock()
 
 SECONDS = 7.0
 """A call takes at most that long: both attempts, and the wait between them."""
@@ -20,6 +32,9 @@ _TRANSIENT = frozenset(
         "InternalServiceError",
         "InternalServiceErrorException",
         "LimitExceededException",
+        "ProvisionedThroughputExceededException",
+        "RequestLimitExceeded",
+        "RequestThrottled",
         "RequestTimeout",
         "RequestTimeoutException",
         "ServiceUnavailable",
@@ -34,11 +49,12 @@ _TRANSIENT = frozenset(
 
 
 class RefusedError(Exception):
-    """The service refused the call; `code` is its error code."""
+    """The service refused the call; `code` is its error code, `answer` all that it said."""
 
-    def __init__(self, code: str) -> None:
-        """Keep the code and nothing of the request."""
+    def __init__(self, code: str, answer: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """Show the code alone: the answer may hold what is stored."""
         self.code = code
+        self.answer = answer
         super().__init__(code)
 
 
@@ -49,12 +65,14 @@ class UnavailableError(RefusedError):
 def call(service: str, operation: str, **parameters: Any) -> dict[str, Any]:
     """Call an operation (in boto3's spelling); raises RefusedError or UnavailableError."""
     try:
-        answer: dict[str, Any] = getattr(_client(service), operation)(**parameters)
+        with _MAKING_A_CLIENT:  # boto3 makes clients of one session, which is not safe in threads
+            client = _client(service)
+        answer: dict[str, Any] = getattr(client, operation)(**parameters)
     except ClientError as error:
         code = str(error.response.get("Error", {}).get("Code", ""))
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         unavailable = code in _TRANSIENT or status >= 500  # noqa: PLR2004 HTTP's own number
-        raise (UnavailableError if unavailable else RefusedError)(code) from None
+        raise (UnavailableError if unavailable else RefusedError)(code, error.response) from None
     except BotoCoreError as error:
         raise UnavailableError(type(error).__name__) from None
     return answer

@@ -14,6 +14,7 @@ from urllib3 import Timeout
 from twilio_connector import errors, telemetry, transport
 from twilio_connector.connection import Connection, Connections
 from twilio_connector.deadline import Deadline
+from twilio_connector.envelope import Caller
 from twilio_connector.inputs import MessageSid
 from twilio_connector.retries import READ_ONLY_METHODS, End, Verdict, backoff, judge, retry_after
 from twilio_connector.settings import Settings
@@ -31,6 +32,8 @@ _LEAST_SECONDS_TO_CHANGE = 5.0  # nor is a change, whose outcome is not known if
 _REQUEST_ID = re.compile(r"RQ[0-9a-f]{32}")
 _MAX_CODE = 999_999
 _MAX_TEXT = 500
+
+_DIRECT = Caller("direct")
 
 CONNECTIONS = Connections()
 _SESSION = transport.Session()
@@ -120,13 +123,15 @@ PROVABLY_SAFE = Retries(limit=2, when=lambda failure: failure.verdict.retry, del
 
 
 class Twilio:
-    """One connection, for the time of one invocation."""
+    """One connection, for one caller's call."""
 
-    def __init__(self, connection: str | None, deadline: Deadline) -> None:
+    def __init__(self, connection: str | None, deadline: Deadline, caller: Caller = _DIRECT) -> None:
         """Take the connection of that name; None is the stack's default."""
         self._settings = Settings.from_env()
         self._deadline = deadline
+        self._reserve = RESERVE_SECONDS
         self.name = connection or self._settings.default_connection
+        self.caller = caller
         self.may_have_changed = False
 
     @property
@@ -143,6 +148,10 @@ class Twilio:
     def is_test_stack(self) -> bool:
         """Whether `api_url` stands in for all of Twilio's hosts."""
         return bool(self._settings.twilio_api_url)
+
+    def reserve(self, seconds: float) -> None:
+        """Keep so many more seconds for what comes after the requests."""
+        self._reserve += seconds
 
     def has_time(self, seconds: float) -> bool:
         """Tell whether a request that takes so long still leaves time to answer."""
@@ -251,7 +260,7 @@ class Twilio:
         return _read(reply, terms.proof, read_only=read_only)
 
     def _seconds_left(self) -> float:
-        return self._deadline.remaining() - RESERVE_SECONDS
+        return self._deadline.remaining() - self._reserve
 
 
 def _read(reply: transport.Reply, proof: type[msgspec.Struct] | None, *, read_only: bool) -> Answer | Failure:

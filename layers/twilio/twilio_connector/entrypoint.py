@@ -4,7 +4,8 @@ import functools
 import json
 import math
 from collections.abc import Callable
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
 
 import msgspec
 
@@ -12,7 +13,7 @@ from twilio_connector import envelope, telemetry
 from twilio_connector.client import Twilio
 from twilio_connector.deadline import API_SECONDS, Deadline
 from twilio_connector.errors import ConnectorError, InvalidInputError, OutcomeUnknownError, ResponseTooLargeError
-from twilio_connector.inputs import Input
+from twilio_connector.inputs import Input, fields
 
 MAX_ANSWER_BYTES = 6_291_556
 """https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html"""
@@ -21,14 +22,27 @@ type Action[I: Input] = Callable[[I, Twilio], Any]
 type Handler = Callable[[Any, Any], Any]
 
 
+class Queue(Protocol):
+    """How an action treats those that wait for no answer."""
+
+    def threads(self) -> int:
+        """Return how many records of a batch are handled at the same time."""
+
+    def deliver(self, record: envelope.Record, run: Callable[[], Any]) -> bool:
+        """Handle a record, whose action is `run`, and tell whether SQS is to deliver it again."""
+
+    def forward(self, event: Any) -> None:
+        """Take over an event that a topic or a bus delivered."""
+
+
 def entrypoint[I: Input](
-    input_type: type[I], *, status: Callable[[I], int] = lambda _: 200
+    input_type: type[I], *, status: Callable[[I], int] = lambda _: 200, queue: Queue | None = None
 ) -> Callable[[Action[I]], Handler]:
     """Make a Lambda handler of an action: a function that takes its input and the Twilio client.
 
     A direct invocation, an EventBridge event, an SNS notification and a failure record get the action's result
     or its exception. An API caller gets JSON with `status`, or a problem object. An SQS batch gets the records
-    to deliver again.
+    to deliver again. An action with a `queue` leaves records, events and notifications to it.
     """
 
     def decorate(action: Action[I]) -> Handler:
@@ -41,7 +55,9 @@ def entrypoint[I: Input](
                 if envelope.is_http(event):
                     return _answer_http(run, status, event, deadline.capped(API_SECONDS))
                 if (records := _records(event, action.__module__)) is not None:
-                    return _answer_sqs(run, records, deadline)
+                    return _answer_sqs(run, records, deadline, queue or _NoQueue())
+                if queue and _is_forwarded(event):
+                    return _forward(queue, event, action.__module__)
                 return run(deadline, lambda: envelope.inputs(event), lambda _, result: result)
             finally:
                 telemetry.flush()
@@ -66,9 +82,9 @@ def _run[I: Input](
     twilio: Twilio | None = None
     try:
         inputs = read()
-        context["caller"] = inputs.caller
-        value = input_type.parse(inputs.payload, inputs.text)
-        twilio = Twilio(value.connection, deadline)
+        context["caller"] = inputs.caller.kind
+        value = input_type.parse(_with_key(input_type, inputs), inputs.text)
+        twilio = Twilio(value.connection, deadline, inputs.caller)
         context |= {"connection": twilio.name, "message_sid": getattr(value, "message_sid", None)}
         telemetry.logger.debug("called", extra=context)
         answer = _fitting(pack(value, action(value, twilio)), value)
@@ -83,6 +99,14 @@ def _run[I: Input](
         telemetry.failure(unknown, **context)
         raise unknown from None
     return answer
+
+
+def _with_key(input_type: type[Input], inputs: envelope.Inputs) -> Any:
+    """Return the payload, with the delivery's id for an idempotency key where it has none of its own."""
+    payload, key = inputs.payload, inputs.caller.delivery
+    if key and isinstance(payload, dict) and "idempotency_key" in fields(input_type):
+        return payload if payload.get("idempotency_key") is not None else payload | {"idempotency_key": key}
+    return payload
 
 
 def _fitting(answer: Any, value: Input) -> Any:
@@ -130,22 +154,59 @@ def _http(status: int, content_type: str, body: Any) -> dict[str, Any]:
     }
 
 
-def _answer_sqs(run: Callable[..., Any], records: list[envelope.Record], deadline: Deadline) -> dict[str, Any]:
+def _is_forwarded(event: Any) -> bool:
+    """Tell whether a topic or a bus delivered the event: Lambda does not say which of its attempts is the last."""
+    try:
+        return envelope.inputs(event).caller.kind in {"sns", "eventbridge"}
+    except InvalidInputError:
+        return False
+
+
+def _forward(queue: Queue, event: Any, function: str) -> None:
+    try:
+        queue.forward(event)
+    except ConnectorError as error:
+        telemetry.failure(error, function=function)
+        raise
+
+
+class _NoQueue:
+    """What a record is to an action that reports nothing."""
+
+    def threads(self) -> int:
+        return 1
+
+    def deliver(self, record: envelope.Record, run: Callable[[], Any]) -> bool:  # noqa: ARG002 as in Queue
+        try:
+            run()
+        except OutcomeUnknownError:
+            return False  # to deliver it again could carry it out twice
+        except ConnectorError:
+            return True
+        return False
+
+    def forward(self, event: Any) -> None:
+        raise NotImplementedError
+
+
+def _answer_sqs(
+    run: Callable[..., Any], records: list[envelope.Record], deadline: Deadline, queue: Queue
+) -> dict[str, Any]:
     """Run each record on its own, and return those that SQS is to deliver again.
 
-    A record whose outcome is unknown is not among them: to deliver it again could send it twice.
+    Records of one FIFO group wait for each other, and those behind one that comes again come again too.
     """
-    failed: list[dict[str, str]] = []
-    held_groups: set[str] = set()
+    groups: dict[str, list[envelope.Record]] = {}
     for record in records:
-        try:
-            if record.group not in held_groups:
-                run(deadline, functools.partial(envelope.sqs_inputs, record), lambda _, result: result)
-                continue
-        except OutcomeUnknownError:
-            continue
-        except ConnectorError:
-            if record.group is not None:
-                held_groups.add(record.group)
-        failed.append({"itemIdentifier": record.message_id})
-    return {"batchItemFailures": failed}
+        groups.setdefault(record.message_id if record.group is None else f"group {record.group}", []).append(record)
+
+    def handle(group: list[envelope.Record]) -> list[envelope.Record]:
+        for place, record in enumerate(group):
+            read = functools.partial(envelope.sqs_inputs, record)
+            if queue.deliver(record, lambda: run(deadline, read, lambda _, result: result)):  # noqa: B023 called here
+                return group[place:]
+        return []
+
+    with ThreadPoolExecutor(min(queue.threads(), len(groups))) as pool:
+        failed = [record for group in pool.map(handle, groups.values()) for record in group]
+    return {"batchItemFailures": [{"itemIdentifier": record.message_id} for record in failed]}

@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
-from twilio_connector.errors import Fault, InvalidInputError
+from twilio_connector.errors import NOTHING_CHANGED, Fault, InvalidInputError
 
 # A field that only an envelope has. The actions' own inputs have none of these names.
 _ENVELOPE_FIELDS = frozenset(
@@ -33,10 +33,22 @@ _ENVELOPE_FIELDS = frozenset(
 _MAX_DEPTH = 4  # an SQS body with an SNS notification with a failure record with an EventBridge event
 
 
+class Caller(NamedTuple):
+    """Who asks: `api`, `direct`, `sqs`, `sns` or `eventbridge`, whatever brought it here in the end.
+
+    `delivery` is what stays the same when it is delivered again: the innermost id. `doubtful` is what was tried
+    before by an invocation that may have carried it out.
+    """
+
+    kind: str
+    delivery: str | None = None
+    doubtful: bool = False
+
+
 class Inputs(NamedTuple):
     """What a caller gave: a JSON payload, and the values that a query string or a path spells as text."""
 
-    caller: str
+    caller: Caller
     payload: Any
     text: Mapping[str, list[str]] = {}
 
@@ -46,7 +58,10 @@ class Record(NamedTuple):
 
     message_id: str
     body: str
-    group: str | None
+    group: str | None = None
+    queue_arn: str = ""
+    receipt_handle: str = ""
+    receive_count: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,8 +105,13 @@ def http_inputs(request: HttpRequest) -> Inputs:
         text.setdefault(name, []).append(value)
     payload = _json(request.body, "(body)") if request.body else {}
     if request.method != "GET" and "idempotency-key" in request.headers:
-        text.setdefault("idempotency_key", []).append(request.headers["idempotency-key"])
-    return Inputs("api", payload, text)
+        key = request.headers["idempotency-key"]
+        in_body = payload.get("idempotency_key") if isinstance(payload, dict) else None
+        if in_body is None:
+            text.setdefault("idempotency_key", []).append(key)
+        elif in_body != key:
+            raise _refused("idempotency_key", "differs from the header Idempotency-Key; give one of them")
+    return Inputs(Caller("api"), payload, text)
 
 
 def sqs_records(event: Any) -> list[Record] | None:
@@ -102,19 +122,31 @@ def sqs_records(event: Any) -> list[Record] | None:
     if not all(isinstance(record, dict) and record.get("eventSource") == "aws:sqs" for record in records):
         return None
     try:
-        return [Record(record["messageId"], record["body"], _fifo_group(record)) for record in records]
-    except (KeyError, TypeError):
+        return [_record(record) for record in records]
+    except (KeyError, TypeError, ValueError):
         raise _refused("Records", "is not an SQS batch: a record has no messageId or body") from None
 
 
 def sqs_inputs(record: Record) -> Inputs:
     """Return the input in the body of an SQS record."""
-    return Inputs("sqs", _unwrapped(_json(record.body, "body"), depth=1)[1])
+    return _unwrapped(_json(record.body, "body"), Caller("sqs", record.message_id), depth=1)
 
 
 def inputs(event: Any) -> Inputs:
     """Return the input in any other event; raises InvalidInputError for a shape that is not known."""
-    return Inputs(*_unwrapped(event, depth=0))
+    return _unwrapped(event, Caller("direct"), depth=0)
+
+
+def _record(record: dict[str, Any]) -> Record:
+    """https://docs.aws.amazon.com/lambda/latest/dg/with-sqs.html."""
+    return Record(
+        message_id=record["messageId"],
+        body=record["body"],
+        group=_fifo_group(record),
+        queue_arn=str(record.get("eventSourceARN")),
+        receipt_handle=str(record.get("receiptHandle")),
+        receive_count=int(record.get("attributes", {}).get("ApproximateReceiveCount", 1)),
+    )
 
 
 def _fifo_group(record: dict[str, Any]) -> str | None:
@@ -124,24 +156,39 @@ def _fifo_group(record: dict[str, Any]) -> str | None:
     return str(record["attributes"]["MessageGroupId"])
 
 
-def _unwrapped(event: Any, depth: int) -> tuple[str, Any]:
+def _unwrapped(event: Any, caller: Caller, depth: int) -> Inputs:
     """Return the caller and the input in an event, through all envelopes around it."""
     if not isinstance(event, dict) or not _ENVELOPE_FIELDS & event.keys():
-        return "direct", event
+        return Inputs(caller, event)
     if depth == _MAX_DEPTH:
         raise _refused("(event)", "has too many envelopes around the input")
     match event:
         case {"detail-type": str(), "source": str(), "detail": dict(detail)}:
             # Failure records reach EventBridge as the detail of an event.
-            return "eventbridge", _unwrapped(detail, depth + 1)[1]
-        case {"Records": [{"EventSource": "aws:sns", "Sns": {"Message": str(message)}}]}:
-            return "sns", _unwrapped(_json(message, "Message"), depth + 1)[1]
+            return _unwrapped(detail, _within(caller, "eventbridge", event.get("id")), depth + 1)
+        case {"Records": [{"EventSource": "aws:sns", "Sns": {"Message": str(message)} as notification}]}:
+            caller = _within(caller, "sns", notification.get("MessageId"))
+            return _unwrapped(_json(message, "Message"), caller, depth + 1)
         case {"Type": "Notification", "TopicArn": str(), "Message": str(message)}:
-            return "sns", _unwrapped(_json(message, "Message"), depth + 1)[1]
-        case {"requestContext": {"functionArn": str()}, "requestPayload": payload}:
+            return _unwrapped(_json(message, "Message"), _within(caller, "sns", event.get("MessageId")), depth + 1)
+        case {"requestContext": {"functionArn": str()} as context, "requestPayload": payload}:
             # https://docs.aws.amazon.com/lambda/latest/dg/invocation-async-retain-records.html
-            return _unwrapped(payload, depth + 1)
+            caller = _within(caller, caller.kind, context.get("requestId"))
+            return _unwrapped(payload, caller._replace(doubtful=_may_have_changed(event)), depth + 1)
     raise _refused("(event)", "is neither an input nor an event that the connector knows")
+
+
+def _within(caller: Caller, kind: str, delivery: Any) -> Caller:
+    """Return the caller that an envelope names."""
+    return Caller(kind, delivery if isinstance(delivery, str) else caller.delivery, caller.doubtful)
+
+
+def _may_have_changed(failure: dict[str, Any]) -> bool:
+    """Tell whether the invocation that a failure record is about may have changed something at Twilio."""
+    if "functionError" not in (failure.get("responseContext") or {}):
+        return False  # Lambda did not come to invoke the function
+    error = failure.get("responsePayload")
+    return not isinstance(error, dict) or error.get("errorType") not in NOTHING_CHANGED
 
 
 def _payload_2(event: dict[str, Any]) -> HttpRequest:

@@ -16,6 +16,8 @@ subclass does not match its parent there.
     ├── SenderQueueFullError         429  the sender's queue is full (retry after minutes)
     ├── TwilioUnavailableError       502  provably not processed, or only a read (retry)
     ├── OutcomeUnknownError          504  a change may or may not have been carried out
+    ├── IdempotencyConflictError     422  the key was used for another input
+    ├── SendInProgressError          409  the key's message is being sent at this moment (retry)
     ├── ResponseTooLargeError        502  a read whose answer does not fit Lambda's limit
     └── InternalError                500  a fault of the connector or its deployment
 """
@@ -194,6 +196,20 @@ class OutcomeUnknownError(ConnectorError):
     status = 504
 
 
+class IdempotencyConflictError(ConnectorError):
+    """The idempotency key was used for another input; nothing was sent."""
+
+    status = 422
+
+
+class SendInProgressError(ConnectorError):
+    """The message of this idempotency key is being sent at this moment."""
+
+    status = 409
+    retryable = True
+    patience = 1
+
+
 class ResponseTooLargeError(ConnectorError):
     """The answer of a read does not fit Lambda's limit."""
 
@@ -204,3 +220,24 @@ class InternalError(ConnectorError):
     """A fault of the connector or its deployment."""
 
     status = 500
+
+
+NOTHING_CHANGED = frozenset(
+    error.__name__
+    for error in (
+        InvalidInputError,
+        ConnectionNotFoundError,
+        ConnectionInvalidError,
+        ServiceUnavailableError,
+        TwilioAuthenticationError,
+        TwilioNotFoundError,
+        TwilioRejectedError,
+        RecipientOptedOutError,
+        TwilioRateLimitError,
+        SenderQueueFullError,
+        TwilioUnavailableError,
+        IdempotencyConflictError,
+        InternalError,
+    )
+)
+"""The classes, by name, of errors after which nothing was changed at Twilio by the call that failed."""

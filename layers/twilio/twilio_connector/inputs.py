@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Self, get_args, get_origin
 
 import msgspec
 from msgspec import Meta, Struct
@@ -107,9 +107,6 @@ class Input(Struct, frozen=True, kw_only=True):
 
     connection: ConnectionName | None = None
 
-    unavailable: ClassVar[frozenset[str]] = frozenset()
-    """Fields that are known but cannot be used yet: to ignore them would be a lie."""
-
     @property
     def read_only(self) -> bool:
         """Whether the action changes nothing at Twilio."""
@@ -135,8 +132,7 @@ class Input(Struct, frozen=True, kw_only=True):
             raise InvalidInputError(Fault("(input)", "must be JSON and Unicode text throughout")) from None
         given, faults = convert(cls, payload, text)
         known = fields(cls)
-        faults += [Fault(name, "is not available yet") for name in [*payload, *text] if name in cls.unavailable]
-        others = [name for name in [*payload, *text] if name not in known and name not in cls.unavailable]
+        others = [name for name in [*payload, *text] if name not in known]
         faults += [Fault(*_unknown(name, known)) for name in others[:_MAX_UNKNOWN]]
         faults += [
             Fault(name, "is given twice, in the query string or path and in the body")
