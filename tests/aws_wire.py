@@ -6,20 +6,27 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
 
+LOST = (0, "lost")
+PASS = (200, "")
+
 
 class AwsWire:
-    """Secrets and a bus behind `AWS_ENDPOINT_URL`; `calls` records each operation with its parameters.
+    """Secrets, a table, queues and a bus behind `AWS_ENDPOINT_URL`; `calls` records each operation with its parameters.
 
-    `failures[operation]` is a list of `(status, code)` that the next calls get instead of an answer.
+    `failures[operation]` is a list of `(status, code)` that the next calls get instead of an answer; `LOST` is a call
+    that was carried out, but whose answer does not come, `PASS` one that goes through.
     """
 
     def __init__(self) -> None:
         """Listen on a free port."""
         self.secrets: dict[str, str | bytes] = {}
+        self.items: dict[str, dict[str, Any]] = {}
+        """The table's, by id."""
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.failures: dict[str, list[tuple[int, str]]] = {}
         self.refused_entries = 0
         """How many entries of the next PutEvents the bus refuses."""
+        self._one_at_a_time = threading.Lock()
         wire = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -30,6 +37,9 @@ class AwsWire:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 operation = self.headers["X-Amz-Target"].rpartition(".")[2]
                 status, answer = wire.answer(operation, body)
+                if status == LOST[0]:
+                    self.close_connection = True
+                    return
                 data = json.dumps(answer).encode()
                 self.send_response(status)
                 self.send_header("Content-Type", "application/x-amz-json-1.1")
@@ -65,18 +75,66 @@ class AwsWire:
         """All entries that were put on the bus."""
         return [entry for called, body in self.calls if called == "PutEvents" for entry in body["Entries"]]
 
+    @property
+    def sent(self) -> list[dict[str, Any]]:
+        """All messages that were put in queues."""
+        return [body for called, body in self.calls if called == "SendMessage"]
+
     def answer(self, operation: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         """Return status and body of the answer to a call."""
-        self.calls.append((operation, body))
-        if self.failures.get(operation):
-            status, code = self.failures[operation].pop(0)
-            return status, {"__type": code, "message": code}
-        if operation == "GetSecretValue":
-            return self._secret(body["SecretId"])
+        with self._one_at_a_time:
+            self.calls.append((operation, body))
+            failure = self.failures[operation].pop(0) if self.failures.get(operation) else PASS
+            if failure not in {LOST, PASS}:
+                return failure[0], {"__type": failure[1], "message": failure[1]}
+            answer = getattr(self, f"_{operation}")(body)
+            return (LOST[0], {}) if failure == LOST else answer
+
+    def _PutEvents(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:  # noqa: N802 as AWS calls it
         refused, self.refused_entries = self.refused_entries, 0
         results = [{"EventId": str(index)} for index in range(len(body["Entries"]) - refused)]
         results += [{"ErrorCode": "InternalFailure", "ErrorMessage": "injected"}] * refused
         return 200, {"FailedEntryCount": refused, "Entries": results}
+
+    def _SendMessage(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:  # noqa: ARG002, N802 as AWS calls it
+        return 200, {"MessageId": str(len(self.sent))}
+
+    def _ChangeMessageVisibility(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:  # noqa: ARG002, N802 as AWS
+        return 200, {}
+
+    def _GetItem(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:  # noqa: N802 as AWS calls it
+        item = self.items.get(body["Key"]["id"]["S"])
+        return 200, {"Item": item} if item else {}
+
+    def _PutItem(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:  # noqa: N802 as AWS calls it
+        old = self.items.get(body["Item"]["id"]["S"])
+        condition, values = body.get("ConditionExpression"), body.get("ExpressionAttributeValues")
+        holds = {
+            None: lambda: True,
+            "attribute_not_exists(id)": lambda: old is None,
+            "nonce = :nonce AND revision = :revision": lambda: (
+                old is not None and {":nonce": old["nonce"], ":revision": old["revision"]} == values
+            ),
+        }[condition]
+        if not holds():
+            answer: dict[str, Any] = {"__type": "ConditionalCheckFailedException", "message": "as injected"}
+            if old and body["ReturnValuesOnConditionCheckFailure"] == "ALL_OLD":
+                answer["Item"] = old
+            return 400, answer
+        self.items[body["Item"]["id"]["S"]] = body["Item"]
+        return 200, {}
+
+    def _Query(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:  # noqa: N802 as AWS calls it
+        """Answer with one item a page, as a large table would."""
+        name, value = body["ExpressionAttributeNames"]["#name"], body["ExpressionAttributeValues"][":value"]
+        found = sorted(item["id"]["S"] for item in self.items.values() if item.get(name) == value)
+        start = body.get("ExclusiveStartKey", {}).get("id", {}).get("S", "")
+        page = [key for key in found if key > start][:1]
+        more = {"LastEvaluatedKey": {"id": {"S": page[-1]}}} if page and page[-1] != found[-1] else {}
+        return 200, {"Items": [self.items[key] for key in page], "Count": len(page), **more}
+
+    def _GetSecretValue(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:  # noqa: N802 as AWS calls it
+        return self._secret(body["SecretId"])
 
     def _secret(self, name: str) -> tuple[int, dict[str, Any]]:
         secret = self.secrets.get(name)

@@ -23,6 +23,13 @@ os.environ |= {
     "TWILIO_API_URL": "",
     "WEBHOOK_BASE_URL": "",
     "EVENT_BUS_NAME": "bus",
+    "WEBHOOK_URL": "https://hooks.example.com/webhook",
+    "LEDGER_TABLE": "ledger",
+    "SEND_QUEUE_URL": "https://sqs.us-east-1.amazonaws.com/123456789012/send",
+    "FAILED_QUEUE_URL": "https://sqs.us-east-1.amazonaws.com/123456789012/failed",
+    "SEND_THREADS": "10",
+    "SEND_LEASE": "60",
+    "UNKNOWN_REPORT_AFTER": "15",
     "LOG_LEVEL": "INFO",
     "POWERTOOLS_SERVICE_NAME": "twilio-connector",
 }

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import yaml
+from twilio_connector import send_queue
 
 from tests.readme import ROOT, rows, section
 
 FUNCTIONS = sorted(path.stem for path in (ROOT / "functions").glob("*.py"))
-ACTIONS = [name for name in FUNCTIONS if name != "webhook"]
-SENDERS = ["SendSmsFunction", "RawRequestFunction"]
+READERS = ["get_sms", "list_sms", "raw_request"]
+ASYNCHRONOUS = {"SendSmsFunction": "FailedQueue", "RawRequestFunction": "DeadLetterQueue"}
 FUNCTION = "AWS::Serverless::Function"
 
 DEFAULTS = {
@@ -28,6 +29,15 @@ DEFAULTS = {
     "LogLevel": "INFO",
     "LogRetentionDays": 30,
     "AlarmTopicArn": "",
+    "UnknownReportAfter": 15,
+    "SendTopicArn": "",
+    "SendBatchSize": 10,
+    "SendBatchWindow": 0,
+    "SendMaximumConcurrency": 5,
+    "SendThreads": 10,
+    "SendSmsTimeout": 30,
+    "SendLease": 60,
+    "SendVisibilityTimeout": 200,
 }
 OUTPUTS = {
     "ActionsApiUrl",
@@ -39,6 +49,11 @@ OUTPUTS = {
     "WebhookFunctionArn",
     "EventBusName",
     "EventBusArn",
+    "ResolveFunctionArn",
+    "SendQueueUrl",
+    "SendQueueArn",
+    "FailedQueueUrl",
+    "DeadLetterQueueUrl",
 }
 ROUTES = {
     ("ActionsApi", "POST", "/messages", "send_sms"),
@@ -191,8 +206,20 @@ def test_nothing_is_allowed_everywhere() -> None:
 
 
 def test_all_actions_that_are_allowed() -> None:
-    """Functions read secrets, decrypt them, and put events; nothing else."""
-    assert {"secretsmanager:GetSecretValue", "kms:Decrypt", "events:PutEvents"} == set(allowed(RESOURCES))
+    """Functions read secrets, keep the ledger, use the queues, and put events; nothing else."""
+    assert {
+        "secretsmanager:GetSecretValue",
+        "kms:Decrypt",
+        "events:PutEvents",
+        "dynamodb:GetItem",
+        "dynamodb:PutItem",
+        "dynamodb:Query",
+        "sqs:ReceiveMessage",
+        "sqs:DeleteMessage",
+        "sqs:GetQueueAttributes",
+        "sqs:ChangeMessageVisibility",
+        "sqs:SendMessage",
+    } == set(allowed(RESOURCES))
 
 
 def test_connections_policy() -> None:
@@ -208,25 +235,71 @@ def test_connections_policy() -> None:
     assert {"StringEquals": via} == statement["Condition"]
 
 
-@pytest.mark.parametrize("name", ACTIONS)
+@pytest.mark.parametrize("name", READERS)
 def test_actions_may_read_connections_only(name: str) -> None:
-    """An action has the connections' policy and no other."""
+    """An action that keeps no ledger has the connections' policy and no other."""
     assert [{"Ref": "ConnectionsPolicy"}] == RESOURCES[resource(name)]["Properties"]["Policies"]
 
 
-def test_only_the_webhook_may_put_events() -> None:
-    """The webhook puts events on the stack's bus, with the source `twilio` and no other; nothing else may."""
-    connections, publish = RESOURCES["WebhookFunction"]["Properties"]["Policies"]
-    (statement,) = publish["Statement"]
+@pytest.mark.parametrize(
+    ("name", "rights"),
+    [
+        (
+            "SendSmsFunction",
+            {
+                "dynamodb:GetItem Ledger",
+                "dynamodb:PutItem Ledger",
+                "dynamodb:Query ${Ledger.Arn}/index/content-index",
+                "sqs:ReceiveMessage SendQueue",
+                "sqs:DeleteMessage SendQueue",
+                "sqs:GetQueueAttributes SendQueue",
+                "sqs:ChangeMessageVisibility SendQueue",
+                "sqs:SendMessage SendQueue",
+                "sqs:SendMessage FailedQueue",
+                "events:PutEvents EventBus twilio-connector",
+            },
+        ),
+        (
+            "ResolveFunction",
+            {
+                "dynamodb:GetItem Ledger",
+                "dynamodb:PutItem Ledger",
+                "dynamodb:Query ${Ledger.Arn}/index/*",
+                "sqs:SendMessage FailedQueue",
+                "events:PutEvents EventBus twilio-connector",
+            },
+        ),
+        (
+            "WebhookFunction",
+            {"dynamodb:GetItem Ledger", "dynamodb:PutItem Ledger", "events:PutEvents EventBus twilio"},
+        ),
+    ],
+)
+def test_other_functions_may(name: str, rights: set[str]) -> None:
+    """Each has the rights that it needs, on the one thing it needs them for; only the webhook speaks as `twilio`."""
+    connections, own = RESOURCES[name]["Properties"]["Policies"]
+    given = {
+        " ".join([action, next(iter(target.values())) if "Fn::Sub" in target else target["Fn::GetAtt"][0], *sources])
+        for statement in own["Statement"]
+        for action in listed(statement["Action"])
+        for target in listed(statement["Resource"])
+        for sources in [found("events:source", statement)]
+    }
 
     assert {"Ref": "ConnectionsPolicy"} == connections
-    assert {
-        "Effect": "Allow",
-        "Action": "events:PutEvents",
-        "Resource": {"Fn::GetAtt": ["EventBus", "Arn"]},
-        "Condition": {"ForAllValues:StringEquals": {"events:source": "twilio"}},
-    } == {name: value for name, value in statement.items() if name != "Sid"}
-    assert 1 == allowed(RESOURCES).count("events:PutEvents")
+    assert rights == given
+    assert {"Allow"} == {statement["Effect"] for statement in own["Statement"]}
+
+
+def test_only_the_rule_and_the_topic_may_write_to_the_queues() -> None:
+    """No service may put anything in a queue but for the stack's rule, and the topic that the parameter names."""
+    rule, topic = RESOURCES["QueuePolicy"]["Properties"]["PolicyDocument"]["Statement"]
+    condition, topic, otherwise = topic["Fn::If"]
+
+    assert ("HasSendTopic", {"Ref": "AWS::NoValue"}) == (condition, otherwise)
+    assert {"ArnEquals": {"aws:SourceArn": {"Fn::GetAtt": ["SendSmsRequestedRule", "Arn"]}}} == rule["Condition"]
+    assert {"ArnEquals": {"aws:SourceArn": {"Ref": "SendTopicArn"}}} == topic["Condition"]
+    assert {"sqs:SendMessage"} == {statement["Action"] for statement in (rule, topic)}
 
 
 def test_no_role_is_shared() -> None:
@@ -247,7 +320,7 @@ def test_routes() -> None:
             properties["Handler"].removesuffix(".handler"),
         )
         for properties in of_type(FUNCTION).values()
-        for event in (source["Properties"] for source in properties["Events"].values())
+        for event in (source["Properties"] for source in properties["Events"].values() if source["Type"] == "HttpApi")
     }
 
     assert ROUTES == routes
@@ -296,15 +369,110 @@ def test_access_logs_hold_no_path(api: str) -> None:
 def test_lambda_never_repeats_a_send() -> None:
     """An asynchronous invocation of what may send is not repeated, through the alias or without."""
     through_alias = {
-        name: RESOURCES[name]["Properties"]["EventInvokeConfig"]["MaximumRetryAttempts"] for name in SENDERS
+        name: RESOURCES[name]["Properties"]["EventInvokeConfig"]["MaximumRetryAttempts"] for name in ASYNCHRONOUS
     }
     without = {
         config["FunctionName"]["Ref"]: (config["Qualifier"], config["MaximumRetryAttempts"])
         for config in of_type("AWS::Lambda::EventInvokeConfig").values()
     }
 
-    assert dict.fromkeys(SENDERS, 0) == through_alias
-    assert dict.fromkeys(SENDERS, ("$LATEST", 0)) == without
+    assert dict.fromkeys(ASYNCHRONOUS, 0) == through_alias
+    assert dict.fromkeys(ASYNCHRONOUS, ("$LATEST", 0)) == without
+
+
+def test_nothing_is_given_up_without_a_trace() -> None:
+    """Every asynchronous invocation, rule, subscription, schedule and queue that is read has a place for failures."""
+    asynchronous = {
+        name: destination["Destination"]["Fn::GetAtt"][0]
+        for name, properties in RESOURCES.items()
+        for destination in found("OnFailure", properties)
+    }
+    targets = [target for rule in of_type("AWS::Events::Rule").values() for target in rule["Targets"]]
+    subscriptions = of_type("AWS::SNS::Subscription").values()
+    schedules = [
+        event["Properties"]
+        for function in of_type(FUNCTION).values()
+        for event in function["Events"].values()
+        if event["Type"].startswith("Schedule")
+    ]
+    read = {
+        mapping["EventSourceArn"]["Fn::GetAtt"][0] for mapping in of_type("AWS::Lambda::EventSourceMapping").values()
+    }
+
+    assert (
+        ASYNCHRONOUS
+        | {
+            "SendSmsLatestInvokeConfig": "FailedQueue",
+            "RawRequestLatestInvokeConfig": "DeadLetterQueue",
+            "ResolveFunction": "DeadLetterQueue",
+        }
+        == asynchronous
+    )
+    assert [["FailedQueue", "Arn"]] == [target["DeadLetterConfig"]["Arn"]["Fn::GetAtt"] for target in targets]
+    assert [["FailedQueue", "Arn"]] == [
+        each["RedrivePolicy"]["deadLetterTargetArn"]["Fn::GetAtt"] for each in subscriptions
+    ]
+    assert [["DeadLetterQueue", "Arn"]] == [each["DeadLetterConfig"]["Arn"]["Fn::GetAtt"] for each in schedules]
+    assert {"SendQueue"} == read
+    redrive = RESOURCES["SendQueue"]["Properties"]["RedrivePolicy"]
+    assert ["FailedQueue", "Arn"] == redrive["deadLetterTargetArn"]["Fn::GetAtt"]
+    assert send_queue.MOST_RECEIVES < redrive["maxReceiveCount"]
+
+
+def test_queues_are_encrypted_and_patient() -> None:
+    """Queues have SQS's own key, under which EventBridge and SNS can write, and keep messages for 14 days."""
+    for properties in of_type("AWS::SQS::Queue").values():
+        assert properties["SqsManagedSseEnabled"]
+        assert 14 * 24 * 3600 == properties["MessageRetentionPeriod"]
+
+
+def test_time_limits_fit_together() -> None:
+    """By default a record comes again only after any invocation has ended, and a lease ends after that too."""
+    # https://docs.aws.amazon.com/lambda/latest/dg/services-sqs-configure.html
+    timeout, window = DEFAULTS["SendSmsTimeout"], DEFAULTS["SendBatchWindow"]
+    visibility, lease = DEFAULTS["SendVisibilityTimeout"], DEFAULTS["SendLease"]
+
+    assert {"Ref": "SendSmsTimeout"} == RESOURCES["SendSmsFunction"]["Properties"]["Timeout"]
+    assert {"Ref": "SendVisibilityTimeout"} == RESOURCES["SendQueue"]["Properties"]["VisibilityTimeout"]
+    assert isinstance(timeout, int)
+    assert isinstance(window, int)
+    assert isinstance(visibility, int)
+    assert isinstance(lease, int)
+    assert 6 * timeout + window <= visibility
+    assert timeout < lease
+
+
+def test_ledger() -> None:
+    """The ledger is encrypted, can be restored, forgets keys by itself, and costs nothing when nobody sends."""
+    table = RESOURCES["Ledger"]["Properties"]
+
+    assert "PAY_PER_REQUEST" == table["BillingMode"]
+    assert {"SSEEnabled": True} == table["SSESpecification"]
+    assert {"PointInTimeRecoveryEnabled": True} == table["PointInTimeRecoverySpecification"]
+    assert {"AttributeName": "expires_at", "Enabled": True} == table["TimeToLiveSpecification"]
+
+
+def test_mapping_of_the_send_queue() -> None:
+    """Of a batch only the failed records come again, and parameters set the limits."""
+    mapping = RESOURCES["SendQueueToSendSms"]["Properties"]
+
+    assert {"Ref": "SendSmsFunction.Alias"} == mapping["FunctionName"]
+    assert ["ReportBatchItemFailures"] == mapping["FunctionResponseTypes"]
+    assert {"MaximumConcurrency": {"Ref": "SendMaximumConcurrency"}} == mapping["ScalingConfig"]
+    assert ({"Ref": "SendBatchSize"}, {"Ref": "SendBatchWindow"}) == (
+        mapping["BatchSize"],
+        mapping["MaximumBatchingWindowInSeconds"],
+    )
+
+
+def test_the_connector_does_not_answer_itself() -> None:
+    """What the connector publishes never makes it send."""
+    (rule,) = of_type("AWS::Events::Rule").values()
+
+    assert {
+        "detail-type": ["Send SMS Requested"],
+        "source": [{"anything-but": ["twilio", "twilio-connector"]}],
+    } == rule["EventPattern"]
 
 
 # ---------------------------------------------------------------- secrets
@@ -335,7 +503,23 @@ def test_environment() -> None:
         "WebhookFunction": {
             "WEBHOOK_BASE_URL": {"Ref": "WebhookBaseUrl"},
             "EVENT_BUS_NAME": {"Ref": "EventBus"},
-        }
+            "LEDGER_TABLE": {"Ref": "Ledger"},
+        },
+        "SendSmsFunction": {
+            "WEBHOOK_URL": TEMPLATE["Outputs"]["WebhookUrl"]["Value"],
+            "LEDGER_TABLE": {"Ref": "Ledger"},
+            "EVENT_BUS_NAME": {"Ref": "EventBus"},
+            "SEND_QUEUE_URL": {"Ref": "SendQueue"},
+            "FAILED_QUEUE_URL": {"Ref": "FailedQueue"},
+            "SEND_THREADS": {"Ref": "SendThreads"},
+            "SEND_LEASE": {"Ref": "SendLease"},
+        },
+        "ResolveFunction": {
+            "LEDGER_TABLE": {"Ref": "Ledger"},
+            "EVENT_BUS_NAME": {"Ref": "EventBus"},
+            "FAILED_QUEUE_URL": {"Ref": "FailedQueue"},
+            "UNKNOWN_REPORT_AFTER": {"Ref": "UnknownReportAfter"},
+        },
     } == own
 
 
@@ -348,7 +532,8 @@ def test_nothing_stops_a_second_stack() -> None:
         f"{name}.{key}": value
         for name, resource in RESOURCES.items()
         for key, value in resource.get("Properties", {}).items()
-        if re.fullmatch(r"(?:\w*[a-z])?Name|ManagedPolicyName", key) and key not in {"FunctionName", "MetricName"}
+        if re.fullmatch(r"(?:\w*[a-z])?Name|ManagedPolicyName", key)
+        and key not in {"FunctionName", "MetricName", "EventBusName"}
     } | {
         f"{name}.FunctionName": properties["FunctionName"]
         for name, properties in of_type(FUNCTION).items()
@@ -374,7 +559,8 @@ def test_alias_follows_every_change(name: str) -> None:
         shared["Function"]["Architectures"],
         properties.get("Environment", {}),
     ]
-    used = {reference for reference in found("Ref", environment) if reference in PARAMETERS}
+    named = [*found("Ref", environment), *re.findall(r"\$\{(\w+)\}", " ".join(found("Fn::Sub", environment)))]
+    used = {name for name in named if name in PARAMETERS}
 
     assert used == {part["Ref"] for part in parts}
     assert properties["AutoPublishAliasAllProperties"]
@@ -386,6 +572,8 @@ def test_alias_follows_every_change(name: str) -> None:
 
 def longest(parameter: dict[str, Any]) -> int:
     """Return the length of a parameter's longest value."""
+    if parameter["Type"] == "Number":
+        return len(str(parameter["MaxValue"]))
     if "MaxLength" in parameter:
         return int(parameter["MaxLength"])
     if "AllowedValues" in parameter:
@@ -422,16 +610,26 @@ def test_metrics_pass_the_log_filter() -> None:
 
 
 def test_alarms() -> None:
-    """A single error of a function, or 5xx of an API, tells the topic that the parameter names."""
+    """What a person must look at tells the topic that the parameter names, from the first one on."""
     alarms = of_type("AWS::CloudWatch::Alarm").values()
     watched = {
-        (alarm["Namespace"], alarm["MetricName"], dimension["Name"], dimension["Value"]["Ref"])
+        (alarm["Namespace"], alarm["MetricName"], dimension["Name"], named(dimension["Value"]), alarm["Threshold"])
         for alarm in alarms
         for dimension in alarm["Dimensions"]
     }
     actions = {"Fn::If": ["HasAlarmTopic", [{"Ref": "AlarmTopicArn"}], {"Ref": "AWS::NoValue"}]}
 
-    assert {("AWS/Lambda", "Errors", "FunctionName", name) for name in of_type(FUNCTION)} | {
-        ("AWS/ApiGateway", "5xx", "ApiId", name) for name in of_type("AWS::Serverless::HttpApi")
+    assert {("AWS/Lambda", "Errors", "FunctionName", name, 1) for name in of_type(FUNCTION)} | {
+        ("AWS/ApiGateway", "5xx", "ApiId", name, 1) for name in of_type("AWS::Serverless::HttpApi")
+    } | {
+        ("TwilioConnector", "OutcomeUnknown", "service", "AWS::StackName", 1),
+        ("AWS/SQS", "ApproximateNumberOfMessagesVisible", "QueueName", "FailedQueue", 1),
+        ("AWS/SQS", "ApproximateNumberOfMessagesVisible", "QueueName", "DeadLetterQueue", 1),
+        ("AWS/SQS", "ApproximateAgeOfOldestMessage", "QueueName", "SendQueue", 900),
     } == watched
-    assert all(alarm["AlarmActions"] == actions and alarm["Threshold"] == 1 for alarm in alarms)
+    assert all(alarm["AlarmActions"] == actions for alarm in alarms)
+
+
+def named(value: dict[str, Any]) -> str:
+    """Return the name in a reference to a resource."""
+    return str(value["Ref"] if "Ref" in value else value["Fn::GetAtt"][0])

@@ -10,8 +10,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-MAX_THREADS = 50
-"""So many may call at the same time without waiting for a connection."""
+from twilio_connector.transport import MAX_THREADS
 
 _CONFIG = Config(
     connect_timeout=1,  # seconds

@@ -55,7 +55,7 @@ def entrypoint[I: Input](
                 if envelope.is_http(event):
                     return _answer_http(run, status, event, deadline.capped(API_SECONDS))
                 if (records := _records(event, action.__module__)) is not None:
-                    return _answer_sqs(run, records, deadline, queue or _NoQueue())
+                    return _answer_sqs(run, records, deadline, queue)
                 if queue and _is_forwarded(event):
                     return _forward(queue, event, action.__module__)
                 return run(deadline, lambda: envelope.inputs(event), lambda _, result: result)
@@ -170,32 +170,25 @@ def _forward(queue: Queue, event: Any, function: str) -> None:
         raise
 
 
-class _NoQueue:
-    """What a record is to an action that reports nothing."""
-
-    def threads(self) -> int:
-        return 1
-
-    def deliver(self, record: envelope.Record, run: Callable[[], Any]) -> bool:  # noqa: ARG002 as in Queue
-        try:
-            run()
-        except OutcomeUnknownError:
-            return False  # to deliver it again could carry it out twice
-        except ConnectorError:
-            return True
-        return False
-
-    def forward(self, event: Any) -> None:
-        raise NotImplementedError
+def _deliver(record: envelope.Record, run: Callable[[], Any]) -> bool:  # noqa: ARG001 as in Queue
+    """Handle a record of an action that reports nothing."""
+    try:
+        run()
+    except OutcomeUnknownError:
+        return False  # to deliver it again could carry it out twice
+    except ConnectorError:
+        return True
+    return False
 
 
 def _answer_sqs(
-    run: Callable[..., Any], records: list[envelope.Record], deadline: Deadline, queue: Queue
+    run: Callable[..., Any], records: list[envelope.Record], deadline: Deadline, queue: Queue | None
 ) -> dict[str, Any]:
     """Run each record on its own, and return those that SQS is to deliver again.
 
     Records of one FIFO group wait for each other, and those behind one that comes again come again too.
     """
+    deliver = queue.deliver if queue else _deliver
     groups: dict[str, list[envelope.Record]] = {}
     for record in records:
         groups.setdefault(record.message_id if record.group is None else f"group {record.group}", []).append(record)
@@ -203,10 +196,10 @@ def _answer_sqs(
     def handle(group: list[envelope.Record]) -> list[envelope.Record]:
         for place, record in enumerate(group):
             read = functools.partial(envelope.sqs_inputs, record)
-            if queue.deliver(record, lambda: run(deadline, read, lambda _, result: result)):  # noqa: B023 called here
+            if deliver(record, lambda: run(deadline, read, lambda _, result: result)):  # noqa: B023 called here
                 return group[place:]
         return []
 
-    with ThreadPoolExecutor(min(queue.threads(), len(groups))) as pool:
+    with ThreadPoolExecutor(queue.threads() if queue else 1) as pool:
         failed = [record for group in pool.map(handle, groups.values()) for record in group]
     return {"batchItemFailures": [{"itemIdentifier": record.message_id} for record in failed]}

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 import traceback
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ logger = Logger()
 logger._logger.setLevel(os.environ.get("LOG_LEVEL", "INFO"))  # noqa: SLF001 no public way around that rule
 
 metrics = Metrics(namespace=_NAMESPACE)
+_counting = threading.Lock()  # the records of a batch are handled in threads, and Powertools adds without one
 
 
 # At level INFO they tell of credentials, at DEBUG of every URL with its query: numbers, that is.
@@ -27,12 +29,14 @@ for library in ("boto3", "botocore", "requests", "urllib3"):
 
 def count(name: str) -> None:
     """Count one of the metrics that the README lists."""
-    metrics.add_metric(name=name, unit=MetricUnit.Count, value=1)
+    with _counting:
+        metrics.add_metric(name=name, unit=MetricUnit.Count, value=1)
 
 
 def latency(seconds: float) -> None:
     """Record the time of one request to Twilio."""
-    metrics.add_metric(name="TwilioLatency", unit=MetricUnit.Milliseconds, value=round(seconds * 1000, 1))
+    with _counting:
+        metrics.add_metric(name="TwilioLatency", unit=MetricUnit.Milliseconds, value=round(seconds * 1000, 1))
 
 
 def failure(error: ConnectorError, **context: Any) -> None:

@@ -25,6 +25,9 @@ USER_AGENT = f"twilio-connector-aws/{__version__} (Python {platform.python_versi
 _MAX_IDLE = 5.0  # seconds
 _CHUNK = 65536  # bytes
 
+MAX_THREADS = 50
+"""So many may send at the same time, each on a connection that is kept."""
+
 
 class NeverSent(Exception):  # noqa: N818 says what happened, and is not seen outside the layer
     """No connection came about, so nothing of the request left."""
@@ -192,8 +195,8 @@ class Session(requests.Session):
         self.trust_env = False  # a netrc would replace our credentials
         self.headers["User-Agent"] = USER_AGENT
         self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-        self.mount("https://", _Adapter())
-        self.mount("http://", _Adapter())
+        self.mount("https://", _Adapter(pool_maxsize=MAX_THREADS))
+        self.mount("http://", _Adapter(pool_maxsize=MAX_THREADS))
 
     def get_redirect_target(self, resp: requests.Response) -> None:
         """Know of no redirect: requests would read the whole body, however large, before it follows none."""
