@@ -10,7 +10,6 @@ A mark stands before a block, where no reader sees it:
     <!-- save: NAME -->         JSON that the reader writes to a file of that name
     <!-- file: PATH -->         JSON that is also in a file of the project
     <!-- published: PATH -->    JSON of the event that the webhook makes of the request in a file
-    <!-- state -->              a state of a Step Functions state machine
 """
 
 import re

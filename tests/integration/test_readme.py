@@ -5,18 +5,15 @@ import os
 import re
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
 from typing import Any
-from uuid import uuid4
 
 import pytest
 
-from tests.integration.cloud import Cloud, eventually
+from tests.integration.cloud import Cloud
 from tests.readme import BLOCKS, ROOT, Block, marked
 
-_EXAMPLE_ARN = re.compile(r"arn:aws:lambda:[\w:-]+-EXAMPLE:live")
 _SECONDS = 60
 
 
@@ -128,56 +125,3 @@ def test_answer(block: Block, reader: Reader) -> None:
         assert shown == real
     else:
         assert like(shown, real), real
-
-
-@pytest.mark.parametrize("block", marked("state"), ids=str)
-@pytest.mark.parametrize(
-    ("given", "end", "error"),
-    [
-        ({"to": "+15005550006", "message": "From a state machine."}, "SUCCEEDED", None),
-        ({"to": "nobody", "message": "From a state machine."}, "FAILED", "NotSent"),
-    ],
-    ids=["sent", "not sent"],
-)
-def test_state(block: Block, given: dict[str, str], end: str, error: str | None, cloud: Cloud) -> None:
-    """The state of a state machine sends, and catches an error by its class."""
-    arn = cloud.outputs["SendSmsFunctionArn"]
-    definition = {
-        "StartAt": "Send",
-        "States": {
-            "Send": json.loads(_EXAMPLE_ARN.sub(arn, block.text)),
-            "Sent": {"Type": "Succeed"},
-            "NotSent": {"Type": "Fail", "Error": "NotSent"},
-            "Unknown": {"Type": "Fail", "Error": "Unknown"},
-        },
-    }
-
-    with _state_machine(cloud, definition, arn) as (states, machine):
-        execution = states.start_execution(stateMachineArn=machine, input=json.dumps(given))["executionArn"]
-        result = eventually(
-            lambda: states.describe_execution(executionArn=execution),
-            until=lambda run: run["status"] != "RUNNING",
-        )
-
-    assert (end, error) == (result["status"], result.get("error"))
-
-
-@contextmanager
-def _state_machine(cloud: Cloud, definition: dict[str, Any], function: str) -> Iterator[tuple[Any, str]]:
-    """Lend a client and a state machine whose role may invoke the function, and nothing else."""
-    states, iam, name = cloud.client("stepfunctions"), cloud.client("iam"), f"readme-{uuid4()}"
-    trust = {"Effect": "Allow", "Principal": {"Service": "states.amazonaws.com"}, "Action": "sts:AssumeRole"}
-    right = {"Effect": "Allow", "Action": "lambda:InvokeFunction", "Resource": function}
-    role = iam.create_role(RoleName=name, AssumeRolePolicyDocument=_policy(trust))["Role"]["Arn"]
-    iam.put_role_policy(RoleName=name, PolicyName="invoke", PolicyDocument=_policy(right))
-    machine = states.create_state_machine(name=name, roleArn=role, definition=json.dumps(definition))
-    try:
-        yield states, machine["stateMachineArn"]
-    finally:
-        states.delete_state_machine(stateMachineArn=machine["stateMachineArn"])
-        iam.delete_role_policy(RoleName=name, PolicyName="invoke")
-        iam.delete_role(RoleName=name)
-
-
-def _policy(statement: dict[str, Any]) -> str:
-    return json.dumps({"Version": "2012-10-17", "Statement": [statement]})

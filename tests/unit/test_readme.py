@@ -32,7 +32,6 @@ ERRORS: dict[str, type[errors.ConnectorError]] = {
     if isinstance(kind, type) and issubclass(kind, errors.ConnectorError) and kind is not errors.ConnectorError
 }
 # The errors after which a send may have happened all the same, or that no send has.
-NOT_KNOWN = {"InternalError", "OutcomeUnknownError", "ResponseTooLargeError"}
 
 
 def names(kind: type[Struct]) -> list[str]:
@@ -54,7 +53,7 @@ def test_commands_parse(block: Block) -> None:
     assert (0, "") == (check.returncode, check.stderr)
 
 
-@pytest.mark.parametrize("block", marked("answer", "file", "published", "save", "state"), ids=str)
+@pytest.mark.parametrize("block", marked("answer", "file", "published", "save"), ids=str)
 def test_json_parses(block: Block) -> None:
     """Every piece of JSON is an object."""
     assert isinstance(json.loads(block.text), dict)
@@ -87,30 +86,6 @@ def test_shows_a_published_event(block: Block, aws_wire: AwsWire, context: Conte
     assert f"detail-type `{aws_wire.entries[0]['DetailType']}`" in README
 
 
-@pytest.mark.parametrize("block", marked("state"), ids=str)
-def test_state_retries_what_is_retryable(block: Block) -> None:
-    """The state retries the retryable errors, and catches as not sent all that certainly are."""
-    state = json.loads(block.text)
-
-    retried = {name for retry in state["Retry"] for name in retry["ErrorEquals"]} & ERRORS.keys()
-    not_sent = set(state["Catch"][0]["ErrorEquals"]) & ERRORS.keys()
-
-    assert {name for name, kind in ERRORS.items() if kind.retryable} == retried
-    assert ERRORS.keys() - NOT_KNOWN == not_sent
-    assert ["States.ALL"] == state["Catch"][-1]["ErrorEquals"]
-
-
-@pytest.mark.parametrize("block", marked("state"), ids=str)
-def test_state_names_nothing_else(block: Block) -> None:
-    """What else the state names are errors of Lambda and Step Functions."""
-    state = json.loads(block.text)
-    clauses = state["Retry"] + state["Catch"]
-
-    others = {name for clause in clauses for name in clause["ErrorEquals"]} - ERRORS.keys()
-
-    assert {"Lambda.TooManyRequestsException", "States.ALL"} == others
-
-
 @pytest.mark.parametrize(
     ("title", "kind"),
     [
@@ -127,11 +102,6 @@ def test_names_inputs(title: str, kind: type[Struct]) -> None:
 
     assert [] == [name for name in names(kind) if name not in told and name != "connection"]
     assert "connection" in rows(section("Send SMS"))
-
-
-def test_names_inputs_that_are_not_available() -> None:
-    """The README says what is refused until it works."""
-    assert [] == [name for name in send_sms.SendSms.unavailable if f"`{name}`" not in section("Send SMS")]
 
 
 @pytest.mark.parametrize("kind", [list_sms.ListSms, raw_request.RawRequest], ids=lambda kind: kind.__name__)
