@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test unit integration lint format local local-down build deploy lock clean
+.PHONY: help demo test unit integration planted lint format local local-down build deploy lock clean
 MAKEFLAGS += --no-print-directory
 
 # Nothing is written outside this folder, but packages into their caches.
@@ -41,6 +41,9 @@ unit: .venv/synced  ## Run the tests that need no stack, with coverage
 integration:  ## Run the tests on the stack on this machine
 	@+$(MAKE) --silent $(PARALLEL) $(TESTS)
 	@$(RUN) pytest --no-header tests --ignore=tests/unit
+
+planted: .venv/synced  ## Plant bugs in a copy, and see the test fail that each names
+	@$(RUN) tests.planted
 
 lint:  ## Check code, types, template, lock files
 	@+$(MAKE) --silent $(PARALLEL) .venv/synced .venv-sam/synced .venv-lint/synced

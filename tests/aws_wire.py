@@ -112,9 +112,7 @@ class AwsWire:
         holds = {
             None: lambda: True,
             "attribute_not_exists(id)": lambda: old is None,
-            "nonce = :nonce AND revision = :revision": lambda: (
-                old is not None and {":nonce": old["nonce"], ":revision": old["revision"]} == values
-            ),
+            "revision = :revision": lambda: old is not None and {":revision": old["revision"]} == values,
         }[condition]
         if not holds():
             answer: dict[str, Any] = {"__type": "ConditionalCheckFailedException", "message": "as injected"}

@@ -50,14 +50,14 @@ class Sought(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Record(Struct, frozen=True, kw_only=True):
     """One key. Times are seconds since the epoch.
 
-    `nonce` is that of the claim, `revision` counts the writes. `settled` says that nobody has to be told any more.
+    `nonce` is that of the claim, `revision` that of the write. `settled` says that nobody has to be told any more.
     `sms` is the send_sms input, with connection and key; `error` is a problem object. `message` is Twilio's, or
     what a status callback tells of it. `content` is equal for equal messages to one recipient.
     """
 
     id: str
     nonce: str
-    revision: int = 1
+    revision: str = ""
     state: State = State.SENDING
     settled: bool = False
     idempotency_key: str
@@ -190,7 +190,7 @@ def _claimed(record: Record, claim: Claim, now: float) -> Record | None:
     record = after(record, Overdue(), now) or record
     may_send = record.state is State.NOT_SENT or (record.state is State.UNKNOWN and claim.resend)
     if may_send:
-        return msgspec.structs.replace(claim.record, revision=record.revision + 1)
+        return claim.record
     if record.state is State.UNKNOWN and record.settled and not claim.record.answers_a_person:
         return _next(record, State.UNKNOWN)  # it came again by a queue, so it is reported again
     return record
@@ -200,7 +200,7 @@ def _next(record: Record, state: State, *, settled: bool = False, **results: Any
     """Return the record in another state; the input is kept only for a message that is still looked for."""
     kept = {} if state is State.UNKNOWN else {"sms": None, "sought": None}
     changes = {"message": None, "error": None} | kept | results
-    return msgspec.structs.replace(record, state=state, settled=settled, revision=record.revision + 1, **changes)
+    return msgspec.structs.replace(record, state=state, settled=settled, **changes)
 
 
 class Other(NamedTuple):
@@ -227,15 +227,15 @@ class Ledger:
         `record` is what is believed to stand there. Where it is something else, that is looked at instead.
         """
         while True:
-            now = time.time()
-            new = after(record, event, now)
+            new = after(record, event, time.time())
             if new is None or new is record:
                 return new
+            new = msgspec.structs.replace(new, revision=uuid.uuid4().hex)
             try:
                 self._put(new, record, anyway=isinstance(event, Accepted))
             except _OtherRecordError as other:
                 record = other.record
-                if record == new:  # the answer to our own write was lost
+                if record and record.revision == new.revision:  # the answer to our own write was lost
                     return new
             else:
                 return new
@@ -287,8 +287,8 @@ class Ledger:
             condition = {"ConditionExpression": "attribute_not_exists(id)"}
         elif not anyway:  # that Twilio accepted the message is true whatever the ledger says
             condition = {
-                "ConditionExpression": "nonce = :nonce AND revision = :revision",
-                "ExpressionAttributeValues": {":nonce": {"S": old.nonce}, ":revision": {"N": str(old.revision)}},
+                "ConditionExpression": "revision = :revision",
+                "ExpressionAttributeValues": {":revision": {"S": old.revision}},
             }
         _call(
             "put_item",
@@ -318,8 +318,8 @@ def _call(operation: str, **parameters: Any) -> dict[str, Any]:
         raise ServiceUnavailableError(f"the ledger of sent messages does not answer ({error.code})") from None
 
 
-_TEXTS = ("id", "nonce", "state", "idempotency_key", "connection", "caller", "fingerprint")
-_NUMBERS = ("revision", "claimed_at", "lease_until", "expires_at")
+_TEXTS = ("id", "nonce", "revision", "state", "idempotency_key", "connection", "caller", "fingerprint")
+_NUMBERS = ("claimed_at", "lease_until", "expires_at")
 _OBJECTS = ("sms", "sought", "message", "error")
 
 

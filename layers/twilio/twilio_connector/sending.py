@@ -110,9 +110,9 @@ def at_most_once(twilio: Twilio, send: Send) -> dict[str, Any]:
     try:
         message = post(twilio, send.form)
     except Exception as error:  # noqa: BLE001 whatever it is, the ledger must not stay at sending
-        message = _failed(twilio, ledger, claim, error)
+        message = _failed(twilio, ledger, record, error)
     else:
-        _note(ledger, Accepted(message), claim)
+        _note(ledger, Accepted(message), record)
     return message
 
 
