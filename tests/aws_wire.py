@@ -9,6 +9,8 @@ from typing import Any, Self
 LOST = (0, "lost")
 PASS = (200, "")
 
+_PROJECTED: dict[str, set[str]] = {"unsettled-index": set(), "content-index": {"state", "sid"}}
+
 
 class AwsWire:
     """Secrets, a table, queues and a bus behind `AWS_ENDPOINT_URL`; `calls` records each operation with its parameters.
@@ -87,7 +89,7 @@ class AwsWire:
             failure = self.failures[operation].pop(0) if self.failures.get(operation) else PASS
             if failure not in {LOST, PASS}:
                 return failure[0], {"__type": failure[1], "message": failure[1]}
-            answer = getattr(self, f"_{operation}")(body)
+            answer: tuple[int, dict[str, Any]] = getattr(self, f"_{operation}")(body)
             return (LOST[0], {}) if failure == LOST else answer
 
     def _PutEvents(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:  # noqa: N802 as AWS calls it
@@ -103,18 +105,14 @@ class AwsWire:
         return 200, {}
 
     def _GetItem(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:  # noqa: N802 as AWS calls it
+        if not body["Key"]["id"]["S"]:
+            return 400, {"__type": "ValidationException", "message": "a key is never empty"}
         item = self.items.get(body["Key"]["id"]["S"])
         return 200, {"Item": item} if item else {}
 
     def _PutItem(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:  # noqa: N802 as AWS calls it
         old = self.items.get(body["Item"]["id"]["S"])
-        condition, values = body.get("ConditionExpression"), body.get("ExpressionAttributeValues")
-        holds = {
-            None: lambda: True,
-            "attribute_not_exists(id)": lambda: old is None,
-            "revision = :revision": lambda: old is not None and {":revision": old["revision"]} == values,
-        }[condition]
-        if not holds():
+        if not _holds(body, old):
             answer: dict[str, Any] = {"__type": "ConditionalCheckFailedException", "message": "as injected"}
             if old and body["ReturnValuesOnConditionCheckFailure"] == "ALL_OLD":
                 answer["Item"] = old
@@ -123,13 +121,15 @@ class AwsWire:
         return 200, {}
 
     def _Query(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:  # noqa: N802 as AWS calls it
-        """Answer with one item a page, as a large table would."""
+        """Answer with one item a page, as a large table would, and with no more of it than the template's index has."""
         name, value = body["ExpressionAttributeNames"]["#name"], body["ExpressionAttributeValues"][":value"]
+        kept = {"id", name} | _PROJECTED[body["IndexName"]]
         found = sorted(item["id"]["S"] for item in self.items.values() if item.get(name) == value)
         start = body.get("ExclusiveStartKey", {}).get("id", {}).get("S", "")
         page = [key for key in found if key > start][:1]
         more = {"LastEvaluatedKey": {"id": {"S": page[-1]}}} if page and page[-1] != found[-1] else {}
-        return 200, {"Items": [self.items[key] for key in page], "Count": len(page), **more}
+        items = [{name: each for name, each in self.items[key].items() if name in kept} for key in page]
+        return 200, {"Items": items, "Count": len(page), **more}
 
     def _GetSecretValue(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:  # noqa: N802 as AWS calls it
         return self._secret(body["SecretId"])
@@ -141,3 +141,19 @@ class AwsWire:
         if isinstance(secret, bytes):
             return 200, {"Name": name, "SecretBinary": secret.decode("latin-1")}
         return 200, {"Name": name, "SecretString": secret}
+
+
+def _holds(body: dict[str, Any], old: dict[str, Any] | None) -> bool:
+    """Tell whether a condition holds: a part, or several with AND."""
+    names, values = body.get("ExpressionAttributeNames", {}), body.get("ExpressionAttributeValues", {})
+
+    def part_holds(part: str) -> bool:
+        if part == "attribute_not_exists(id)":
+            return old is None
+        name, equals, value = part.split()
+        if equals != "=":
+            raise NotImplementedError(part)
+        return old is not None and old.get(names.get(name, name)) == values[value]
+
+    condition = body.get("ConditionExpression")
+    return condition is None or all(part_holds(part) for part in condition.split(" AND "))

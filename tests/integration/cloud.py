@@ -96,7 +96,7 @@ class Cloud:
         events, name = self.client("events"), f"test-{uuid.uuid4().hex}"
         bus = self.outputs["EventBusName"]
         with self.queue() as (url, arn):
-            events.put_rule(Name=name, EventBusName=bus, EventPattern='{"source": ["twilio"]}')
+            events.put_rule(Name=name, EventBusName=bus, EventPattern='{"source": ["twilio", "twilio-connector"]}')
             events.put_targets(Rule=name, EventBusName=bus, Targets=[{"Id": "queue", "Arn": arn}])
             try:
                 yield Bus(self.client("sqs"), url)

@@ -1,0 +1,357 @@
+"""Per key a message goes on the wire at most once, and everybody hears what became of it: on the real stack."""
+
+import json
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from local import stack as local_stack
+from tests.faults import AwsFault, AwsProxy, FaultServer, aws
+from tests.integration.cloud import Bus, Cloud, eventually
+
+NUMBER = "+15005550006"
+LOST = "fault=500_after"
+
+
+@pytest.fixture
+def bus(cloud: Cloud) -> Iterator[Bus]:
+    """Return the events of the stack's bus, of both sources."""
+    with cloud.events() as events:
+        yield events
+
+
+@pytest.fixture(scope="module")
+def topic(cloud: Cloud, folder: Path) -> str:
+    """Return a topic to which the send queue is subscribed, as a parameter says."""
+    arn: str = cloud.client("sns").create_topic(Name="sms")["TopicArn"]
+    local_stack.redeploy(folder, parameters={"SendTopicArn": arn})
+    return arn
+
+
+def sms(marker: str = "", **more: Any) -> dict[str, Any]:
+    """Return an input with a text and a key that no other has, which may name faults."""
+    key = ";".join(filter(None, [uuid.uuid4().hex, marker]))
+    return {"to": NUMBER, "message": key, "idempotency_key": key, **more}
+
+
+def key(given: dict[str, Any]) -> str:
+    """Return an input's key."""
+    return str(given["idempotency_key"])
+
+
+def told(bus: Bus, given: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return the detail of the event that tells what became of an input."""
+    event = bus.wait_for(
+        lambda event: event["source"] == "twilio-connector" and event["detail"]["idempotency_key"] == key(given)
+    )
+    assert name == event["detail-type"]
+    return dict(event["detail"])
+
+
+def failed(cloud: Cloud, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the failed queue's message of an input, and take it out."""
+    sqs, url = cloud.client("sqs"), cloud.outputs["FailedQueueUrl"]
+    found: list[dict[str, Any]] = []
+
+    def look() -> list[dict[str, Any]]:
+        received = sqs.receive_message(
+            QueueUrl=url, MaxNumberOfMessages=10, MessageAttributeNames=["All"], VisibilityTimeout=1
+        )
+        for message in received.get("Messages", []):
+            if key(given) in message["Body"]:
+                sqs.delete_message(QueueUrl=url, ReceiptHandle=message["ReceiptHandle"])
+                found.append(message)
+        return found
+
+    return eventually(look, until=bool)[0]
+
+
+def resolve(cloud: Cloud) -> None:
+    """Run `resolve` now rather than at the next minute."""
+    answer = cloud.client("lambda").invoke(FunctionName=cloud.outputs["ResolveFunctionArn"], Payload=b"{}")
+    assert "FunctionError" not in answer, answer["Payload"].read()
+
+
+def by_api(cloud: Cloud, given: dict[str, Any]) -> None:
+    """Send through the Actions API, with the key in its header."""
+    body = {name: value for name, value in given.items() if name != "idempotency_key"}
+    cloud.api("POST", "/messages", body, headers={"Idempotency-Key": key(given)})
+
+
+def directly(cloud: Cloud, given: dict[str, Any]) -> None:
+    """Send by a direct invocation."""
+    cloud.invoke("SendSms", given)
+
+
+def asynchronously(cloud: Cloud, given: dict[str, Any]) -> None:
+    """Send by an asynchronous invocation."""
+    cloud.client("lambda").invoke(
+        FunctionName=cloud.outputs["SendSmsFunctionArn"], InvocationType="Event", Payload=json.dumps(given)
+    )
+
+
+def by_queue(cloud: Cloud, given: dict[str, Any]) -> None:
+    """Send by the send queue, as the README's caller."""
+    cloud.client("sqs", as_caller=True).send_message(
+        QueueUrl=cloud.outputs["SendQueueUrl"], MessageBody=json.dumps(given)
+    )
+
+
+def by_event(cloud: Cloud, given: dict[str, Any]) -> None:
+    """Send by an event on the stack's bus."""
+    entry = {
+        "EventBusName": cloud.outputs["EventBusName"],
+        "Source": "shop",
+        "DetailType": "Send SMS Requested",
+        "Detail": json.dumps(given),
+    }
+    cloud.client("events").put_events(Entries=[entry])
+
+
+def straight_from_a_topic(cloud: Cloud, given: dict[str, Any]) -> None:
+    """Send by a notification that is delivered straight to the function."""
+    notification = {"MessageId": str(uuid.uuid4()), "Message": json.dumps(given)}
+    cloud.invoke("SendSms", {"Records": [{"EventSource": "aws:sns", "Sns": notification}]})
+
+
+WAYS = [by_api, directly, asynchronously, by_queue, by_event, straight_from_a_topic]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+@pytest.mark.parametrize("marker", [LOST, "fault=reset_after", "callback=none;fault=html_after"])
+def test_a_message_whose_answer_is_lost_is_sent_once_and_found(
+    cloud: Cloud, bus: Bus, way: Callable[[Cloud, dict[str, Any]], None], marker: str
+) -> None:
+    """Twilio has it and nobody was told: a status callback or Twilio's list says so, and asking again finds it."""
+    given = sms(marker)
+    way(cloud, given)
+    stored = eventually(lambda: cloud.stored(given["message"]), until=bool)
+
+    again = eventually(lambda: cloud.invoke("SendSms", given), until=lambda answer: "sid" in answer)
+
+    assert [again["sid"]] == [message["sid"] for message in stored]
+    if way not in {by_api, directly, asynchronously}:
+        assert again["sid"] == told(bus, given, "Message Sent")["message"]["sid"]
+    assert 1 == len(cloud.stored(given["message"]))
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+def test_a_message_that_never_reached_twilio_is_not_sent_again(
+    cloud: Cloud, bus: Bus, way: Callable[[Cloud, dict[str, Any]], None]
+) -> None:
+    """Nobody can know that, so it stays unknown, is reported in the end, and waits for a person."""
+    given = sms("fault=500_before,ok")
+    way(cloud, given)
+    eventually(
+        lambda: cloud.invoke("SendSms", given), until=lambda answer: answer.get("errorType") == "OutcomeUnknownError"
+    )
+    age(cloud, given, minutes=2)
+    resolve(cloud)
+
+    problem = told(bus, given, "Message Outcome Unknown")["error"]
+    message = failed(cloud, given)
+
+    assert "OutcomeUnknownError" == problem["title"] == message["MessageAttributes"]["error"]["StringValue"]
+    assert given | {"connection": "default"} == json.loads(message["Body"])
+    assert [] == cloud.stored(given["message"])
+
+
+def age(cloud: Cloud, given: dict[str, Any], *, minutes: int) -> None:
+    """Let a key have been claimed earlier than it was."""
+    table, dynamodb = cloud.resource("Ledger"), cloud.client("dynamodb")
+    items = dynamodb.scan(TableName=table)["Items"]
+    (item,) = [item for item in items if item["idempotency_key"]["S"] == key(given)]
+    item["claimed_at"] = {"N": str(int(time.time()) - 60 * minutes)}
+    dynamodb.put_item(TableName=table, Item=item)
+
+
+def test_equal_calls_at_the_same_time_send_once(cloud: Cloud) -> None:
+    """Of callers with one key one sends; the others are told that, or get its result."""
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 for this test alone
+
+    given = sms()
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(lambda _: cloud.invoke("SendSms", given), range(20)))
+
+    (stored,) = cloud.stored(given["message"])
+    assert {stored["sid"], "SendInProgressError"} >= {answer.get("sid", answer.get("errorType")) for answer in answers}
+
+
+def test_another_input_is_a_conflict(cloud: Cloud) -> None:
+    """A key is one message."""
+    given = sms()
+    by_api(cloud, given)
+    answer = cloud.api("POST", "/messages", {"to": NUMBER, "message": "x"}, headers={"Idempotency-Key": key(given)})
+
+    assert (422, "IdempotencyConflictError") == (answer.status_code, answer.json()["title"])
+
+
+def test_without_the_ledger_nothing_is_sent(cloud: Cloud, aws_proxy: AwsProxy) -> None:
+    """Whatever keeps the claim from being written: 503, and no request."""
+    for kind in (aws.THROTTLE, aws.DENY, aws.FAIL, aws.DROP_BEFORE):
+        given = sms()
+        aws_proxy.add(AwsFault(kind, operation="PutItem", contains=key(given).encode()))
+        answer = cloud.api("POST", "/messages", given)
+
+        assert (503, "ServiceUnavailableError", True) == (
+            answer.status_code,
+            answer.json()["title"],
+            answer.json()["retryable"],
+        )
+        assert [] == cloud.stored(given["message"])
+
+
+def test_a_claim_whose_answer_is_lost_is_known(cloud: Cloud) -> None:
+    """The second attempt finds the first one's claim, and knows it for its own."""
+    given = sms("aws=PutItem.1.drop_after")
+
+    assert "sid" in cloud.invoke("SendSms", given)
+    assert 1 == len(cloud.stored(given["message"]))
+
+
+def test_the_last_write_is_not_needed(cloud: Cloud, aws_proxy: AwsProxy) -> None:
+    """The caller gets the message that Twilio took; the callback mends the ledger."""
+    given = sms()
+    aws_proxy.add(AwsFault(aws.THROTTLE, operation="PutItem", contains=b'"sent"', times=2))
+    sent = cloud.invoke("SendSms", given)
+    aws_proxy.clear()
+
+    assert [sent["sid"]] == [message["sid"] for message in cloud.stored(given["message"])]
+    cloud.twilio("POST", "/_twilio/simulate/message-status", MessageSid=sent["sid"], Status="sent")
+    again = eventually(lambda: cloud.invoke("SendSms", given), until=lambda answer: "sid" in answer)
+    assert sent["sid"] == again["sid"]
+
+
+@pytest.mark.parametrize(
+    "marker",
+    ["fault=kill_before", "fault=kill_after", "aws=PutItem.1.kill_after", "aws=PutItem.2.kill_before"],
+)
+def test_a_function_that_dies_sends_once(cloud: Cloud, marker: str) -> None:
+    """Whoever asks next does not send: it may have been sent, or a status callback says so."""
+    given = sms(marker)
+    by_queue(cloud, given)
+    eventually(lambda: is_claimed(cloud, given), until=bool)
+    answer = cloud.invoke("SendSms", given)
+    stored = cloud.stored(given["message"])
+
+    assert len(stored) == int(marker in {"fault=kill_after", "aws=PutItem.2.kill_before"})
+    known = {message["sid"] for message in stored}
+    assert answer.get("sid", answer.get("errorType")) in {"SendInProgressError", "OutcomeUnknownError", *known}
+
+
+def is_claimed(cloud: Cloud, given: dict[str, Any]) -> bool:
+    """Tell whether the ledger has the claim of a key."""
+    items = cloud.client("dynamodb").scan(TableName=cloud.resource("Ledger"))["Items"]
+    return any(item["idempotency_key"]["S"] == key(given) for item in items)
+
+
+def test_what_twilio_refuses_leaves_the_queue_at_once_and_can_be_sent_again(cloud: Cloud, bus: Bus) -> None:
+    """It is in the failed queue with its key, so that a redrive sends it once the cause is mended."""
+    given = sms("fault=21610_before,ok")
+    by_queue(cloud, given)
+    problem = told(bus, given, "Message Failed")["error"]
+    message = failed(cloud, given)
+
+    assert ("RecipientOptedOutError", 21610) == (problem["title"], problem["twilio_code"])
+    attributes = {name: value["StringValue"] for name, value in message["MessageAttributes"].items()}
+    assert ("RecipientOptedOutError", "21610") == (attributes["error"], attributes["twilio_code"])
+    bus.events.clear()
+    for _ in range(3):  # as AWS moves it, under new message ids
+        cloud.client("sqs").send_message(QueueUrl=cloud.outputs["SendQueueUrl"], MessageBody=message["Body"])
+    sent = told(bus, given, "Message Sent")
+    assert [sent["message"]["sid"]] == [stored["sid"] for stored in cloud.stored(given["message"])]
+
+
+def test_what_may_go_through_later_is_delivered_again(cloud: Cloud, aws_proxy: AwsProxy) -> None:
+    """A full queue of the sender's is waited for, as long as the record says."""
+    given = sms("fault=21611_before,ok")
+    by_queue(cloud, given)
+    calls = eventually(
+        lambda: [call for call in aws_proxy.calls if call.operation == "ChangeMessageVisibility"], until=bool
+    )
+
+    assert [200] == [call.status for call in calls]
+    assert [] == cloud.stored(given["message"])
+
+
+def test_a_topic_is_sent_by_the_queue(cloud: Cloud, bus: Bus, topic: str) -> None:
+    """A notification of the topic that the parameter names is sent once, and reported as SNS's."""
+    given = sms()
+    cloud.client("sns").publish(TopicArn=topic, Message=json.dumps(given))
+
+    assert "sns" == told(bus, given, "Message Sent")["caller"]
+    assert 1 == len(cloud.stored(given["message"]))
+
+
+def test_a_failed_asynchronous_invocation_is_in_the_failed_queue(cloud: Cloud) -> None:
+    """Its record is an input of its own, with what became of the first."""
+    given = sms("fault=21211_before")
+    # The emulator passes over the alias's configuration, not over the function's.
+    function = cloud.outputs["SendSmsFunctionArn"].removesuffix(":live")
+    cloud.client("lambda").invoke(FunctionName=function, InvocationType="Event", Payload=json.dumps(given))
+    record = json.loads(failed(cloud, given)["Body"])
+
+    assert (given, "TwilioRejectedError") == (record["requestPayload"], record["responsePayload"]["errorType"])
+
+
+def test_what_a_send_costs_at_aws(cloud: Cloud, aws_proxy: AwsProxy) -> None:
+    """Without a key a send calls nothing; with one it makes two writes."""
+    cloud.invoke("SendSms", sms())  # the secret is read
+    counts: list[list[str]] = []
+    for given in (sms("callback=none"), sms("callback=none")):
+        if counts:
+            given.pop("idempotency_key")
+        before = len(aws_proxy.calls)
+        assert "sid" in cloud.invoke("SendSms", given)
+        counts.append([call.operation for call in aws_proxy.calls[before:] if call.service != "events"])
+
+    assert [["PutItem", "PutItem"], []] == counts
+
+
+def test_events_of_our_own_make_nothing_send(cloud: Cloud, bus: Bus) -> None:
+    """What claims to be Twilio's or the connector's own event is not sent."""
+    given = sms()
+    for source in ("twilio", "twilio-connector"):
+        entry = {
+            "EventBusName": cloud.outputs["EventBusName"],
+            "Source": source,
+            "DetailType": "Send SMS Requested",
+            "Detail": json.dumps(given),
+        }
+        cloud.client("events").put_events(Entries=[entry])
+    other = sms()
+    by_event(cloud, other)
+    told(bus, other, "Message Sent")
+
+    assert [] == cloud.stored(given["message"])
+
+
+def test_a_keyed_message_tells_its_key_in_callbacks(cloud: Cloud, bus: Bus) -> None:
+    """The event of a status callback has the key of the message that it is about."""
+    given = sms()
+    sid = cloud.invoke("SendSms", given)["sid"]
+    cloud.twilio("POST", "/_twilio/simulate/message-status", MessageSid=sid, Status="delivered")
+    event = bus.wait_for(
+        lambda event: (
+            event["source"] == "twilio"
+            and (event["detail"]["message"]["sid"], event["detail"]["message"]["status"]) == (sid, "delivered")
+        )
+    )
+
+    assert key(given) == event["detail"]["idempotency_key"]
+
+
+def test_records_of_a_batch_go_their_own_ways(cloud: Cloud, bus: Bus, twilio_relay: FaultServer) -> None:
+    """One that is refused, one that is lost and one that is sent, in one batch."""
+    given = [sms(), sms("fault=21211_before"), sms(LOST)]
+    entries = [{"Id": str(number), "MessageBody": json.dumps(each)} for number, each in enumerate(given)]
+    cloud.client("sqs").send_message_batch(QueueUrl=cloud.outputs["SendQueueUrl"], Entries=entries)
+
+    names = ["Message Sent", "Message Failed", "Message Sent"]
+    assert names == [name for each, name in zip(given, names, strict=True) if told(bus, each, name)]
+    posts = [request.form["Body"][0] for request in twilio_relay.requests if request.method == "POST"]
+    assert [1, 1, 1] == [posts.count(each["message"]) for each in given]
