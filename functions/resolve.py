@@ -47,7 +47,7 @@ def _settle(ledger: Ledger, record: Record, deadline: Deadline) -> bool:
             if known.claimed_at + 60 * int(variable("UNKNOWN_REPORT_AFTER")) > time.time():
                 return False
             error = OutcomeUnknownError("neither a status callback nor Twilio's list shows the message")
-            reports.unknown(known, error.problem())
+            reports.unknown(reports.subject(known), msgspec.json.encode(known.sms).decode(), error.problem())
         elif known.message:
             reports.sent(reports.subject(known), known.message)
         ledger.write(Reported(), known)

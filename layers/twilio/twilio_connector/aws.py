@@ -77,6 +77,14 @@ def call(service: str, operation: str, **parameters: Any) -> dict[str, Any]:
     return answer
 
 
+def send_message(queue_url: str, json_text: str, **parameters: Any) -> None:
+    """Put a JSON text in a queue; raises RefusedError or UnavailableError."""
+    # The two characters that JSON has and SQS refuses
+    # (https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SendMessage.html).
+    body = json_text.replace("\ufffe", "\\ufffe").replace("\uffff", "\\uffff")
+    call("sqs", "send_message", QueueUrl=queue_url, MessageBody=body, **parameters)
+
+
 @cache
 def _client(service: str) -> Any:
     return boto3.client(service, config=_CONFIG)

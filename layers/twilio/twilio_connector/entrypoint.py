@@ -56,8 +56,8 @@ def entrypoint[I: Input](
                     return _answer_http(run, status, event, deadline.capped(API_SECONDS))
                 if (records := _records(event, action.__module__)) is not None:
                     return _answer_sqs(run, records, deadline, queue)
-                if queue and _is_forwarded(event):
-                    return _forward(queue, event, action.__module__)
+                if queue and (sender := _forwarding(event)):
+                    return _forward(queue, event, function=action.__module__, caller=sender)
                 return run(deadline, lambda: envelope.inputs(event), lambda _, result: result)
             finally:
                 telemetry.flush()
@@ -154,19 +154,20 @@ def _http(status: int, content_type: str, body: Any) -> dict[str, Any]:
     }
 
 
-def _is_forwarded(event: Any) -> bool:
-    """Tell whether a topic or a bus delivered the event: Lambda does not say which of its attempts is the last."""
+def _forwarding(event: Any) -> str | None:
+    """Return who delivered the event if it was a topic or a bus: Lambda does not say which attempt is the last."""
     try:
-        return envelope.inputs(event).caller.kind in {"sns", "eventbridge"}
+        kind = envelope.inputs(event).caller.kind
     except InvalidInputError:
-        return False
+        return None
+    return kind if kind in {"sns", "eventbridge"} else None
 
 
-def _forward(queue: Queue, event: Any, function: str) -> None:
+def _forward(queue: Queue, event: Any, **context: str) -> None:
     try:
         queue.forward(event)
     except ConnectorError as error:
-        telemetry.failure(error, function=function)
+        telemetry.failure(error, **context)
         raise
 
 

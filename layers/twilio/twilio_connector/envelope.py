@@ -123,7 +123,7 @@ def sqs_records(event: Any) -> list[Record] | None:
         return None
     try:
         return [_record(record) for record in records]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, AttributeError):
         raise _refused("Records", "is not an SQS batch: a record has no messageId or body") from None
 
 
@@ -180,15 +180,17 @@ def _unwrapped(event: Any, caller: Caller, depth: int) -> Inputs:
 
 def _within(caller: Caller, kind: str, delivery: Any) -> Caller:
     """Return the caller that an envelope names."""
-    return Caller(kind, delivery if isinstance(delivery, str) else caller.delivery, caller.doubtful)
+    return Caller(kind, delivery if delivery and isinstance(delivery, str) else caller.delivery, caller.doubtful)
 
 
 def _may_have_changed(failure: dict[str, Any]) -> bool:
     """Tell whether the invocation that a failure record is about may have changed something at Twilio."""
-    if "functionError" not in (failure.get("responseContext") or {}):
-        return False  # Lambda did not come to invoke the function
-    error = failure.get("responsePayload")
-    return not isinstance(error, dict) or error.get("errorType") not in NOTHING_CHANGED
+    match failure:
+        case {"responseContext": {"functionError": _}, "responsePayload": {"errorType": str(name)}}:
+            return name not in NOTHING_CHANGED
+        case {"responseContext": dict(response)} if "functionError" not in response:
+            return False
+    return failure.get("responseContext") is not None  # else Lambda did not come to invoke the function
 
 
 def _payload_2(event: dict[str, Any]) -> HttpRequest:

@@ -137,7 +137,7 @@ class Input(Struct, frozen=True, kw_only=True):
         faults += [
             Fault(name, "is given twice, in the query string or path and in the body")
             for name in text
-            if name in payload and name in known
+            if payload.get(name) is not None and name in known
         ]
         faults += [Fault(name, "is required") for name, field in known.items() if field.required and name not in given]
         faults += cls.combinations(given)

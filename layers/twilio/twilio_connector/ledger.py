@@ -52,7 +52,8 @@ class Record(Struct, frozen=True, kw_only=True):
 
     `nonce` is that of the claim, `revision` that of the write. `settled` says that nobody has to be told any more.
     `sms` is the send_sms input, with connection and key; `error` is a problem object. `message` is Twilio's, or
-    what a status callback tells of it. `content` is equal for equal messages to one recipient.
+    what a status callback tells of it. `content` is equal for equal messages to one recipient. `doubtful` is a claim
+    over an unknown outcome: that this one changed nothing does not say what the first one did.
     """
 
     id: str
@@ -70,6 +71,7 @@ class Record(Struct, frozen=True, kw_only=True):
     sms: dict[str, Any] | None = None
     sought: Sought | None = None
     content: str | None = None
+    doubtful: bool = False
     message: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
 
@@ -174,7 +176,8 @@ def after(record: Record | None, event: Event, now: float) -> Record | None:
         case Proven(message) if record.state is not State.SENT:
             record = _next(record, State.SENT, message=message)
         case Refused(nonce, error) if record.state is State.SENDING and record.nonce == nonce:
-            record = _next(record, State.NOT_SENT, error=error, settled=True)
+            refused = _next(record, State.NOT_SENT, error=error, settled=True)
+            record = _next(record, State.UNKNOWN) if record.doubtful else refused
         case Lost(nonce) if record.state is State.SENDING and record.nonce == nonce:
             record = _next(record, State.UNKNOWN)
         case Overdue() if record.state is State.SENDING and record.lease_until <= now:
@@ -188,9 +191,10 @@ def _claimed(record: Record, claim: Claim, now: float) -> Record | None:
     if record.fingerprint != claim.record.fingerprint:
         return record
     record = after(record, Overdue(), now) or record
-    may_send = record.state is State.NOT_SENT or (record.state is State.UNKNOWN and claim.resend)
-    if may_send:
+    if record.state is State.NOT_SENT:
         return claim.record
+    if record.state is State.UNKNOWN and claim.resend:
+        return msgspec.structs.replace(claim.record, doubtful=True, claimed_at=record.claimed_at)
     if record.state is State.UNKNOWN and record.settled and not claim.record.answers_a_person:
         return _next(record, State.UNKNOWN)  # it came again by a queue, so it is reported again
     return record
@@ -334,6 +338,8 @@ def _item(record: Record) -> dict[str, Any]:
         item["sid"] = {"S": record.message["sid"]}
     if record.content:
         item["content"] = {"S": record.content}
+    if record.doubtful:
+        item["doubtful"] = {"BOOL": True}
     if not record.settled:
         item["unsettled"] = {"S": record.id[0]}
     return item
@@ -344,7 +350,8 @@ def _record(item: Mapping[str, Any]) -> Record:
     values: dict[str, Any] = {name: item[name]["S"] for name in _TEXTS}
     values |= {name: int(item[name]["N"]) for name in _NUMBERS}
     values |= {name: msgspec.json.decode(item[name]["S"]) for name in _OBJECTS if name in item}
-    return msgspec.convert(values | {"settled": "unsettled" not in item}, Record)
+    values |= {"content": item["content"]["S"]} if "content" in item else {}
+    return msgspec.convert(values | {"settled": "unsettled" not in item, "doubtful": "doubtful" in item}, Record)
 
 
 def _digest(*parts: bytes) -> str:

@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import msgspec
-
 from twilio_connector import aws, bus
 from twilio_connector.errors import ServiceUnavailableError
 from twilio_connector.ledger import Record
@@ -41,13 +39,13 @@ def failed(about: Subject, body: str, problem: Mapping[str, Any]) -> None:
     _publish("Message Failed", about, error=problem)
 
 
-def unknown(record: Record, problem: Mapping[str, Any]) -> None:
+def unknown(about: Subject, body: str, problem: Mapping[str, Any]) -> None:
     """Put a message whose outcome stays unknown in the failed queue, and publish `Message Outcome Unknown`.
 
     Raises ServiceUnavailableError.
     """
-    _set_aside(msgspec.json.encode(record.sms).decode(), problem)
-    _publish("Message Outcome Unknown", subject(record), error=problem)
+    _set_aside(body, problem)
+    _publish("Message Outcome Unknown", about, error=problem)
 
 
 def _publish(name: str, about: Subject, **outcome: Any) -> None:
@@ -62,13 +60,7 @@ def _set_aside(body: str, problem: Mapping[str, Any]) -> None:
         if problem.get(name)
     }
     try:
-        aws.call(
-            "sqs",
-            "send_message",
-            QueueUrl=variable("FAILED_QUEUE_URL"),
-            MessageBody=body,
-            MessageAttributes=attributes,
-        )
+        aws.send_message(variable("FAILED_QUEUE_URL"), body, MessageAttributes=attributes)
     except aws.RefusedError as error:
         raise ServiceUnavailableError(f"the failed queue does not answer ({error.code})") from None
 

@@ -1,7 +1,8 @@
 """The send queue: what each record becomes, so that none is lost, told twice or sent twice."""
 
+import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -24,20 +25,17 @@ MOST_RECEIVES = 10
 
 _FIRST_DELAY = 10  # seconds
 _LONGEST_DELAY = 900  # seconds, but for a Retry-After
-_LONGEST_VISIBILITY = 43200  # seconds
+_LONGEST_VISIBILITY = 12 * 3600 - 600  # seconds; twelve hours from the receipt, some minutes ago
 # https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_ChangeMessageVisibility.html
 
 
 class _Order(NamedTuple):
-    """What a record asks for, as far as it can be read."""
+    """What a record asks for, as far as it can be read; `doubtful` is what may have been sent without a key."""
 
     about: reports.Subject
-    payload: Any
     body: str
-
-    @property
-    def resend(self) -> bool:
-        return isinstance(self.payload, dict) and self.payload.get("on_unknown") == "resend"
+    resend: bool = False
+    doubtful: bool = False
 
 
 def threads() -> int:
@@ -48,8 +46,9 @@ def threads() -> int:
 def forward(event: Any) -> None:
     """Put an event on the send queue, whose deliveries are counted; raises ServiceUnavailableError."""
     try:
-        body = msgspec.json.encode(event).decode()
-        aws.call("sqs", "send_message", QueueUrl=variable("SEND_QUEUE_URL"), MessageBody=body)
+        aws.send_message(variable("SEND_QUEUE_URL"), msgspec.json.encode(event).decode())
+    except UnicodeEncodeError:
+        raise InvalidInputError(Fault("(event)", "must be Unicode text throughout")) from None
     except aws.RefusedError as error:
         raise ServiceUnavailableError(f"the send queue does not answer ({error.code}); nothing was sent") from None
 
@@ -59,30 +58,61 @@ def deliver(record: Record, run: Callable[[], dict[str, Any]]) -> bool:
 
     Whatever leaves the queue was reported, or is `unknown` in the ledger, where `resolve` reports it.
     """
-    order = _order(record)
+    context = {"function": __name__}
     try:
-        if record.receive_count > MOST_RECEIVES:
-            return _give_up(order)
-        try:
-            message = run()
-            if "dry_run" in message:
-                raise InvalidInputError(Fault("dry_run", "has nobody to answer to in a queue"))
-        except OutcomeUnknownError as error:
-            if not order.resend:
-                return False
+        order = _order(record)
+        context |= {"caller": order.about.caller, "connection": order.about.connection}
+        if record.receive_count > MOST_RECEIVES and _given_up(order):
+            return False
+        return _sent_later(record, order, run)
+    except ServiceUnavailableError as error:  # nobody could be told
+        telemetry.failure(error, **context)
+    except Exception as error:  # noqa: BLE001 the other records of the batch must not come again
+        telemetry.bug(error)
+    return True
+
+
+def _sent_later(record: Record, order: _Order, run: Callable[[], dict[str, Any]]) -> bool:
+    """Send a record and report it; tell whether it is to be tried later instead."""
+    try:
+        message = run()
+        if "dry_run" in message:
+            raise InvalidInputError(Fault("dry_run", "has nobody to answer to in a queue"))
+    except OutcomeUnknownError as error:
+        if order.resend:
+            _delay(record, error)
+        return order.resend
+    except ConnectorError as error:
+        if error.retryable:
             _delay(record, error)
             return True
-        except ConnectorError as error:
-            if error.retryable:
-                _delay(record, error)
-                return True
-            reports.failed(order.about, order.body, error.problem())
-        else:
-            reports.sent(order.about, message)
-    except ServiceUnavailableError as error:  # nobody could be told
-        telemetry.failure(error, function=__name__, caller=order.about.caller, connection=order.about.connection)
+        _fail(order, error.problem())
+    else:
+        reports.sent(order.about, message)
+    return False
+
+
+def _given_up(order: _Order) -> bool:
+    """Report a record that would be sent if it were tried once more; all others are told what became of them."""
+    record = Ledger(variable("LEDGER_TABLE")).find(key_id(order.about.connection, order.about.idempotency_key))
+    if record is None or record.state is State.NOT_SENT:
+        error = ServiceUnavailableError(f"nothing was sent in {MOST_RECEIVES} deliveries")
+        _fail(order, record.error if record and record.error else error.problem())
+        return True
+    if record.state is State.UNKNOWN and (record.settled or order.resend):
+        unknown = OutcomeUnknownError("the outcome stays unknown; it is not repeated")
+        reports.unknown(order.about, order.body, unknown.problem())
         return True
     return False
+
+
+def _fail(order: _Order, problem: Mapping[str, Any]) -> None:
+    """Report a message that was not sent now."""
+    if not order.doubtful:
+        reports.failed(order.about, order.body, problem)
+        return
+    unknown = OutcomeUnknownError(f"an earlier invocation may have sent it; this one did not ({problem['title']})")
+    reports.unknown(order.about, order.body, unknown.problem())
 
 
 def _order(record: Record) -> _Order:
@@ -91,27 +121,16 @@ def _order(record: Record) -> _Order:
     try:
         caller, payload, _ = envelope.sqs_inputs(record)
     except InvalidInputError:
-        return _Order(reports.Subject(record.message_id, default, "sqs"), None, record.body)
+        return _Order(reports.Subject(record.message_id, default, "sqs"), record.body)
     if not isinstance(payload, dict):
-        return _Order(reports.Subject(str(caller.delivery), default, caller.kind), payload, record.body)
+        return _Order(reports.Subject(str(caller.delivery), default, caller.kind), record.body)
     filled = {"connection": default, "idempotency_key": caller.delivery}
     sms = payload | {name: value for name, value in filled.items() if payload.get(name) is None}
     about = reports.Subject(str(sms["idempotency_key"]), str(sms["connection"]), caller.kind)
-    return _Order(about, payload, msgspec.json.encode(sms).decode())
-
-
-def _give_up(order: _Order) -> bool:
-    """Report a record that was received too often, as the ledger knows it; nothing is tried."""
-    key, connection, _ = order.about
-    record = Ledger(variable("LEDGER_TABLE")).find(key_id(connection, key))
-    if record is None or record.state is State.NOT_SENT:
-        error = ServiceUnavailableError(f"nothing was sent in {MOST_RECEIVES} deliveries")
-        reports.failed(order.about, order.body, record.error if record and record.error else error.problem())
-    elif record.message:
-        reports.sent(order.about, record.message)
-    elif record.settled:
-        reports.unknown(record, OutcomeUnknownError("the outcome stays unknown; it is not repeated").problem())
-    return False
+    resend = payload.get("on_unknown") == "resend"
+    if caller.doubtful and payload.get("idempotency_key") is None and not resend:
+        return _Order(about, record.body, doubtful=True)  # only Lambda's own record says that it is in doubt
+    return _Order(about, msgspec.json.encode(sms).decode(), resend)
 
 
 def _delay(record: Record, error: ConnectorError) -> None:
@@ -120,12 +139,13 @@ def _delay(record: Record, error: ConnectorError) -> None:
     if url.split("/")[-2:] != record.queue_arn.split(":")[-2:]:
         return  # a queue of the user's own, which the function has no right to
     longest = min(max(_FIRST_DELAY, error.patience or 0) * 2 ** (record.receive_count - 1), _LONGEST_DELAY)
-    seconds = max(error.retry_after or 0, random.uniform(longest / 2, longest))  # noqa: S311 spreads load, no secret
+    jittered = int(random.uniform(longest / 2, longest))  # noqa: S311 spreads load, no secret
+    seconds = max(math.ceil(error.retry_after or 0), jittered)
     with suppress(aws.RefusedError):
         aws.call(
             "sqs",
             "change_message_visibility",
             QueueUrl=url,
             ReceiptHandle=record.receipt_handle,
-            VisibilityTimeout=int(min(seconds, _LONGEST_VISIBILITY)),
+            VisibilityTimeout=min(seconds, _LONGEST_VISIBILITY),
         )

@@ -146,6 +146,8 @@ def _failed(twilio: Twilio, ledger: Ledger, claim: Record, error: Exception) -> 
         return message
     else:
         record = _note(ledger, Lost(claim.nonce), claim)
+    if record and record.state is State.UNKNOWN and record.doubtful:
+        raise OutcomeUnknownError("an earlier request with this idempotency_key may have been carried out") from error
     if record is None or record.message is None:
         raise error
     return whole(twilio, record.message)  # a status callback was faster

@@ -54,7 +54,10 @@ def failure(error: ConnectorError, **context: Any) -> None:
         }
     logger.error(str(error), extra={"error": name, "retryable": error.retryable, **details})
     if error.twilio or name.startswith(("Twilio", "OutcomeUnknown")):
-        with single_metric(name="TwilioErrors", unit=MetricUnit.Count, value=1, namespace=_NAMESPACE) as metric:
+        with (
+            _counting,
+            single_metric(name="TwilioErrors", unit=MetricUnit.Count, value=1, namespace=_NAMESPACE) as metric,
+        ):
             metric.add_dimension(name="service", value=metrics.service)
             metric.add_dimension(name="error", value=name)
     if isinstance(error, OutcomeUnknownError):
