@@ -46,7 +46,7 @@ def prepare(folder: Path, built: Path) -> None:
     python = ROOT / ".venv-lambda" / "bin" / "python"
     if not python.exists():
         raise LocalError(f"{python} is missing: 'make local' installs it.")
-    start = [python, "-I", ROOT / "local" / "runtime.py", folder / "layers"]
+    start = [python, "-I", ROOT / "local" / "runtime.py", folder]
     for functions in {module.parent for module in prepared.glob("*/*.py")}:
         bootstrap = functions / "bootstrap"
         # The same for every deployment, so that it changes no function's hash.

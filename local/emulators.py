@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+from itertools import chain
 from pathlib import Path
 
 from local import ROOT, processes
@@ -26,6 +27,16 @@ def start(folder: Path) -> None:
     (folder / "tmp").mkdir()
     _start_ministack(folder, ports["ministack"])
     _start_emulate(folder, ports["emulate"])
+
+
+def restart_emulate(folder: Path) -> None:
+    """End Twilio's emulator and start it on the same port: it forgets its messages, and the requests that it counts.
+
+    Its number no longer calls the webhook.
+    """
+    processes.stop(folder, "emulate")
+    _start_emulate(folder, json.loads((folder / "ports.json").read_text())["emulate"])
+    processes.wait_until_answers(folder, "emulate", _health(folder, "emulate"))
 
 
 def wait(folder: Path) -> None:
@@ -79,9 +90,9 @@ def _start_ministack(folder: Path, port: int) -> None:
 
 
 def _start_emulate(folder: Path, port: int) -> None:
-    preload = ROOT / "local" / "emulate" / "loopback.mjs"
+    preloads = [("--import", ROOT / "local" / "emulate" / name) for name in ("loopback.mjs", "fragment.mjs")]
     program = _EMULATE / "node_modules" / "emulate" / "dist" / "index.js"
-    command = [_install_emulate(), "--import", preload, program, "--service", "twilio", "--port", port]
+    command = [_install_emulate(), *chain(*preloads), program, "--service", "twilio", "--port", port]
     processes.start(folder, processes.Job("emulate", command, {"PATH": os.defpath}, folder))
 
 

@@ -33,18 +33,30 @@ _GIVEN = [
     "LAMBDA_TASK_ROOT",
     "_HANDLER",
 ]
+_REDIRECTION = "functions-aws-url"
 _SECONDS = 10
 
 
-def main(layers: Path) -> None:
-    """Become AWS's runtime client; `layers` is where layers are unpacked."""
+def redirect(folder: Path, url: str | None) -> None:
+    """Let the functions of the stack in a folder take a URL for AWS; None is the emulator's own."""
+    file = folder / _REDIRECTION
+    if url:
+        file.write_text(url)
+    else:
+        file.unlink(missing_ok=True)
+
+
+def main(folder: Path) -> None:
+    """Become AWS's runtime client; `folder` is the stack's, where layers are unpacked."""
     given = {name: os.environ[name] for name in _GIVEN if name in os.environ}
     configuration = _configuration(given)
-    unpacked = [_unpacked(layer["Arn"], given, layers) for layer in configuration.get("Layers", [])]
+    unpacked = [_unpacked(layer["Arn"], given, folder / "layers") for layer in configuration.get("Layers", [])]
     # In /opt a later layer's files replace an earlier one's.
     path = [given["LAMBDA_TASK_ROOT"], *(str(layer / "python") for layer in reversed(unpacked))]
     logging = configuration["LoggingConfig"]
     environment = configuration.get("Environment", {}).get("Variables", {}) | given
+    if (redirection := folder / _REDIRECTION).exists():
+        environment["AWS_ENDPOINT_URL"] = redirection.read_text()
     if "ApplicationLogLevel" in logging:
         environment["AWS_LAMBDA_LOG_LEVEL"] = logging["ApplicationLogLevel"]
     environment |= {

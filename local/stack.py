@@ -5,20 +5,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from local import FOLDER, LocalError, deploy, emulators, furnish, processes
+from local import FOLDER, LocalError, deploy, emulators, furnish, processes, runtime
 from local.aws import REGION, Identity
 from local.console import QUIET, Report
 
 Stack = dict[str, Any]  # what stack.json says
 
 
-def up(folder: Path = FOLDER, *, parameters: Mapping[str, str] | None = None, report: Report = QUIET) -> Stack:
+def up(
+    folder: Path = FOLDER,
+    *,
+    parameters: Mapping[str, str] | None = None,
+    functions_aws_url: str | None = None,
+    report: Report = QUIET,
+) -> Stack:
     """Start a stack, or bring the one that runs up to date; return what stack.json says.
 
-    `parameters` are the template's. What this started is ended again where something fails.
+    `parameters` are the template's. `functions_aws_url` is what the functions take for AWS instead of the emulator.
+    What this started is ended again where something fails.
     """
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     with _alone(folder):
+        runtime.redirect(folder, functions_aws_url)
         found = (folder / "stack.json").exists() and emulators.are_well(folder)
         try:
             if not found:
@@ -48,6 +56,14 @@ def redeploy(
         read(folder)
         deploy.prepare(folder, built)
         return _deploy(folder, parameters or {}, QUIET)
+
+
+def restart_twilio(folder: Path = FOLDER) -> None:
+    """Start Twilio's emulator anew on its port, with no messages and a number that calls the webhook."""
+    with _alone(folder):
+        stack = read(folder)
+        emulators.restart_emulate(folder)
+        furnish.point_number(stack["twilio"]["url"], stack["webhook_url"])
 
 
 def down(folder: Path = FOLDER) -> bool:

@@ -1,4 +1,4 @@
-"""A Twilio on loopback that fails on purpose, and places where nothing must arrive.
+"""A Twilio on loopback and a way to AWS that fail on purpose, and places where nothing must arrive.
 
 One request after the other:
 
@@ -28,6 +28,18 @@ Bad certificates (the client is to trust `server.ca_file`, so that just one thin
         ...
         assert (1, []) == (server.connections, server.requests)
 
+In front of a Twilio that works, as a relay:
+
+    with FaultServer(upstream=emulator_url) as server:
+        send(message="unique text fault=500_after")  # taken by the emulator, answered 500
+        send(message="unique text fault=429_before,ok")  # a name that ends with _before: never forwarded
+        send(message="unique text fault=hang_after callback=none")  # so that only a look-up tells
+        assert [True, False, True, True] == [each.forwarded for each in server.requests]
+        with server.refusing():
+            ...  # connection refused
+
+In front of AWS there is `AwsProxy`, which `aws` describes.
+
 Nothing must leave:
 
     with FaultServer() as server, Canary() as canary, resolve_to(canary, allow=[server.port]):
@@ -40,7 +52,8 @@ Many messages, and pages that lead astray:
     server.history(3, evil="foreign_host", elsewhere=canary.url)
 """
 
-from . import faults
+from . import aws, faults
+from .aws import AwsFault, AwsProxy
 from .canary import Canary, Visit, black_hole, closed_port, resolve_to
 from .faults import Fault
 from .server import FaultServer
@@ -48,6 +61,8 @@ from .twilio import History
 from .wire import Reply, Request
 
 __all__ = [
+    "AwsFault",
+    "AwsProxy",
     "Canary",
     "Fault",
     "FaultServer",
@@ -55,6 +70,7 @@ __all__ = [
     "Reply",
     "Request",
     "Visit",
+    "aws",
     "black_hole",
     "closed_port",
     "faults",

@@ -33,11 +33,12 @@ class Stage(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A name, and what is done instead of answering normally."""
+    """A name, and what is done instead of answering normally; a relay forwards the request first if it `forwards`."""
 
     name: str
     act: Callable[[Exchange], None]
     stage: Stage = Stage.RECEIVED
+    forwards: bool = True
 
 
 OK = Fault("ok", lambda exchange: exchange.reply(exchange.normal))
@@ -328,6 +329,54 @@ RETRY_AFTER: dict[str, str | timedelta | None] = {
 }
 """Each kind of Retry-After, for `too_many`."""
 
+
+# What a relay does before or after it forwards a request; the client cannot tell which, but for the refusals
+
+
+def before(name: str, fault: Fault) -> Fault:
+    """Do it instead of forwarding the request: Twilio never got it."""
+    return replace(fault, name=f"{name}_before", forwards=False)
+
+
+def after(name: str, fault: Fault) -> Fault:
+    """Do it when the request was forwarded, and Twilio carried it out."""
+    return replace(fault, name=f"{name}_after", forwards=True)
+
+
+def _drip_all_but_the_end(exchange: Exchange) -> None:
+    whole = exchange.normal.head + exchange.normal.body
+    for byte in whole[:-1]:
+        exchange.send(bytes([byte]))
+        exchange.pause(0.05)
+    exchange.close()
+
+
+AMBIGUOUS: dict[str, Fault] = {
+    **{str(code): status(code) for code in (500, 502, 503, 504, 408)},
+    "302": redirect(302, "/elsewhere"),
+    "reset": RESET_AFTER_READ,
+    "close": CLOSE_AFTER_READ,
+    "hang": Fault("hang", _hang_and_close),
+    "drip": Fault("drip", _drip_all_but_the_end),
+    "truncated": cut("body"),
+    "bad_json": body("invalid"),
+    "no_sid": body("no_sid"),
+    "html": html(200),
+    "kill": Fault("kill", lambda exchange: exchange.kill()),
+}
+"""Named with `_before` or `_after`: `fault=500_after`; `kill` kills the client's process."""
+
+REFUSALS: dict[str, Fault] = {
+    "429": too_many(),
+    "429_retry": too_many("1"),
+    "21611": QUEUE_FULL,
+    "21211": status(400, twilio_code=21211),
+    "21610": OPTED_OUT,
+    "401": UNAUTHORIZED,
+    "403": status(403),
+}
+"""Named with `_before` alone: they say that the request was not carried out."""
+
 NAMED: dict[str, Fault] = {
     fault.name: fault
     for fault in (
@@ -339,6 +388,8 @@ NAMED: dict[str, Fault] = {
         *(replace(too_many(value), name=f"status_429_{kind}") for kind, value in RETRY_AFTER.items()),
         *(cut(part, reset=reset) for part in ("status", "headers", "body") for reset in (False, True)),
         *(body(name) for name in BODIES),
+        *(variant for name, fault in AMBIGUOUS.items() for variant in (before(name, fault), after(name, fault))),
+        *(before(name, fault) for name, fault in REFUSALS.items()),
     )
 }  # fmt: skip
 """The faults that a request can name: `fault=status_503`; add your own to `server.named`."""

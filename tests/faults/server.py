@@ -1,26 +1,30 @@
-"""An HTTP(S) server on loopback that plays Twilio, and fails as it is told to."""
+"""An HTTP(S) server on loopback that plays Twilio, or stands in front of one, and fails as it is told to."""
 
 import re
 import socket
-import threading
 import time
 from collections import Counter, deque
-from contextlib import suppress
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 from urllib.parse import unquote_plus
 
 from . import tls as certificates
 from .faults import NAMED, OK, Fault, Stage
+from .listener import Listener
 from .tls import Tls
 from .twilio import Account, History
-from .wire import Closed, Exchange, Gate, Reader, Request
+from .upstream import Upstream
+from .wire import Exchange, Reader, Reply, Request
 
 _MARKER = re.compile(r"\bfault=([\w,]+)")
+_MARKER_OF_OTHERS = re.compile(r"\bget_fault=([\w,]+)")
+_WITHOUT_CALLBACK = re.compile(r"\bcallback=none\b")
+_LENGTH = re.compile(rb"(\r\ncontent-length: *)\d+", re.IGNORECASE)
 
 
-class FaultServer:
+class FaultServer(Listener):
     """A Twilio that answers, or fails, from the moment it is made until it is closed.
 
     What happens to a request is decided, in this order, by
@@ -28,31 +32,21 @@ class FaultServer:
       that is the same in method, URL and body; the last holds from then on. `server.named` has the names;
     - the script: one fault per request, the last from then on;
     - else it is answered as Twilio would.
+
+    With `upstream`, which can be set at any time, it is a relay: the normal answer is the one of the server there.
+    A fault comes after the request was forwarded, unless its name ends with `_before`. Markers are then read from
+    the creation of a message only: whatever else repeats its text is answered normally, but for `get_fault=NAME`
+    of its own. `callback=none` lets a message be created without status callbacks.
     """
 
-    def __init__(self, *, tls: Tls | None = None, port: int = 0) -> None:
-        """Listen; `tls` is the kind of certificate, None is plain HTTP."""
-        self._listener = socket.create_server(("127.0.0.1", port), backlog=1024)
-        self.port: int = self._listener.getsockname()[1]
+    def __init__(self, *, upstream: str | None = None, tls: Tls | None = None, port: int = 0) -> None:
+        """Listen; `upstream` is the URL to relay to, `tls` the kind of certificate, None is plain HTTP."""
+        super().__init__(port)
+        self.upstream = upstream
         self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
         self._tls = certificates.context(tls) if tls else None
-        self._changed = threading.Condition()
-        self._gate = Gate()
-        self._sockets: set[socket.socket] = set()
-        self._threads: list[threading.Thread] = []
-        self._accepted = 0
-        self._closed = False
-        self.errors: list[Exception] = []  # of the server itself, shown when it is closed
         self._start_anew()
-        self._run(self._accept)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.close()
-        if self.errors and kind is None:
-            raise ExceptionGroup("the fault server failed by itself", self.errors)
+        self._start()
 
     @property
     def requests(self) -> list[Request]:
@@ -87,10 +81,6 @@ class FaultServer:
             self._account.history = History(count, **options)
             return self._account.history
 
-    def release(self) -> None:
-        """Let all requests go on that hang now."""
-        self._gate.release()
-
     def wait_for(self, count: int, seconds: float = 10) -> list[Request]:
         """Wait until so many requests have reached the server, and return all; raises TimeoutError."""
         with self._changed:
@@ -104,20 +94,6 @@ class FaultServer:
             self._start_anew()
         self.release()
 
-    def close(self) -> None:
-        """Close all connections, whatever they are doing."""
-        self._gate.close()
-        with self._changed:
-            self._closed = True
-            sockets = [self._listener, *self._sockets]
-            threads = list(self._threads)
-        for sock in sockets:
-            with suppress(OSError):
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)  # TLS would change what its thread still uses
-        for thread in threads:
-            thread.join(timeout=1)
-        self._listener.close()
-
     def _start_anew(self) -> None:
         self.named: dict[str, Fault] = dict(NAMED)
         self._account = Account()
@@ -126,49 +102,27 @@ class FaultServer:
         self._marked: Counter[tuple[str, str, bytes]] = Counter()
         self._accepted_before = self._accepted
 
-    def _run(self, target: Any, *arguments: Any) -> None:
-        thread = threading.Thread(target=target, args=arguments, daemon=True)
-        with self._changed:
-            self._threads = [each for each in self._threads if each.is_alive()]
-            thread.start()
-            self._threads.append(thread)
+    def _talk(self, sock: socket.socket, number: int) -> None:
+        if fault := self._scripted(Stage.CONNECTED):
+            exchange = Exchange(sock, self._gate)
+            sock.recv(65536)  # a connection closed with unread bytes is reset
+            fault.act(exchange)
+        elif self._tls:
+            with self._tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False) as secure:
+                self._track(secure)
+                secure.do_handshake()
+                self._converse(secure, number)
+        else:
+            self._converse(sock, number)
 
-    def _accept(self) -> None:
-        with suppress(OSError):  # closed
-            while True:
-                sock, _ = self._listener.accept()
-                with self._changed:
-                    self._accepted += 1
-                    number = self._accepted
-                self._run(self._serve, sock, number)
-
-    def _serve(self, sock: socket.socket, number: int) -> None:
+    def _converse(self, sock: socket.socket, number: int) -> None:
         """Answer the requests of one connection."""
-        try:
-            self._track(sock)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if fault := self._scripted(Stage.CONNECTED):
-                exchange = Exchange(sock, self._gate)
-                sock.recv(65536)  # a connection closed with unread bytes is reset
-                fault.act(exchange)
-                return
-            if self._tls:
-                sock = self._tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
-                self._track(sock)
-                sock.do_handshake()
-            reader = Reader(sock)
-            while self._exchange(sock, reader, number):
+        reader = Reader(sock)
+        with closing(Upstream(self._track)) as upstream:
+            while self._exchange(sock, reader, number, upstream):
                 pass
-        except (OSError, Closed):
-            pass  # the client went away, or the server closes
-        except Exception as error:  # noqa: BLE001 shown when the server is closed
-            self.errors.append(error)
-        finally:
-            with self._changed:
-                self._sockets.discard(sock)
-            sock.close()
 
-    def _exchange(self, sock: socket.socket, reader: Reader, number: int) -> bool:
+    def _exchange(self, sock: socket.socket, reader: Reader, number: int, upstream: Upstream) -> bool:
         """Answer one request; return whether the connection can have another."""
         if not reader.wait():
             return False
@@ -185,17 +139,22 @@ class FaultServer:
             self._record(request)
             return False
         fault = self._marker(request) or self._scripted(Stage.RECEIVED) or OK
+        is_forwarded = self.upstream is not None and fault.forwards
         # Made before the request shows: whoever waits for it may release it at once.
-        exchange = Exchange(sock, self._gate, request.method, self._account.reply(request))
-        self._record(replace(request, fault=fault.name))
+        exchange = Exchange(sock, self._gate, request.method)
+        try:
+            exchange.normal = self._forwarded(upstream, request) if is_forwarded else self._account.reply(request)
+        finally:
+            self._record(replace(request, fault=fault.name, forwarded=is_forwarded))
         fault.act(exchange)
         return exchange.is_open and (request.header("Connection") or "").lower() != "close"
 
-    def _track(self, sock: socket.socket) -> None:
-        with self._changed:
-            if self._closed:
-                raise Closed
-            self._sockets.add(sock)
+    def _forwarded(self, upstream: Upstream, request: Request) -> Reply:
+        """Return the answer of the server behind."""
+        if _takes_markers(request) and _WITHOUT_CALLBACK.search(_text(request)):
+            request = _without_callback(request)
+        answer = upstream.forward(self.upstream or "", request)
+        return Reply(answer.status, answer.body, answer.headers)
 
     def _record(self, request: Request) -> None:
         with self._changed:
@@ -211,8 +170,8 @@ class FaultServer:
 
     def _marker(self, request: Request) -> Fault | None:
         """Return the fault that a request names."""
-        text = f"{request.target} {request.body.decode('latin-1')}"
-        if not (marker := _MARKER.search(unquote_plus(text))):
+        pattern = _MARKER if self.upstream is None or _takes_markers(request) else _MARKER_OF_OTHERS
+        if not (marker := pattern.search(_text(request))):
             return None
         names = marker[1].split(",")
         key = (request.method, request.target, request.body)
@@ -220,3 +179,20 @@ class FaultServer:
             turn = self._marked[key]
             self._marked[key] += 1
         return self.named[names[min(turn, len(names) - 1)]]
+
+
+def _takes_markers(request: Request) -> bool:
+    return request.method == "POST" and request.path.endswith("/Messages.json")
+
+
+def _text(request: Request) -> str:
+    """Return where markers stand."""
+    return unquote_plus(f"{request.target} {request.body.decode('latin-1')}")
+
+
+def _without_callback(request: Request) -> Request:
+    """Return a request for a message without status callbacks: a blank one keeps the sender's own from being used."""
+    fields = [field for field in request.body.split(b"&") if not field.startswith(b"StatusCallback=")]
+    body = b"&".join([*fields, b"StatusCallback="])
+    head = _LENGTH.sub(rb"\g<1>%d" % len(body), request.head)
+    return replace(request, head=head, body=body)

@@ -5,12 +5,16 @@ import json
 import socket
 import struct
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
+from . import peers
+
 REQUEST_ID = "RQ" + "0" * 32
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close() sends RST
+_LOOK_SECONDS = 0.2  # how often what hangs looks whether its client is still there
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +23,8 @@ class Request:
 
     `head` is the request line and the headers; it is empty, as `body` is, where a fault came before anything
     was read. `complete` tells whether all of the request was read. `time` is in seconds since the epoch,
-    `connection` counts from 1, `fault` is the name of the fault that the request was given.
+    `connection` counts from 1, `fault` is the name of the fault that the request was given. `forwarded` tells
+    whether a relay passed it on.
     """
 
     connection: int
@@ -28,6 +33,7 @@ class Request:
     head: bytes = b""
     body: bytes = b""
     complete: bool = False
+    forwarded: bool = False
 
     @property
     def method(self) -> str:
@@ -150,12 +156,13 @@ class Gate:
             self._closed = True
             self._changed.notify_all()
 
-    def wait(self, ticket: int | None, seconds: float | None = None) -> None:
-        """Wait for a release after `ticket`, or for a time; raises Closed."""
+    def wait(self, ticket: int | None, seconds: float | None = None) -> bool:
+        """Wait for a release after `ticket`, or for a time; tell whether it was a release; raises Closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or ticket not in {None, self._releases}, seconds)
+            released = self._changed.wait_for(lambda: self._closed or ticket not in {None, self._releases}, seconds)
             if self._closed:
                 raise Closed
+            return released
 
 
 class Exchange:
@@ -168,6 +175,8 @@ class Exchange:
         self._gate = gate
         self._ticket = gate.ticket()
         self._has_body = method != "HEAD"
+        self._client: peers.Client | None = None
+        self._is_aimed = False
 
     def send(self, data: bytes) -> None:
         """Send bytes as they are."""
@@ -189,8 +198,23 @@ class Exchange:
         self._gate.wait(None, seconds)
 
     def hang(self) -> None:
-        """Wait until the server releases what hangs."""
-        self._gate.wait(self._ticket)
+        """Wait until the server releases what hangs, or the client has had enough."""
+        while not self._gate.wait(self._ticket, _LOOK_SECONDS):
+            with suppress(BlockingIOError):
+                if not socket.socket.recv(self._sock, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
+                    raise Closed
+
+    def aim(self) -> None:
+        """Find the client's process for `kill`, while it surely waits for the answer."""
+        self._client = peers.find(self._sock)
+        self._is_aimed = True
+
+    def kill(self) -> None:
+        """Kill the client's process, and close the connection."""
+        if not self._is_aimed:
+            self.aim()
+        peers.kill(self._client)
+        self.close()
 
 
 class Reader:

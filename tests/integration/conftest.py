@@ -13,7 +13,16 @@ import pytest
 
 from local import FOLDER
 from local import stack as local_stack
+from tests.faults import AwsProxy, FaultServer
 from tests.integration.cloud import Cloud
+
+QUICK = {
+    "SendSmsTimeout": "20",
+    "SendLease": "20",
+    "SendVisibilityTimeout": "20",
+    "UnknownReportAfter": "1",
+}
+"""Time limits of a stack on which nobody wants to wait."""
 
 
 @pytest.fixture(scope="session")
@@ -23,14 +32,40 @@ def folder() -> Path:
 
 
 @pytest.fixture(scope="session")
-def stack(folder: Path) -> Iterator[dict[str, Any]]:
+def aws_proxy() -> Iterator[AwsProxy]:
+    """Stand between the functions and AWS."""
+    with AwsProxy() as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="session")
+def twilio_relay() -> Iterator[FaultServer]:
+    """Stand between the functions and Twilio."""
+    with FaultServer() as relay:
+        yield relay
+
+
+@pytest.fixture(scope="session")
+def stack(folder: Path, aws_proxy: AwsProxy, twilio_relay: FaultServer) -> Iterator[dict[str, Any]]:
     """Start the stack, and end it after the last test."""
     local_stack.down(folder)
     try:
         # The most that can be logged, for the tests that look for leaks.
-        yield local_stack.up(folder, parameters={"LogLevel": "DEBUG"})
+        parameters = {"LogLevel": "DEBUG", "TwilioApiUrl": twilio_relay.url, **QUICK}
+        running = local_stack.up(folder, parameters=parameters, functions_aws_url=aws_proxy.url)
+        aws_proxy.upstream_url = running["aws_endpoint_url"]
+        twilio_relay.upstream = running["twilio"]["url"]
+        yield running
     finally:
         local_stack.down(folder)
+
+
+@pytest.fixture(autouse=True)
+def _no_faults_left(aws_proxy: AwsProxy, twilio_relay: FaultServer) -> Iterator[None]:
+    """Let no fault of one test hit another."""
+    yield
+    aws_proxy.reset()
+    twilio_relay.reset()
 
 
 @pytest.fixture(scope="session")

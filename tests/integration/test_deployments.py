@@ -36,7 +36,7 @@ def code(cloud: Cloud) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def twilio(cloud: Cloud, folder: Path) -> Iterator[FaultServer]:
+def twilio(cloud: Cloud, folder: Path, twilio_relay: FaultServer) -> Iterator[FaultServer]:
     """Put a Twilio that fails in the emulator's place, by a deployment that changes nothing but a parameter."""
     before, hashes = versions(cloud), code(cloud)
     with FaultServer() as server:
@@ -46,7 +46,7 @@ def twilio(cloud: Cloud, folder: Path) -> Iterator[FaultServer]:
         assert [] == [name for name in before if before[name] == after[name]]
         assert hashes == code(cloud)
         yield server
-    local_stack.redeploy(folder, parameters={"TwilioApiUrl": cloud.info["twilio"]["url"]})
+    local_stack.redeploy(folder, parameters={"TwilioApiUrl": twilio_relay.url})
 
 
 def test_parameter_reaches_the_alias(cloud: Cloud, twilio: FaultServer) -> None:

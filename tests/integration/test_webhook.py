@@ -46,6 +46,18 @@ def test_status_change_is_an_event(cloud: Cloud) -> None:
     assert ("delivered", True) == (event["detail"]["message"]["status"], event["detail"]["message"]["terminal"])
 
 
+@pytest.mark.parametrize("query", ["", "?order=7"], ids=["no query", "query"])
+def test_connection_overrides_are_not_signed(cloud: Cloud, query: str) -> None:
+    """A status callback's fragment is for Twilio alone: it is neither sent nor signed."""
+    url = f"{cloud.info['webhook_url']}{query}#rc=2&rp=all"
+    sms = {"to": "+15005550006", "message": f"Test {uuid.uuid4()}", "status_callback": url}
+    with cloud.events() as bus:
+        sid = cloud.invoke("SendSms", sms)["sid"]
+        event = bus.wait_for(lambda event: event["detail"].get("message", {}).get("sid") == sid)
+
+    assert "queued" == event["detail"]["message"]["status"]
+
+
 @pytest.mark.parametrize("signature", [None, "", "AAAAAAAAAAAAAAAAAAAAAAAAAAA=", "\xe9"], ids=repr)
 def test_forged_webhook_is_refused(cloud: Cloud, signature: str | None) -> None:
     """Without Twilio's signature the answer is 403, always the same, and there is no event."""

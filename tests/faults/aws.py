@@ -1,0 +1,326 @@
+"""A proxy in front of an AWS emulator that fails as it is told to, so that the functions need no change.
+
+    with AwsProxy(emulator_url) as proxy:  # proxy.url is an AWS_ENDPOINT_URL
+        proxy.add(AwsFault(aws.THROTTLE, operation="PutItem", times=1))
+        proxy.add(AwsFault(aws.KILL_AFTER, operation="PutItem", contains=b"some text", skip=1))
+        ...
+        assert [("PutItem", "throttle")] == [(call.operation, call.fault) for call in proxy.calls]
+
+Requests that run at the same time each name their own faults, in any text of their bodies:
+
+    send(idempotency_key="order-7;aws=PutItem.2.drop_after")  # the second PutItem that has this very text
+    send(idempotency_key="order-8;aws=PutItem.1.throttle+PutItem.2.kill_before")
+
+The text of a marker is all around it that is visible ASCII without quotes and backslashes: calls are counted for
+each such text and operation. Names are the keys of `KINDS`.
+"""
+
+import json
+import re
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from .listener import Listener
+from .upstream import Answer, Upstream
+from .wire import Exchange, Gate, Reader, Request
+
+_TEXT = r"[!#-\[\]-~]*"  # what JSON in JSON leaves as it is
+_MARKER = re.compile(rf"{_TEXT}\baws=(\w+\.\d+\.\w+(?:\+\w+\.\d+\.\w+)*){_TEXT}")
+_SCOPE = re.compile(r"Credential=[^/]+/\d+/[^/]+/([\w-]+)/aws4_request")
+_SIGNED = re.compile(rb"\r\n(authorization|x-amz-security-token):[^\r]*", re.IGNORECASE)
+_LENGTH = re.compile(rb"(\r\ncontent-length: *)\d+", re.IGNORECASE)
+_ROOT = b"AWS4-HMAC-SHA256 Credential=test/20200101/us-east-1/%b/aws4_request, SignedHeaders=host, Signature=0"
+
+
+class AwsCall(NamedTuple):
+    """One request; `status` is what was answered, None where nothing was. `time` is in seconds since the epoch."""
+
+    time: float
+    service: str
+    operation: str
+    fault: str | None
+    status: int | None
+    marker_text: str | None = None
+
+
+class AwsExchange(Exchange):
+    """One request and its answer, as a fault sees them."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        gate: Gate,
+        *,
+        call: AwsCall,
+        request: Request,
+        forward: Callable[[Request], Answer],
+        record: Callable[[AwsCall], None],
+    ) -> None:
+        super().__init__(sock, gate)
+        self.call = call
+        self.request = request
+        self.forward = forward
+        self._record = record
+        self._is_settled = False
+
+    def settle(self, status: int | None = None) -> None:
+        """Take the call down, once, before its end shows."""
+        if not self._is_settled:
+            self._is_settled = True
+            self._record(self.call._replace(status=status))
+
+    def answer(self, answer: Answer) -> None:
+        """Send a whole answer."""
+        self.settle(answer.status)
+        lines = [f"HTTP/1.1 {answer.status} {answer.reason}", *(f"{name}: {value}" for name, value in answer.headers)]
+        head = "\r\n".join([*lines, f"Content-Length: {len(answer.body)}", "", ""])
+        self.send(head.encode("latin-1") + answer.body)
+
+    def error(self, status: int, code: str) -> None:
+        """Send an error as the services do that speak JSON."""
+        self.answer(_json(status, {"__type": code, "message": "A text of AWS's"}))
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A name, and what is done instead of forwarding a request and its answer."""
+
+    name: str
+    act: Callable[[AwsExchange], None]
+
+
+@dataclass(frozen=True, slots=True)
+class AwsFault:
+    """A kind of fault, and the calls that get it: all that match, or `times` of them after the first `skip`."""
+
+    kind: Kind
+    service: str | None = None
+    operation: str | None = None
+    contains: bytes = b""
+    times: int | None = None
+    skip: int = 0
+
+    def matches(self, call: AwsCall, body: bytes) -> bool:
+        """Tell whether a call is meant."""
+        is_named = self.service in {None, call.service} and self.operation in {None, call.operation}
+        return is_named and self.contains in body
+
+    def hits(self, turn: int) -> bool:
+        """Tell whether it is the turn of a call that matches; turns count from 1."""
+        return turn > self.skip and (self.times is None or turn <= self.skip + self.times)
+
+
+def _throttle(exchange: AwsExchange) -> None:
+    is_dynamodb = exchange.call.service == "dynamodb"
+    exchange.error(400, "ProvisionedThroughputExceededException" if is_dynamodb else "ThrottlingException")
+
+
+def _drop(exchange: AwsExchange) -> None:
+    exchange.settle()
+    exchange.close()
+
+
+def _hang(exchange: AwsExchange) -> None:
+    exchange.settle()
+    exchange.hang()
+    exchange.close()
+
+
+def _kill(exchange: AwsExchange) -> None:
+    exchange.settle()
+    exchange.kill()
+
+
+def _kill_after(exchange: AwsExchange) -> None:
+    exchange.aim()
+    _after(_kill)(exchange)
+
+
+def _after(act: Callable[[AwsExchange], None]) -> Callable[[AwsExchange], None]:
+    """Forward before it is done, and throw the answer away."""
+
+    def forward_and_act(exchange: AwsExchange) -> None:
+        exchange.forward(exchange.request)
+        act(exchange)
+
+    return forward_and_act
+
+
+def delay(seconds: float) -> Kind:
+    """Wait, then forward as if nothing were."""
+
+    def act(exchange: AwsExchange) -> None:
+        exchange.pause(seconds)
+        exchange.answer(exchange.forward(exchange.request))
+
+    return Kind("delay", act)
+
+
+def refuse_entries(count: int) -> Kind:
+    """Answer PutEvents 200, with the first entries refused; only the others are forwarded."""
+
+    def act(exchange: AwsExchange) -> None:
+        asked = json.loads(exchange.request.body)
+        refused, others = asked["Entries"][:count], asked["Entries"][count:]
+        answer = _json(200, {"FailedEntryCount": 0, "Entries": []})
+        if others:
+            answer = exchange.forward(_as_root(exchange.request, asked | {"Entries": others}))
+        if answer.status != 200:
+            exchange.answer(answer)
+            return
+        result = json.loads(answer.body)
+        error = {"ErrorCode": "ThrottlingException", "ErrorMessage": "A text of AWS's"}
+        result["Entries"] = [*(error for _ in refused), *result["Entries"]]
+        result["FailedEntryCount"] += len(refused)
+        exchange.answer(_json(200, result))
+
+    return Kind("refuse_entries", act)
+
+
+THROTTLE = Kind("throttle", _throttle)
+DENY = Kind("deny", lambda exchange: exchange.error(400, "AccessDeniedException"))
+FAIL = Kind("fail", lambda exchange: exchange.error(500, "InternalServerError"))
+DROP_BEFORE = Kind("drop_before", _drop)
+DROP_AFTER = Kind("drop_after", _after(_drop))
+HANG_AFTER = Kind("hang_after", _after(_hang))
+KILL_BEFORE = Kind("kill_before", _kill)
+KILL_AFTER = Kind("kill_after", _kill_after)
+"""After means: the operation was carried out, and there is no answer. A kill is SIGKILL of the client's process."""
+
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        THROTTLE, DENY, FAIL, DROP_BEFORE, DROP_AFTER, HANG_AFTER, KILL_BEFORE, KILL_AFTER, delay(1), refuse_entries(1)
+    )
+}  # fmt: skip
+"""The kinds that a marker can name."""
+
+
+class AwsProxy(Listener):
+    """The proxy, from the moment it is made until it is closed; without faults nobody notices it."""
+
+    def __init__(self, upstream_url: str | None = None, *, port: int = 0) -> None:
+        """Listen; `upstream_url` can be set at any time."""
+        super().__init__(port)
+        self.upstream_url = upstream_url
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._calls: list[AwsCall] = []
+        self._marked: Counter[tuple[str, str]] = Counter()
+        self._faults: list[AwsFault] = []
+        self._turns: list[int] = []
+        self._start()
+
+    @property
+    def calls(self) -> list[AwsCall]:
+        """All requests so far, in the order of their answers, or of what was done instead."""
+        with self._changed:
+            return list(self._calls)
+
+    def count(self, operation: str) -> int:
+        """Return how many requests there were for an operation."""
+        return sum(call.operation == operation for call in self.calls)
+
+    def add(self, fault: AwsFault) -> None:
+        """Let calls have a fault from now on; of several that are meant, one has the fault that was added first."""
+        with self._changed:
+            self._faults.append(fault)
+            self._turns.append(0)
+
+    def clear(self) -> None:
+        """Forget the faults that were added; what hangs is released."""
+        with self._changed:
+            self._faults.clear()
+            self._turns.clear()
+        self.release()
+
+    def reset(self) -> None:
+        """Forget faults, calls and counts; what hangs is released."""
+        self.clear()
+        with self._changed:
+            self._calls.clear()
+            self._marked.clear()
+
+    def _talk(self, sock: socket.socket, number: int) -> None:  # noqa: ARG002 connections are not counted here
+        reader = Reader(sock)
+        with closing(Upstream(self._track)) as upstream:
+            is_open = True
+            while is_open:
+                head, body, complete = reader.read()
+                is_open = complete and self._exchange(sock, Request(0, time.time(), head=head, body=body), upstream)
+
+    def _exchange(self, sock: socket.socket, request: Request, upstream: Upstream) -> bool:
+        """Answer one request; return whether the connection can have another."""
+
+        def forward(request: Request) -> Answer:
+            if self.upstream_url is None:
+                raise ConnectionRefusedError
+            return upstream.forward(self.upstream_url, request)
+
+        service, operation = _named(request)
+        call, kind = self._chosen(AwsCall(request.time, service, operation, None, None), request.body)
+        exchange = AwsExchange(sock, self._gate, call=call, request=request, forward=forward, record=self._record)
+        try:
+            if kind:
+                kind.act(exchange)
+            else:
+                exchange.answer(forward(request))
+        finally:
+            exchange.settle()
+        return exchange.is_open and (request.header("Connection") or "").lower() != "close"
+
+    def _record(self, call: AwsCall) -> None:
+        with self._changed:
+            self._calls.append(call)
+
+    def _chosen(self, call: AwsCall, body: bytes) -> tuple[AwsCall, Kind | None]:
+        """Return a call with the fault that it gets."""
+        texts: dict[str, str] = {}
+        if b"aws=" in body:  # to search for the whole text takes longer
+            texts = {match[0]: match[1] for match in _MARKER.finditer(body.decode("latin-1"))}
+        chosen: Kind | None = None
+        with self._changed:
+            for text, marker in texts.items():
+                self._marked[text, call.operation] += 1
+                turn = f"{call.operation}.{self._marked[text, call.operation]}"
+                named = dict(each.rsplit(".", 1) for each in marker.split("+"))
+                if not chosen and turn in named:
+                    chosen = KINDS[named[turn]]
+                    call = call._replace(marker_text=text)
+            for index, fault in enumerate(self._faults):
+                if fault.matches(call, body):
+                    self._turns[index] += 1
+                    if not chosen and fault.hits(self._turns[index]):
+                        chosen = fault.kind
+        if texts and not call.marker_text:
+            call = call._replace(marker_text=next(iter(texts)))
+        return call._replace(fault=chosen.name if chosen else None), chosen
+
+
+def _named(request: Request) -> tuple[str, str]:
+    """Return service and operation: the target of a service that speaks JSON, else the scope and the path."""
+    target = request.header("X-Amz-Target") or ""
+    scope = _SCOPE.search(request.header("Authorization") or "")
+    service = scope[1] if scope else ""
+    prefix, _, operation = target.rpartition(".")
+    if not operation:
+        return service, f"{request.method} {request.path}"
+    return service or prefix.removeprefix("Amazon").partition("_")[0].lower(), operation
+
+
+def _as_root(request: Request, content: Any) -> Request:
+    """Return a request with another body, from root: the emulator does not check that signature."""
+    body = json.dumps(content).encode()
+    service, _ = _named(request)
+    head = _LENGTH.sub(rb"\g<1>%d" % len(body), _SIGNED.sub(b"", request.head))
+    head = head.replace(b"\r\n", b"\r\nAuthorization: %b\r\n" % (_ROOT % service.encode()), 1)
+    return replace(request, head=head, body=body)
+
+
+def _json(status: int, value: Any) -> Answer:
+    headers = (("Content-Type", "application/x-amz-json-1.0"), ("x-amzn-RequestId", "0" * 32))
+    return Answer(status, "Status", headers, json.dumps(value).encode())

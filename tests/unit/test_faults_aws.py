@@ -1,0 +1,282 @@
+"""The proxy in front of AWS passes everything on, and fails where it is told to."""
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from http.client import HTTPConnection, HTTPException
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.faults import AwsFault, AwsProxy, aws, peers
+
+_SENDER = """\
+import http.client, sys
+connection = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]))
+connection.request("POST", "/", "x", {"X-Amz-Target": "DynamoDB_20120810.PutItem"})
+connection.getresponse()
+"""
+
+
+class Seen(NamedTuple):
+    """A request that reached the emulator."""
+
+    method: str
+    path: str
+    headers: list[tuple[str, str]]
+    body: bytes
+
+
+class Emulator(ThreadingHTTPServer):
+    """Answers everything, and keeps it."""
+
+    request_queue_size = 100
+    seen: list[Seen]
+
+    class Handler(BaseHTTPRequestHandler):
+        """One request after the other."""
+
+        protocol_version = "HTTP/1.1"
+        server: "Emulator"
+
+        def _answer(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.server.seen.append(Seen(self.command, self.path, self.headers.items(), body))
+            entries = json.loads(body).get("Entries", []) if body.startswith(b"{") else []
+            answer = json.dumps({
+                "FailedEntryCount": 0,
+                "Entries": [{"EventId": entry["Id"]} for entry in entries],
+            }).encode()  # fmt: skip
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Twice: 1\r\nX-Twice: 2\r\nTransfer-Encoding: chunked\r\n\r\n")
+            self.wfile.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(answer), answer))
+
+        do_GET = do_POST = do_PUT = _answer  # noqa: N815 names of the base class
+
+        def log_message(self, *_: Any) -> None:
+            """Say nothing."""
+
+
+@pytest.fixture
+def emulator() -> Iterator[Emulator]:
+    """Give a server in place of the emulator."""
+    with Emulator(("127.0.0.1", 0), Emulator.Handler) as server:
+        server.seen = []
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def proxy(emulator: Emulator) -> Iterator[AwsProxy]:
+    """Give a proxy in front of it."""
+    with AwsProxy(f"http://127.0.0.1:{emulator.server_port}") as made:
+        yield made
+
+
+class Outcome(NamedTuple):
+    """How a call ended: status and answer, or the name of an error."""
+
+    status: int | None = None
+    answer: Any = None
+    error: str | None = None
+
+    @property
+    def code(self) -> str | None:
+        """What the call is refused with."""
+        return self.answer.get("__type") if self.answer else self.error
+
+
+def authorization(service: str) -> str:
+    """Return the header of a signature for a service."""
+    return f"AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/{service}/aws4_request, Signature=0"
+
+
+def call(
+    proxy: AwsProxy, operation: str, body: object = "x", *, service: str = "dynamodb", seconds: float = 5
+) -> Outcome:
+    """Call an operation."""
+    headers = {"X-Amz-Target": f"Any_20120810.{operation}", "Authorization": authorization(service)}
+    with closing(HTTPConnection("127.0.0.1", proxy.port, timeout=seconds)) as connection:
+        try:
+            connection.request("POST", "/", body if isinstance(body, str) else json.dumps(body), headers)
+            response = connection.getresponse()
+            return Outcome(response.status, json.loads(response.read()))
+        except (OSError, HTTPException) as error:
+            return Outcome(error=type(error).__name__)
+
+
+def test_nothing_is_changed(proxy: AwsProxy, emulator: Emulator) -> None:
+    """Method, path, headers with Host, and body arrive as they were sent, and so does the answer."""
+    headers = {"Host": "queue.example:1", "X-A": "1", "Content-Length": "2"}
+    with closing(HTTPConnection("127.0.0.1", proxy.port, timeout=5)) as connection:
+        for _ in range(3):  # on one connection
+            connection.request("PUT", "/a%20b?c=%2F&d", b"\0\xff", headers)
+            response = connection.getresponse()
+            answer = (response.status, response.headers.get_all("X-Twice"), json.loads(response.read()))
+
+            assert (200, ["1", "2"], {"FailedEntryCount": 0, "Entries": []}) == answer
+
+    seen = Seen("PUT", "/a%20b?c=%2F&d", [*headers.items(), ("Accept-Encoding", "identity")], b"\0\xff")
+    assert [seen] * 3 == [
+        each._replace(headers=sorted(each.headers, key=lambda one: one[0] == "Accept-Encoding"))
+        for each in emulator.seen
+    ]
+    assert [("", "PUT /a%20b", None, 200)] * 3 == [
+        (each.service, each.operation, each.fault, each.status) for each in proxy.calls
+    ]
+
+
+@pytest.mark.parametrize(
+    ("target", "scope", "expected"),
+    [
+        ("DynamoDB_20120810.PutItem", "dynamodb", ("dynamodb", "PutItem")),
+        ("AmazonSQS.SendMessage", "sqs", ("sqs", "SendMessage")),
+        ("AWSEvents.PutEvents", "events", ("events", "PutEvents")),
+        ("secretsmanager.GetSecretValue", None, ("secretsmanager", "GetSecretValue")),
+        (None, "lambda", ("lambda", "GET /x")),
+    ],
+)
+def test_calls_have_names(proxy: AwsProxy, target: str | None, scope: str | None, expected: tuple[str, str]) -> None:
+    """The service is that of the signature, the operation that of the target."""
+    headers = {"X-Amz-Target": target} if target else {}
+    if scope:
+        headers["Authorization"] = authorization(scope)
+    with closing(HTTPConnection("127.0.0.1", proxy.port, timeout=5)) as connection:
+        connection.request("GET", "/x?y", headers=headers)
+        connection.getresponse().read()
+
+    assert [expected] == [(each.service, each.operation) for each in proxy.calls]
+    assert 1 == proxy.count(expected[1])
+
+
+@pytest.mark.parametrize(
+    ("service", "kind", "expected", "carried_out"),
+    [
+        ("dynamodb", aws.THROTTLE, (400, "ProvisionedThroughputExceededException"), 0),
+        ("sqs", aws.THROTTLE, (400, "ThrottlingException"), 0),
+        ("dynamodb", aws.DENY, (400, "AccessDeniedException"), 0),
+        ("dynamodb", aws.FAIL, (500, "InternalServerError"), 0),
+        ("dynamodb", aws.DROP_BEFORE, (None, "RemoteDisconnected"), 0),
+        ("dynamodb", aws.DROP_AFTER, (None, "RemoteDisconnected"), 1),
+        ("dynamodb", aws.delay(0.01), (200, None), 1),
+    ],
+)
+def test_a_kind_shows(
+    proxy: AwsProxy,
+    emulator: Emulator,
+    service: str,
+    kind: aws.Kind,
+    expected: tuple[int | None, str | None],
+    carried_out: int,
+) -> None:
+    """Each kind ends a call as its name says, and before or after the operation."""
+    proxy.add(AwsFault(kind))
+    outcome = call(proxy, "PutItem", service=service)
+
+    assert expected == (outcome.status, outcome.code)
+    assert carried_out == len(emulator.seen)
+    assert [(kind.name, outcome.status)] == [(each.fault, each.status) for each in proxy.calls]
+
+
+def test_calls_are_chosen(proxy: AwsProxy) -> None:
+    """A fault hits the calls that it names, in their turn, until it is cleared."""
+    proxy.add(AwsFault(aws.FAIL, service="dynamodb", operation="PutItem", contains=b"this", times=2, skip=1))
+    outcomes = [call(proxy, "PutItem", text) for text in ("this", "that", "this", "and this", "this")]
+    others = [call(proxy, "GetItem", "this"), call(proxy, "PutItem", "this", service="events")]
+
+    assert [200, 200, 500, 500, 200] == [outcome.status for outcome in outcomes]
+    assert [200, 200] == [outcome.status for outcome in others]
+    proxy.add(AwsFault(aws.DENY))
+    assert 400 == call(proxy, "GetItem").status
+    proxy.clear()
+    assert 200 == call(proxy, "GetItem").status
+    assert (2, 6) == (proxy.count("GetItem") - 1, proxy.count("PutItem"))
+
+
+def test_a_text_names_its_faults(proxy: AwsProxy) -> None:
+    """A marker counts the calls of its operation with the same text, wherever it stands, and no others."""
+    key = "order-7;aws=PutItem.1.throttle+PutItem.3.fail+SendMessage.1.deny;callback=none"
+    first = {"Item": {"idempotency_key": {"S": key}, "sms": {"S": json.dumps({"message": f"Hello {key}"})}}}
+    other = {"Item": {"idempotency_key": {"S": key.replace("7", "8")}}}
+
+    outcomes = [call(proxy, *each) for each in (("PutItem", first), ("GetItem", first), ("PutItem", other))]
+    assert [400, 200, 400] == [outcome.status for outcome in outcomes]
+    assert [200, 500, 200] == [call(proxy, "PutItem", first).status for _ in range(3)]
+    assert "AccessDeniedException" == call(proxy, "SendMessage", {"MessageBody": json.dumps(first)}).code
+    assert {key, key.replace("7", "8")} == {each.marker_text for each in proxy.calls}
+
+
+def test_texts_at_the_same_time(proxy: AwsProxy) -> None:
+    """Each of many texts has its fault, however the calls overlap."""
+    keys = [f"key-{number};aws=PutItem.2.fail" for number in range(40)]
+    with ThreadPoolExecutor(8) as pool:
+        outcomes = list(pool.map(lambda key: [call(proxy, "PutItem", {"S": key}).status for _ in range(3)], keys))
+
+    assert [[200, 500, 200]] * 40 == outcomes
+
+
+@pytest.mark.parametrize(("count", "arrived"), [(1, ["b", "c"]), (2, ["c"]), (3, [])])
+def test_entries_are_refused(proxy: AwsProxy, emulator: Emulator, count: int, arrived: list[str]) -> None:
+    """The first entries are refused, and only the others arrive."""
+    proxy.add(AwsFault(aws.refuse_entries(count), operation="PutEvents"))
+    status, answer, _ = call(proxy, "PutEvents", {"Entries": [{"Id": each} for each in "abc"]}, service="events")
+
+    assert (200, count) == (status, answer["FailedEntryCount"])
+    assert ["ThrottlingException"] * count == [each["ErrorCode"] for each in answer["Entries"][:count]]
+    assert arrived == [each["EventId"] for each in answer["Entries"][count:]]
+    assert arrived == [entry["Id"] for each in emulator.seen for entry in json.loads(each.body)["Entries"]]
+
+
+def test_the_client_has_enough(proxy: AwsProxy, emulator: Emulator) -> None:
+    """A call that hangs was carried out, and ends with the client's own timeout."""
+    proxy.add(AwsFault(aws.HANG_AFTER))
+
+    assert "TimeoutError" == call(proxy, "PutItem", seconds=0.1).error
+    assert 1 == len(emulator.seen)
+
+
+def test_what_hangs_is_released(proxy: AwsProxy) -> None:
+    """A call that hangs ends when the faults are cleared."""
+    proxy.add(AwsFault(aws.HANG_AFTER))
+    with ThreadPoolExecutor(1) as pool:
+        outcome = pool.submit(call, proxy, "PutItem")
+        while not proxy.calls:
+            pass
+        proxy.clear()
+
+        assert "RemoteDisconnected" == outcome.result().error
+
+
+@pytest.mark.parametrize(("kind", "carried_out"), [(aws.KILL_BEFORE, 0), (aws.KILL_AFTER, 1)])
+def test_the_client_is_killed(proxy: AwsProxy, emulator: Emulator, kind: aws.Kind, carried_out: int) -> None:
+    """The process that calls is killed before or after the operation."""
+    proxy.add(AwsFault(kind))
+    client = subprocess.run([sys.executable, "-c", _SENDER, str(proxy.port)], check=False, timeout=10)
+
+    assert (-9, carried_out) == (client.returncode, len(emulator.seen))
+
+
+def test_only_others_are_killed() -> None:
+    """A client that is gone is as good as killed; the process of the test is not killed."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = socket.create_connection(listener.getsockname())
+        with client, listener.accept()[0] as server:
+            with pytest.raises(LookupError):
+                peers.find(server)
+            client.close()
+
+            assert peers.find(server) is None
+
+
+def test_its_own_mistakes_are_not_hidden() -> None:
+    """A kind that does not exist fails the test that names it."""
+    with pytest.raises(ExceptionGroup, match="the fault server failed by itself"), AwsProxy() as proxy:
+        assert "RemoteDisconnected" == call(proxy, "PutItem", "aws=PutItem.1.no_such_kind").error
