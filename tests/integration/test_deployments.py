@@ -107,8 +107,12 @@ def test_hang_after_accept_is_one_request_from_every_caller(cloud: Cloud, twilio
 
     assert (202, {"0"}) == (asynchronous["StatusCode"], set(left.values()))
     assert (504, "OutcomeUnknownError") == (answers[0].status_code, answers[0].json()["title"])
-    assert ["OutcomeUnknownError"] * 2 == [answer["errorType"] for answer in answers[1:]]
-    bodies = [request.form["Body"][0] for request in twilio.requests]
+    assert "OutcomeUnknownError" == answers[1]["errorType"]
+    assert answers[2] is None  # it is on the send queue
+    bodies = eventually(
+        lambda: [request.form["Body"][0] for request in twilio.requests if request.method == "POST"],
+        until=lambda bodies: len(bodies) >= len(texts),
+    )
     assert sorted(texts.values()) == sorted(bodies)
 
 
@@ -171,7 +175,8 @@ def test_outcome(
         raw = {"url": "/Accounts/$TWILIO_ACCOUNT_SID/Calls.json", "query_parameters": {"fault": fault}} | options
         answer = cloud.api("POST", "/raw-request", raw)
 
-    assert (status, title, requests) == (answer.status_code, answer.json()["title"], len(twilio.requests))
+    own = [request for request in twilio.requests if "Messages.json?" not in request.target]  # `resolve` lists, too
+    assert (status, title, requests) == (answer.status_code, answer.json()["title"], len(own))
 
 
 def test_long_list_is_cut_and_goes_on(cloud: Cloud, twilio: FaultServer) -> None:

@@ -54,7 +54,9 @@ class Reader:
         variables = self._variables | self._identity(block)
         exports = "".join(f"export {name}={quote(value)}\n" for name, value in variables.items())
         # The next block finds the functions and variables of this one.
-        script = f". ./shell\n{exports}set -aeo pipefail\n{commands}\n(declare -f; declare -px) >shell\n"
+        # Version 1 of the CLI asks AWS itself for queues, whatever the environment says.
+        aws = f'aws() {{ command aws --endpoint-url {self._stack["aws_endpoint_url"]} "$@"; }}\n'
+        script = f". ./shell\n{exports}{aws}set -aeo pipefail\n{commands}\n(declare -f; declare -px) >shell\n"
         run = subprocess.run(
             ["/bin/bash", "-c", script],
             cwd=self._folder,
