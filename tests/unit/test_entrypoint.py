@@ -2,18 +2,23 @@
 
 import base64
 import json
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from twilio_connector.client import RESERVE_SECONDS, Twilio
 from twilio_connector.entrypoint import MAX_ANSWER_BYTES, Handler, entrypoint
+from twilio_connector.envelope import Caller
 from twilio_connector.errors import (
     ConnectorError,
+    IdempotencyConflictError,
     InternalError,
     InvalidInputError,
     OutcomeUnknownError,
     ResponseTooLargeError,
+    SenderQueueFullError,
+    SendInProgressError,
     ServiceUnavailableError,
     TwilioRateLimitError,
     TwilioRejectedError,
@@ -204,6 +209,28 @@ def test_a_part_of_a_second_is_a_whole_one(event: LoadEvent, context: Context) -
     assert "2" == answer["headers"]["Retry-After"]
 
 
+@pytest.mark.parametrize(
+    ("error", "header"),
+    [
+        (SenderQueueFullError("full"), "60"),
+        (SendInProgressError("in progress"), "1"),
+        (TwilioRateLimitError("too many", retry_after=0), "0"),
+        (SenderQueueFullError("full", retry_after=5), "5"),
+        (ServiceUnavailableError("away"), None),
+        (IdempotencyConflictError("used"), None),
+        (OutcomeUnknownError("unknown"), None),
+    ],
+    ids=repr,
+)
+def test_only_whoever_may_wait_is_told_to(
+    event: LoadEvent, context: Context, error: ConnectorError, header: str | None
+) -> None:
+    """As long as the error asks for, where Twilio says nothing."""
+    answer = failing(error)(event("send_sms_api"), context)
+
+    assert (error.http_status, header) == (answer["statusCode"], answer["headers"].get("Retry-After"))
+
+
 @pytest.mark.parametrize("name", ["send_sms_api", "send_sms_api_payload_1", "send_sms_function_url"])
 @pytest.mark.parametrize("body", ["{", "[]", "null", "5", '"text"'])
 def test_a_body_that_is_no_input_is_a_problem(event: LoadEvent, context: Context, name: str, body: str) -> None:
@@ -351,6 +378,88 @@ def test_records_without_time_are_given_back_unsent(twilio: FaultServer) -> None
 def test_our_own_fault_in_a_record_is_given_back(context: Context) -> None:
     """The queue keeps it until the fault is mended."""
     assert ["1"] == given_back(failing(ValueError())(batch(("1", "a", None)), context))
+
+
+def test_an_action_without_queue_takes_one_record_after_the_other(context: Context) -> None:
+    """Nothing is said about how many of them Twilio takes at a time."""
+    texts: list[str] = []
+    busy = threading.Lock()
+
+    def act(value: Send) -> None:
+        with busy:
+            texts.append(f"{value.message} {threading.active_count() - before}")
+
+    before = threading.active_count()
+    event = batch(*((str(number), str(number), None) for number in range(5)))
+
+    assert [] == given_back(making(act)(event, context))
+    assert [f"{number} 1" for number in range(5)] == texts
+
+
+# Keys
+
+
+class KeyedSend(Send, frozen=True, kw_only=True):
+    """A send that knows keys."""
+
+    idempotency_key: str | None = None
+
+
+def asked(kind: type[Send], event: Any, context: Context) -> tuple[str | None, Caller]:
+    """Return the key and the caller that an action gets."""
+    found: list[tuple[str | None, Caller]] = []
+
+    def note(value: Send, twilio: Twilio) -> None:
+        found.append((getattr(value, "idempotency_key", None), twilio.caller))
+
+    entrypoint(kind)(note)(event, context)
+    return found[0]
+
+
+DELIVERIES = [
+    ("send_sms", Caller("direct")),
+    ("send_sms_api", Caller("api")),
+    ("send_sms_sns", Caller("sns", "95df01b4-ee98-5cb9-9903-4c221d41eb5e")),
+    ("send_sms_eventbridge", Caller("eventbridge", "6a7e8feb-b491-4cf7-a9f1-bf3703467718")),
+    ("send_sms_failure_record", Caller("direct", "e4b46cbf-b738-xmpl-8880-a18cdf61200e")),
+    ("send_sms_sqs", Caller("sqs", "059f36b4-87a3-44ab-83d2-661975976770")),
+]
+
+
+@pytest.mark.parametrize(("name", "caller"), DELIVERIES)
+def test_a_delivery_has_its_id_for_a_key(event: LoadEvent, context: Context, name: str, caller: Caller) -> None:
+    """It is the same when it is delivered again; a direct call has none but its own."""
+    assert (caller.delivery, caller) == asked(KeyedSend, event(name), context)
+
+
+@pytest.mark.parametrize(("name", "caller"), DELIVERIES)
+def test_an_action_that_knows_no_keys_gets_none(event: LoadEvent, context: Context, name: str, caller: Caller) -> None:
+    """It would be a field that is not known."""
+    assert (None, caller) == asked(Send, event(name), context)
+
+
+@pytest.mark.parametrize(("own", "key"), [("own", "own"), (None, "1"), ("", "")])
+def test_an_input_has_a_key_of_its_own(context: Context, own: str | None, key: str) -> None:
+    """It goes before the delivery's; null is the same as absent, and what is wrong stays wrong."""
+    event = {"id": "1", "detail-type": "t", "source": "s", "detail": {"message": "x", "idempotency_key": own}}
+
+    assert (key, Caller("eventbridge", "1")) == asked(KeyedSend, event, context)
+
+
+def test_a_delivery_of_no_object_is_refused_as_it_is(context: Context) -> None:
+    """There is no place for a key."""
+    event = batch(("1", "x", None))
+    event["Records"][0]["body"] = "[]"
+
+    assert ["1"] == given_back(entrypoint(KeyedSend)(lambda *_: None)(event, context))
+
+
+def test_doubt_reaches_the_action(event: LoadEvent, context: Context) -> None:
+    """It decides what the ledger begins with."""
+    failure = event("send_sms_failure_record") | {"responsePayload": None}
+
+    assert asked(KeyedSend, failure, context)[1].doubtful
+    assert not asked(KeyedSend, event("send_sms_failure_record"), context)[1].doubtful
 
 
 # Time

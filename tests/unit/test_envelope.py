@@ -2,14 +2,15 @@
 
 import base64
 import json
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from twilio_connector import envelope
-from twilio_connector.envelope import HttpRequest, Record
-from twilio_connector.errors import InvalidInputError
+from twilio_connector.envelope import Caller, HttpRequest, Record
+from twilio_connector.errors import NOTHING_CHANGED, InvalidInputError
 
 from tests.conftest import LoadEvent
 
@@ -30,23 +31,36 @@ KINESIS = {
 DYNAMODB = {"eventSource": "aws:dynamodb", "eventName": "INSERT", "dynamodb": {"Keys": {}}}
 SES = {"eventSource": "aws:ses", "eventVersion": "1.0", "ses": {"mail": {}}}
 SQS = {"eventSource": "aws:sqs", "messageId": "1", "body": json.dumps(INPUT)}
-SNS = {"EventSource": "aws:sns", "Sns": {"MessageId": "1", "Message": json.dumps(INPUT)}}
+SNS = {"EventSource": "aws:sns", "Sns": {"MessageId": "sns", "Message": json.dumps(INPUT)}}
 NOTIFICATION = {
     "Type": "Notification",
+    "MessageId": "sns",
     "TopicArn": "arn:aws:sns:us-east-1:123456789012:t",
     "Message": json.dumps(INPUT),
 }
-EVENTBRIDGE = {"id": "1", "detail-type": "Send", "source": "com.example", "detail": INPUT}
-FAILURE = {
-    "requestContext": {"functionArn": "arn:aws:lambda:us-east-1:123456789012:function:f:live"},
+EVENTBRIDGE = {"id": "event", "detail-type": "Send", "source": "com.example", "detail": INPUT}
+FAILURE: dict[str, Any] = {
+    "requestContext": {
+        "requestId": "request",
+        "functionArn": "arn:aws:lambda:us-east-1:123456789012:function:f:live",
+        "condition": "RetriesExhausted",
+    },
     "requestPayload": INPUT,
+    "responseContext": {"statusCode": 200, "functionError": "Unhandled"},
     "responsePayload": {"errorType": "TwilioUnavailableError"},
 }
+IN_DOUBT = FAILURE | {"responsePayload": {"errorType": "OutcomeUnknownError"}}
+NEVER_INVOKED = {name: part for name, part in FAILURE.items() if not name.startswith("response")}
 
 
-def sqs(body: Any) -> tuple[str, Any]:
+def in_sns(event: Any) -> dict[str, Any]:
+    """Return an event in a notification to a function."""
+    return {"Records": [SNS | {"Sns": {"MessageId": "sns", "Message": json.dumps(event)}}]}
+
+
+def sqs(body: Any) -> tuple[Caller, Any]:
     """Return caller and payload in the body of an SQS record."""
-    inputs = envelope.sqs_inputs(Record("1", body if isinstance(body, str) else json.dumps(body), None))
+    inputs = envelope.sqs_inputs(Record("1", body if isinstance(body, str) else json.dumps(body)))
     return inputs.caller, inputs.payload
 
 
@@ -63,48 +77,156 @@ def refused(event: Any) -> str:
 @pytest.mark.parametrize(
     ("name", "caller"),
     [
-        ("send_sms", "direct"),
-        ("send_sms_eventbridge", "eventbridge"),
-        ("send_sms_sns", "sns"),
-        ("send_sms_failure_record", "direct"),
+        ("send_sms", Caller("direct")),
+        ("send_sms_eventbridge", Caller("eventbridge", "6a7e8feb-b491-4cf7-a9f1-bf3703467718")),
+        ("send_sms_sns", Caller("sns", "95df01b4-ee98-5cb9-9903-4c221d41eb5e")),
+        ("send_sms_failure_record", Caller("direct", "e4b46cbf-b738-xmpl-8880-a18cdf61200e")),
     ],
 )
-def test_a_callers_event_is_unwrapped(event: LoadEvent, name: str, caller: str) -> None:
-    """The input is the same, whoever brings it."""
+def test_a_callers_event_is_unwrapped(event: LoadEvent, name: str, caller: Caller) -> None:
+    """The input is the same, whoever brings it; who that was is kept, and by which delivery."""
     assert (caller, INPUT, {}) == envelope.inputs(event(name))
 
 
 @pytest.mark.parametrize("payload", [{}, [], None, "text", 5, {"Message": "x"}, {"source": "x"}], ids=repr)
 def test_what_has_no_envelope_is_the_input_itself(payload: Any) -> None:
     """Whether it is a good one is not decided here."""
-    assert ("direct", payload) == envelope.inputs(payload)[:2]
+    assert (Caller("direct"), payload) == envelope.inputs(payload)[:2]
 
 
 @pytest.mark.parametrize(
     ("event_in_event", "caller"),
     [
-        (EVENTBRIDGE | {"detail": FAILURE}, "eventbridge"),
-        (FAILURE | {"requestPayload": EVENTBRIDGE}, "eventbridge"),
-        (FAILURE | {"requestPayload": {"Records": [SNS]}}, "sns"),
-        ({"Records": [SNS | {"Sns": {"Message": json.dumps(EVENTBRIDGE)}}]}, "sns"),
-        ({"Records": [SNS | {"Sns": {"Message": json.dumps(FAILURE)}}]}, "sns"),
-        (NOTIFICATION, "sns"),
-        (FAILURE | {"requestPayload": FAILURE}, "direct"),
+        (EVENTBRIDGE | {"detail": FAILURE}, Caller("eventbridge", "request")),
+        (FAILURE | {"requestPayload": EVENTBRIDGE}, Caller("eventbridge", "event")),
+        (FAILURE | {"requestPayload": {"Records": [SNS]}}, Caller("sns", "sns")),
+        (in_sns(EVENTBRIDGE), Caller("eventbridge", "event")),
+        (EVENTBRIDGE | {"detail": NOTIFICATION}, Caller("sns", "sns")),
+        (in_sns(FAILURE), Caller("sns", "request")),
+        (NOTIFICATION, Caller("sns", "sns")),
+        (FAILURE | {"requestPayload": FAILURE | {"requestContext": {"functionArn": "f"}}}, Caller("direct", "request")),
+        (
+            FAILURE | {"requestPayload": FAILURE | {"requestContext": {"functionArn": "f", "requestId": "first"}}},
+            Caller("direct", "first"),
+        ),
     ],
 )
-def test_envelopes_may_be_in_envelopes(event_in_event: dict[str, Any], caller: str) -> None:
-    """Topics get failure records, and queues get topics."""
+def test_envelopes_may_be_in_envelopes(event_in_event: dict[str, Any], caller: Caller) -> None:
+    """Topics get failure records, and queues get topics: whoever was first asks, and the innermost id is its."""
     assert (caller, INPUT) == envelope.inputs(event_in_event)[:2]
 
 
 @pytest.mark.parametrize(
-    "body",
-    [INPUT, NOTIFICATION, EVENTBRIDGE, FAILURE, NOTIFICATION | {"Message": json.dumps(EVENTBRIDGE)}],
-    ids=["input", "notification", "event", "failure record", "event in notification"],
+    ("body", "caller"),
+    [
+        (INPUT, Caller("sqs", "1")),
+        (NOTIFICATION, Caller("sns", "sns")),
+        (EVENTBRIDGE, Caller("eventbridge", "event")),
+        (FAILURE, Caller("sqs", "request")),
+        (NOTIFICATION | {"Message": json.dumps(EVENTBRIDGE)}, Caller("eventbridge", "event")),
+        (in_sns(EVENTBRIDGE), Caller("eventbridge", "event")),
+        (FAILURE | {"requestPayload": in_sns(INPUT)}, Caller("sns", "sns")),
+    ],
+    ids=["input", "notification", "event", "failure", "event in notification", "event in record", "sns in failure"],
 )
-def test_an_sqs_body_may_be_an_envelope(body: dict[str, Any]) -> None:
-    """The caller is the queue."""
-    assert ("sqs", INPUT) == sqs(body)
+def test_an_sqs_body_may_be_an_envelope(body: dict[str, Any], caller: Caller) -> None:
+    """The queue asks only where nobody else did, so that the same event has the same id by whatever way it comes."""
+    assert (caller, INPUT) == sqs(body)
+
+
+@pytest.mark.parametrize(
+    ("body", "caller"),
+    [
+        (EVENTBRIDGE, Caller("eventbridge", "1")),
+        (NOTIFICATION, Caller("sns", "1")),
+        (FAILURE, Caller("sqs", "1")),
+    ],
+    ids=["event", "notification", "failure"],
+)
+@pytest.mark.parametrize("identity", [None, 5, ["1"], {}, ""], ids=repr)
+def test_an_id_that_is_none_leaves_the_one_around_it(body: dict[str, Any], caller: Caller, identity: Any) -> None:
+    """Else a message from a queue would have no key, and nobody would know whether it was sent."""
+    context = FAILURE["requestContext"] | {"requestId": identity}
+    without = body | {"id": identity, "MessageId": identity} | ({"requestContext": context} if body is FAILURE else {})
+
+    assert caller == sqs(without)[0]
+
+
+# Failure records
+
+
+@pytest.mark.parametrize("name", sorted(NOTHING_CHANGED))
+def test_an_invocation_that_provably_changed_nothing_leaves_no_doubt(name: str) -> None:
+    """Its error says so."""
+    failure = FAILURE | {"responsePayload": {"errorType": name, "errorMessage": "it failed"}}
+
+    assert Caller("direct", "request") == envelope.inputs(failure).caller
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        {"responsePayload": {"errorType": "OutcomeUnknownError"}},
+        {"responsePayload": {"errorType": "SendInProgressError"}},
+        {"responsePayload": {"errorType": "Sandbox.Timedout", "errorMessage": "Task timed out"}},
+        {"responsePayload": {"errorType": "Runtime.ExitError"}},
+        {"responsePayload": {"errorMessage": "Task timed out"}},
+        {"responsePayload": {"errorType": None}},
+        {"responsePayload": None},
+        {"responsePayload": "Task timed out"},
+        {"responseContext": {"statusCode": 200, "functionError": None}, "responsePayload": {}},
+    ],
+    ids=repr,
+)
+def test_any_other_failure_is_in_doubt(response: dict[str, Any]) -> None:
+    """Whatever was begun may have been carried out."""
+    assert Caller("direct", "request", doubtful=True) == envelope.inputs(FAILURE | response).caller
+
+
+@pytest.mark.parametrize("context", [None, {}, {"statusCode": 400}, "absent"], ids=repr)
+def test_a_failure_without_invocation_leaves_no_doubt(context: Any) -> None:
+    """Lambda kept the event until it was too old."""
+    failure = NEVER_INVOKED if context == "absent" else NEVER_INVOKED | {"responseContext": context}
+
+    assert Caller("direct", "request") == envelope.inputs(failure).caller
+
+
+@pytest.mark.parametrize("part", [5, 0.5, True, "functionError", ["functionError"]], ids=repr)
+@pytest.mark.parametrize("name", ["responseContext", "responsePayload"])
+def test_a_failure_that_is_odd_is_read_or_refused(name: str, part: Any) -> None:
+    """No other exception: one record that somebody wrote by hand must not touch the others of its batch."""
+    with suppress(InvalidInputError):
+        assert "sqs" == sqs(IN_DOUBT | {name: part})[0].kind
+
+
+@pytest.mark.parametrize("error_type", [[], {}, ["InternalError"]], ids=repr)
+def test_a_failure_whose_error_has_no_name_is_in_doubt(error_type: Any) -> None:
+    """The same as one that has none at all."""
+    failure = FAILURE | {"responsePayload": {"errorType": error_type}}
+
+    assert Caller("sqs", "request", doubtful=True) == sqs(failure)[0]
+
+
+@pytest.mark.parametrize(
+    ("event", "caller"),
+    [
+        (EVENTBRIDGE | {"detail": IN_DOUBT}, Caller("eventbridge", "request", doubtful=True)),
+        (in_sns(IN_DOUBT), Caller("sns", "request", doubtful=True)),
+        (FAILURE | {"requestPayload": IN_DOUBT}, Caller("direct", "request", doubtful=True)),
+    ],
+    ids=["event", "notification", "failure"],
+)
+def test_doubt_comes_through_the_envelopes_around_it(event: dict[str, Any], caller: Caller) -> None:
+    """By whatever way the record is handed back."""
+    assert (caller, INPUT) == envelope.inputs(event)[:2]
+    assert caller[1:] == sqs(event)[0][1:]
+
+
+def test_doubt_about_a_delivery_is_not_doubt_about_another() -> None:
+    """An event in a failure record was tried under its own id, by which the ledger knows it."""
+    caller = envelope.inputs(IN_DOUBT | {"requestPayload": FAILURE}).caller
+
+    assert Caller("direct", "request") == caller
 
 
 @pytest.mark.parametrize("body", ["", "text", "{", "{'to': 1}", "[" * 100_000, '"\\ud800"', "NaN"])
@@ -195,7 +317,23 @@ def test_a_batch_has_its_records(event: LoadEvent) -> None:
     assert [(f"059f36b4-87a3-44ab-83d2-66197597677{number}", None) for number in range(3)] == [
         (record.message_id, record.group) for record in records or []
     ]
-    assert [("sqs", INPUT)] * 3 == [envelope.sqs_inputs(record)[:2] for record in records or []]
+    assert [
+        (Caller("sqs", "059f36b4-87a3-44ab-83d2-661975976770"), INPUT),
+        (Caller("sns", "95df01b4-ee98-5cb9-9903-4c221d41eb5e"), INPUT),
+        (Caller("eventbridge", "6a7e8feb-b491-4cf7-a9f1-bf3703467718"), INPUT),
+    ] == [envelope.sqs_inputs(record)[:2] for record in records or []]
+
+
+def test_a_record_says_where_and_how_often_it_came(event: LoadEvent) -> None:
+    """With that its next delivery can be put off, and counted."""
+    batch = event("send_sms_sqs")
+    batch["Records"][1]["attributes"]["ApproximateReceiveCount"] = "7"
+    del batch["Records"][2]["attributes"]
+    arn = "arn:aws:sqs:us-east-1:123456789012:parcels"
+
+    assert [(arn, "AQEBEXAMPLE", 1), (arn, "AQEBEXAMPLE", 7), (arn, "AQEBEXAMPLE", 1)] == [
+        (record.queue_arn, record.receipt_handle, record.receive_count) for record in envelope.sqs_records(batch) or []
+    ]
 
 
 @pytest.mark.parametrize(
@@ -206,7 +344,7 @@ def test_only_a_fifo_queue_has_groups(arn: str, group: str | None) -> None:
     """A standard queue may carry a group too, which says nothing about order."""
     record = SQS | {"eventSourceARN": arn, "attributes": {"MessageGroupId": "g"}}
 
-    assert [Record("1", json.dumps(INPUT), group)] == envelope.sqs_records({"Records": [record]})
+    assert [("1", json.dumps(INPUT), group)] == [each[:3] for each in envelope.sqs_records({"Records": [record]}) or []]
 
 
 @pytest.mark.parametrize(
@@ -219,8 +357,22 @@ def test_only_a_fifo_queue_has_groups(arn: str, group: str | None) -> None:
         SQS | {"eventSourceARN": "q.fifo", "attributes": {}},
         SQS | {"eventSourceARN": "q.fifo", "attributes": None},
         SQS | {"eventSourceARN": "q.fifo", "attributes": []},
+        SQS | {"attributes": None},
+        SQS | {"attributes": []},
+        SQS | {"attributes": {"ApproximateReceiveCount": "many"}},
     ],
-    ids=["nothing", "no body", "no id", "no attributes", "no group", "null", "list"],
+    ids=[
+        "nothing",
+        "no body",
+        "no id",
+        "no attributes",
+        "no group",
+        "null",
+        "list",
+        "null of a standard queue",
+        "list of a standard queue",
+        "no count",
+    ],
 )
 def test_a_malformed_batch_is_refused(record: dict[str, Any]) -> None:
     """It can only come from someone who writes it by hand."""
@@ -275,7 +427,7 @@ def test_what_is_no_object_with_context_is_no_http_request(event: object) -> Non
 @pytest.mark.parametrize("name", ["send_sms_api", "send_sms_api_payload_1", "send_sms_function_url"])
 def test_the_body_of_a_request_is_the_input(event: LoadEvent, name: str) -> None:
     """Through both payload formats and function URLs."""
-    assert ("api", INPUT, {}) == envelope.http_inputs(envelope.http_request(event(name)))
+    assert (Caller("api"), INPUT, {}) == envelope.http_inputs(envelope.http_request(event(name)))
 
 
 @pytest.mark.parametrize("name", ["send_sms_api", "send_sms_api_payload_1", "send_sms_function_url"])
@@ -370,6 +522,40 @@ def test_payload_1_has_path_parameters_too(event: LoadEvent) -> None:
 def test_the_idempotency_key_may_be_a_header(event: LoadEvent, name: str, headers: dict[str, Any]) -> None:
     """However it is spelled."""
     assert {"idempotency_key": ["key"]} == envelope.http_inputs(envelope.http_request(event(name) | headers)).text
+
+
+@pytest.mark.parametrize("key", ["key", None, "other"])
+def test_the_header_may_say_what_the_body_says(event: LoadEvent, key: str | None) -> None:
+    """Null is as good as nothing; a different key is refused, for which of the two would count?"""
+    request = event("send_sms_api") | {"headers": {"Idempotency-Key": "key"}}
+    request["body"] = json.dumps(INPUT | {"idempotency_key": key})
+
+    if key == "other":
+        with pytest.raises(
+            InvalidInputError, match=r"^idempotency_key: differs from the header Idempotency-Key; give "
+        ):
+            envelope.http_inputs(envelope.http_request(request))
+    else:
+        expected = {} if key else {"idempotency_key": ["key"]}
+        assert expected == envelope.http_inputs(envelope.http_request(request)).text
+
+
+@pytest.mark.parametrize("key", [5, ["key"], {"key": "key"}, "Key", "key "], ids=repr)
+def test_a_key_in_the_body_is_compared_as_it_is(event: LoadEvent, key: Any) -> None:
+    """Nothing is brought into form to make it equal."""
+    request = event("send_sms_api") | {"headers": {"Idempotency-Key": "key"}}
+    request["body"] = json.dumps(INPUT | {"idempotency_key": key})
+
+    with pytest.raises(InvalidInputError, match="differs from the header"):
+        envelope.http_inputs(envelope.http_request(request))
+
+
+@pytest.mark.parametrize("body", ["[]", "5", '"text"', "null", ""])
+def test_a_header_beside_a_body_that_is_no_object_is_kept(event: LoadEvent, body: str) -> None:
+    """What is wrong is the body."""
+    request = event("send_sms_api") | {"headers": {"Idempotency-Key": "key"}, "body": body}
+
+    assert {"idempotency_key": ["key"]} == envelope.http_inputs(envelope.http_request(request)).text
 
 
 def test_a_get_has_no_idempotency_key(event: LoadEvent) -> None:
@@ -470,6 +656,8 @@ SHAPES = st.fixed_dictionaries(
             "rawQueryString",
             "requestContext",
             "requestPayload",
+            "responseContext",
+            "responsePayload",
             "Type",
             "TopicArn",
             "Message",

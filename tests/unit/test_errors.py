@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from twilio_connector import errors
 from twilio_connector.errors import (
+    NOTHING_CHANGED,
     ConnectorError,
     Fault,
     InvalidInputError,
@@ -32,6 +33,8 @@ PROMISED = {
     "SenderQueueFullError": (429, True),
     "TwilioUnavailableError": (502, True),
     "OutcomeUnknownError": (504, False),
+    "IdempotencyConflictError": (422, False),
+    "SendInProgressError": (409, True),
     "ResponseTooLargeError": (502, False),
     "InternalError": (500, False),
 }
@@ -71,6 +74,25 @@ def test_the_module_draws_the_error(name: str) -> None:
     line = next(line for line in str(errors.__doc__).splitlines() if f"─ {name} " in line)
 
     assert ("4xx" if name == "TwilioRejectedError" else str(PROMISED[name][0])) in line
+
+
+def test_whatever_may_have_changed_something_is_not_promised_to_have_changed_nothing() -> None:
+    """Failure records are read by this list: what stands there is sent anew when it is handed back."""
+    in_doubt = {"OutcomeUnknownError", "SendInProgressError", "ResponseTooLargeError"}
+
+    assert PROMISED.keys() - in_doubt == NOTHING_CHANGED
+
+
+def test_some_errors_know_how_long_to_wait() -> None:
+    """For callers whom Twilio told nothing."""
+    patience = {name: each.patience for name, each in classes().items() if each.patience is not None}
+
+    assert {"TwilioRateLimitError": 1, "SenderQueueFullError": 60, "SendInProgressError": 1} == patience
+
+
+def test_whoever_is_told_to_wait_may_try_again() -> None:
+    """Patience without a retry would be wasted."""
+    assert [] == [name for name, each in classes().items() if each.patience is not None and not each.retryable]
 
 
 def test_opting_out_is_a_rejection() -> None:

@@ -32,8 +32,6 @@ class Example(Input, frozen=True, kw_only=True):
     note: str | None = None
     moment: Moment | None = None
 
-    unavailable = frozenset({"later"})
-
     @classmethod
     def combinations(cls, given: Mapping[str, Any]) -> Iterator[Fault]:
         """Refuse one pair."""
@@ -232,14 +230,13 @@ def test_the_same_name_in_body_and_query_is_refused() -> None:
 
 
 def test_all_faults_are_reported_at_once() -> None:
-    """Wrong, unknown, missing, unavailable, and those of combinations."""
+    """Wrong, unknown, missing, and those of combinations."""
     assert {
         "count": "must be a whole number",
-        "later": "is not available yet",
         "notes": "is not known; did you mean note?",
         "to": "is required",
         "note": "cannot go with texts",
-    } == faults({"count": "x", "later": 1, "notes": 1, "note": "a", "texts": ["b"]})
+    } == faults({"count": "x", "notes": 1, "note": "a", "texts": ["b"]})
 
 
 def test_a_wrong_value_counts_as_given() -> None:
@@ -247,12 +244,17 @@ def test_a_wrong_value_counts_as_given() -> None:
     assert {"texts": "must be a list", "note": "cannot go with texts"} == faults(TO | {"texts": "a", "note": "a"})
 
 
-@pytest.mark.parametrize("source", ["payload", "text"])
-def test_an_unavailable_field_is_refused_even_if_it_is_null(source: str) -> None:
-    """To ignore it would be a lie."""
-    given_faults = faults({**TO, "later": None}) if source == "payload" else faults(TO, {"later": ["x"]})
+def test_null_in_the_body_leaves_the_query_its_value() -> None:
+    """It is the same as absent, also where the value comes from a header."""
+    assert "a" == Example.parse({**TO, "note": None}, {"note": ["a"]}).note
 
-    assert {"later": "is not available yet"} == given_faults
+
+@pytest.mark.parametrize("source", ["payload", "text"])
+def test_an_unknown_name_is_refused_even_if_it_says_nothing(source: str) -> None:
+    """To ignore it would be a lie."""
+    given_faults = faults({**TO, "later": None}) if source == "payload" else faults(TO, {"later": [""]})
+
+    assert {"later": "is not known"} == given_faults
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Is a message sent once, as Twilio takes it, and is everything else refused before?"""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -8,14 +9,17 @@ from send_sms import SendSms, handler
 from twilio_connector.connection import Connection
 from twilio_connector.errors import (
     ConnectorError,
+    IdempotencyConflictError,
     InvalidInputError,
     OutcomeUnknownError,
     RecipientOptedOutError,
     SenderQueueFullError,
+    SendInProgressError,
     TwilioRateLimitError,
     TwilioRejectedError,
 )
 from twilio_connector.inputs import Sender
+from twilio_connector.ledger import key_id
 
 from tests.aws_wire import AwsWire
 from tests.conftest import Context, LoadEvent
@@ -247,8 +251,8 @@ def test_without_any_sender_a_message_is_refused() -> None:
             },
         ),
         (SMS | {"content_variables": {"1": "x"}}, {"content_variables": "needs content_sid"}),
-        (SMS | {"idempotency_key": "key"}, {"idempotency_key": "is not available yet"}),
-        (SMS | {"on_unknown": "report"}, {"on_unknown": "is not available yet"}),
+        (SMS | {"on_unknown": "report"}, {"on_unknown": "needs idempotency_key"}),
+        (SMS | {"on_unknown": "resend", "idempotency_key": None}, {"on_unknown": "needs idempotency_key"}),
         (SMS | {"body": "x"}, {"body": "is not known"}),
         (SMS | {"mesage": "x"}, {"mesage": "is not known; did you mean message?"}),
         (SMS | {"schedule_type": "fixed"}, {"schedule_type": "is not known"}),
@@ -298,6 +302,12 @@ def test_bad_combinations_are_refused(given: dict[str, Any], expected: dict[str,
         ("max_price", float("nan")),
         ("max_price", float("inf")),
         ("dry_run", "yes"),
+        ("idempotency_key", ""),
+        ("idempotency_key", "x" * 129),
+        ("idempotency_key", "a key"),
+        ("idempotency_key", "key\n"),
+        ("idempotency_key", "é"),
+        ("idempotency_key", 5),
     ],
 )
 def test_a_wrong_value_is_refused(name: str, value: object) -> None:
@@ -392,14 +402,231 @@ def test_a_dry_run_finds_faults(aws_wire: AwsWire, context: Context) -> None:
         handler({"to": TO, "message": "Hello", "dry_run": True}, context)
 
 
-def test_an_idempotency_key_in_a_header_is_refused(twilio: FaultServer, context: Context, event: LoadEvent) -> None:
-    """A key that is ignored would be a lie."""
-    request = event("send_sms_api")
-    request["headers"]["Idempotency-Key"] = "key"
-    problem = json.loads(handler(request, context)["body"])
+# Keys
 
-    assert [{"field": "idempotency_key", "message": "is not available yet"}] == problem["errors"]
-    assert [] == twilio.requests
+
+@pytest.mark.parametrize("key", ["!", "~" * 128, "order-1:reminder/2"])
+def test_a_key_is_visible_text(key: str) -> None:
+    """And nothing of it goes to Twilio in a parameter of its own."""
+    assert {"To": TO, "From": "+15551234567", "Body": "Hello"} == form(SMS | {"idempotency_key": key})
+
+
+@pytest.mark.parametrize("value", ["send", "Report", "", 1])
+def test_what_to_do_about_an_unknown_outcome_is_one_of_two(value: object) -> None:
+    """Nothing that is nearly one."""
+    given = SMS | {"idempotency_key": "key", "on_unknown": value}
+
+    assert {"on_unknown": "must be report or resend"} == refused(given)
+
+
+@pytest.mark.parametrize(
+    "ours",
+    [
+        {"connection": "default"},
+        {"idempotency_key": "other"},
+        {"idempotency_key": "other", "on_unknown": "resend"},
+        {"dry_run": True},
+        {"from": None},
+        {"to": "(500) 555-0006"},
+    ],
+    ids=repr,
+)
+def test_what_makes_no_other_message_is_no_other_content(ours: dict[str, Any]) -> None:
+    """So a key holds for the same message, however it is asked for."""
+    assert SendSms.parse(BY_SERVICE).content() == SendSms.parse(BY_SERVICE | ours).content()
+
+
+@pytest.mark.parametrize(
+    "other", [{"message": "Bye"}, {"to": "+15550100001"}, {"from": "Shop"}, {"max_price": 1}, {"smart_encoded": False}]
+)
+def test_what_makes_another_message_is_another_content(other: dict[str, Any]) -> None:
+    """Every parameter of Twilio's counts."""
+    assert SendSms.parse(BY_SERVICE).content() != SendSms.parse(BY_SERVICE | other).content()
+
+
+def test_the_same_key_sends_once(twilio: FaultServer, context: Context) -> None:
+    """The second call gets the first one's message."""
+    first = handler(SMS | {"idempotency_key": "key"}, context)
+    second = handler(SMS | {"idempotency_key": "key"}, context)
+
+    assert first == second
+    assert 1 == len(twilio.requests)
+
+
+def test_another_key_sends_another_message(twilio: FaultServer, context: Context) -> None:
+    """As does none at all."""
+    for key in ("a", "b", None, None):
+        handler(SMS | {"idempotency_key": key}, context)
+
+    assert 4 == len(twilio.requests)
+
+
+def test_a_key_belongs_to_its_connection(twilio: FaultServer, aws_wire: AwsWire, context: Context) -> None:
+    """Another account knows nothing of it; the default one is the same by name."""
+    aws_wire.secrets["twilio/other"] = aws_wire.secrets["twilio/default"]
+    for name in (None, "default", "other"):
+        handler(SMS | {"idempotency_key": "key", "connection": name}, context)
+
+    assert 2 == len(twilio.requests)
+
+
+def test_the_same_key_for_another_message_is_a_conflict(twilio: FaultServer, context: Context) -> None:
+    """Nothing is sent, and the first message is not given for the second."""
+    handler(SMS | {"idempotency_key": "key"}, context)
+
+    with pytest.raises(IdempotencyConflictError, match=r"^idempotency_key: was used for another input"):
+        handler(SMS | {"idempotency_key": "key", "message": "Bye"}, context)
+    assert 1 == len(twilio.requests)
+
+
+def test_a_key_that_is_being_sent_is_in_progress(twilio: FaultServer, context: Context) -> None:
+    """Whoever comes second is told to come again, and sends nothing."""
+    twilio.script(faults.hang(then=faults.OK))
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(handler, SMS | {"idempotency_key": "key"}, context)
+        twilio.wait_for(1)
+        with pytest.raises(SendInProgressError):
+            handler(SMS | {"idempotency_key": "key"}, context)
+        twilio.release()
+
+        assert first.result()["sid"] == handler(SMS | {"idempotency_key": "key"}, context)["sid"]
+    assert 1 == len(twilio.requests)
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [({"Idempotency-Key": "key"}, {}), ({}, {"idempotency_key": "key"}), ({"idempotency-key": "key"},) * 2],
+    ids=["header", "body", "both"],
+)
+def test_the_api_takes_a_key_in_header_or_body(
+    twilio: FaultServer, context: Context, event: LoadEvent, headers: dict[str, str], body: dict[str, str]
+) -> None:
+    """The same key, wherever it stands: an API call and a direct one are one message."""
+    request = event("send_sms_api")
+    given = json.loads(request["body"])
+    body = {"idempotency_key": "key"} if body else {}
+    request |= {"headers": headers, "body": json.dumps(given | body)}
+    answers = [handler(request, context) for _ in range(2)]
+    direct = handler(given | {"idempotency_key": "key"}, context)
+
+    assert [201, 201] == [answer["statusCode"] for answer in answers]
+    assert {direct["sid"]} == {json.loads(answer["body"])["sid"] for answer in answers}
+    assert 1 == len(twilio.requests)
+
+
+@pytest.mark.parametrize("value", [None, "other"])
+def test_the_api_compares_the_header_with_the_body(
+    twilio: FaultServer, context: Context, event: LoadEvent, value: str | None
+) -> None:
+    """Null is as good as nothing, and two different keys are the caller's fault."""
+    request = event("send_sms_api")
+    given = json.loads(request["body"]) | {"idempotency_key": value}
+    request |= {"headers": {"Idempotency-Key": "key"}, "body": json.dumps(given)}
+
+    assert (400 if value else 201) == handler(request, context)["statusCode"]
+    assert (0 if value else 1) == len(twilio.requests)
+
+
+def test_the_api_says_that_a_key_was_used(twilio: FaultServer, context: Context, event: LoadEvent) -> None:
+    """With 422, and 201 again for the same message."""
+    request = event("send_sms_api") | {"headers": {"Idempotency-Key": "key"}}
+    other = request | {"body": json.dumps({"to": TO, "message": "Bye"})}
+
+    assert [201, 422, 201] == [handler(each, context)["statusCode"] for each in (request, other, request)]
+    assert 1 == len(twilio.requests)
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({}, True),
+        ({"status_callback": "https://example.com/a"}, False),
+        ({"application_sid": APPLICATION}, False),
+    ],
+    ids=["none", "callback", "application"],
+)
+def test_twilio_tells_the_webhook_of_a_key(
+    twilio: FaultServer, context: Context, more: dict[str, str], *, expected: bool
+) -> None:
+    """Unless the caller wants to hear it; where it is told, the URL names the key by its id alone."""
+    handler(SMS | {"idempotency_key": "secret-key"} | more, context)
+    callback = twilio.requests[0].form.get("StatusCallback", [""])[0]
+
+    url = f"https://hooks.example.com/webhook/default?send={key_id('default', 'secret-key')}#rc=2&rp=all"
+    assert (url if expected else more.get("status_callback", "")) == callback
+
+
+def test_without_a_key_twilio_tells_nobody(twilio: FaultServer, aws_wire: AwsWire, context: Context) -> None:
+    """There is nothing to be resolved, and nothing in the ledger."""
+    handler(SMS, context)
+
+    assert "StatusCallback" not in twilio.requests[0].form
+    assert {} == aws_wire.items
+
+
+@pytest.mark.parametrize("caller", ["direct", "api"])
+def test_a_dry_run_leaves_its_key_unused(
+    twilio: FaultServer, aws_wire: AwsWire, context: Context, event: LoadEvent, caller: str
+) -> None:
+    """It shows the callback that would be asked for, and claims nothing."""
+    given = SMS | {"idempotency_key": "key", "dry_run": True}
+    if caller == "direct":
+        rehearsal = handler(given, context)
+    else:
+        rehearsal = json.loads(handler(event("send_sms_api") | {"body": json.dumps(given)}, context)["body"])
+
+    assert "StatusCallback" in rehearsal["request"]["form"]
+    assert ({}, []) == (aws_wire.items, twilio.requests)
+
+
+@pytest.mark.parametrize("name", ["send_sms_failure_record"])
+def test_a_failure_record_that_is_handed_back_sends_once(
+    twilio: FaultServer, context: Context, event: LoadEvent, name: str
+) -> None:
+    """Its request's id is the key, however often it comes."""
+    messages = [handler(event(name), context) for _ in range(2)]
+
+    assert messages[0] == messages[1]
+    assert 1 == len(twilio.requests)
+
+
+def test_a_failure_record_in_doubt_is_not_sent(twilio: FaultServer, context: Context, event: LoadEvent) -> None:
+    """The invocation that it is about may have sent it, without a key."""
+    failure = event("send_sms_failure_record")
+    failure["responsePayload"] = {"errorType": "Sandbox.Timedout"}
+
+    for _ in range(2):
+        with pytest.raises(OutcomeUnknownError):
+            handler(failure, context)
+    assert [] == [request.method for request in twilio.requests if request.method == "POST"]
+
+
+def test_a_failure_record_with_a_key_is_asked_of_the_ledger(
+    twilio: FaultServer, context: Context, event: LoadEvent
+) -> None:
+    """Whatever the invocation did stands there; nothing stands there, so it did nothing."""
+    failure = event("send_sms_failure_record")
+    failure["responsePayload"] = {"errorType": "Sandbox.Timedout"}
+    failure["requestPayload"]["idempotency_key"] = "key"
+    messages = [handler(failure, context) for _ in range(2)]
+
+    assert messages[0] == messages[1]
+    assert 1 == len(twilio.requests)
+
+
+def test_a_failure_record_in_doubt_may_be_sent_on_purpose(
+    twilio: FaultServer, context: Context, event: LoadEvent
+) -> None:
+    """Who says `resend` takes the risk."""
+    failure = event("send_sms_failure_record")
+    failure["responsePayload"] = {"errorType": "Sandbox.Timedout"}
+    failure["requestPayload"]["on_unknown"] = "resend"
+    handler(failure, context)
+
+    assert 1 == len(twilio.requests)
+
+
+# Failures
 
 
 @pytest.mark.parametrize(
@@ -432,11 +659,11 @@ def test_a_failed_send_has_its_error(
     assert count == len(twilio.requests)
 
 
-@pytest.mark.parametrize("given", [SMS | {"to": "nobody"}, {}, SMS | {"idempotency_key": "x"}])
+@pytest.mark.parametrize("given", [SMS | {"to": "nobody"}, {}, SMS | {"idempotency_key": "a key"}])
 def test_a_wrong_input_reaches_nobody(
     twilio: FaultServer, aws_wire: AwsWire, context: Context, given: dict[str, Any]
 ) -> None:
-    """Neither Twilio nor Secrets Manager."""
+    """Neither Twilio nor Secrets Manager nor the ledger."""
     with pytest.raises(InvalidInputError):
         handler(given, context)
 

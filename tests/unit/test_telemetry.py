@@ -1,11 +1,14 @@
 """Is a failure one log line, a success none, and every metric where the README says?"""
 
+import io
 import json
 import logging
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ import get_sms
 import pytest
 import send_sms
 from twilio_connector import telemetry
-from twilio_connector.errors import ConnectorError, InternalError
+from twilio_connector.errors import ConnectorError, InternalError, TwilioDetails, TwilioRejectedError
 
 from tests.aws_wire import AwsWire
 from tests.conftest import ROOT, Context, LoadEvent
@@ -62,13 +65,13 @@ def logged(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def metrics(lines: list[dict[str, Any]]) -> dict[str, list[float]]:
     """Return the values of each metric, with the class of errors."""
-    found = {}
+    found: dict[str, list[float]] = {}
     for line in lines:
         for directive in line.get("_aws", {}).get("CloudWatchMetrics", []):
             assert "TwilioConnector" == directive["Namespace"]
             for metric in directive["Metrics"]:
                 name = metric["Name"] + (f":{line['error']}" if "error" in directive["Dimensions"][0] else "")
-                found[name] = line[metric["Name"]]
+                found[name] = found.get(name, []) + line[metric["Name"]]
     return found
 
 
@@ -126,25 +129,67 @@ def test_what_is_not_known_is_not_there(context: Context, lines: Lines) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "caller"),
+    ("name", "callers"),
     [
-        ("send_sms", "direct"),
-        ("send_sms_api", "api"),
-        ("send_sms_sqs", "sqs"),
-        ("send_sms_sns", "sns"),
-        ("send_sms_eventbridge", "eventbridge"),
+        ("send_sms", ["direct"]),
+        ("send_sms_failure_record", ["direct"]),
+        ("send_sms_api", ["api"]),
+        ("send_sms_sqs", ["eventbridge", "sns", "sqs"]),
     ],
 )
 def test_a_line_names_the_caller(
-    twilio: FaultServer, context: Context, event: LoadEvent, lines: Lines, name: str, caller: str
+    twilio: FaultServer, context: Context, event: LoadEvent, lines: Lines, name: str, callers: list[str]
 ) -> None:
-    """Each record of a batch has its own line."""
+    """Each record of a batch has its own line, and whoever was first is the caller."""
     twilio.script(faults.OPTED_OUT)
     with suppress(ConnectorError):
         send_sms.handler(event(name), context)
+    written = logged(lines())
 
-    assert {(caller, "RecipientOptedOutError")} == {(line["caller"], line["error"]) for line in logged(lines())}
-    assert (3 if caller == "sqs" else 1) == len(twilio.requests)
+    assert callers == sorted(line["caller"] for line in written)
+    assert {"RecipientOptedOutError"} == {line["error"] for line in written}
+    assert len(callers) == len(twilio.requests)
+
+
+@pytest.mark.parametrize(("name", "caller"), [("send_sms_sns", "sns"), ("send_sms_eventbridge", "eventbridge")])
+def test_a_delivery_that_does_not_get_into_the_queue_is_a_line(
+    aws_wire: AwsWire, context: Context, event: LoadEvent, lines: Lines, name: str, caller: str
+) -> None:
+    """With its caller, as every other."""
+    aws_wire.failures["SendMessage"] = [(400, "AccessDeniedException")]
+    failed(send_sms.handler, event(name), context)
+
+    assert [("ServiceUnavailableError", True, "send_sms", caller)] == [
+        (line["error"], line["retryable"], line["function"], line.get("caller")) for line in logged(lines())
+    ]
+
+
+def test_a_delivery_that_gets_into_the_queue_is_no_line(
+    aws_wire: AwsWire, context: Context, event: LoadEvent, lines: Lines
+) -> None:
+    """It is told of when it comes from there."""
+    for name in ("send_sms_sns", "send_sms_eventbridge"):
+        send_sms.handler(event(name), context)
+
+    assert ([], 2) == (lines(), len(aws_wire.sent))
+
+
+def test_what_could_not_be_told_is_a_line(
+    twilio: FaultServer, aws_wire: AwsWire, context: Context, event: LoadEvent, lines: Lines
+) -> None:
+    """The message was sent, and comes again to be reported."""
+    aws_wire.failures["PutEvents"] = [(400, "AccessDeniedException")]
+    batch = event("send_sms_sqs")
+    batch["Records"] = batch["Records"][:1]
+    send_sms.handler(batch, context)
+    written = lines()
+
+    assert [("ServiceUnavailableError", "the event bus does not answer (AccessDeniedException)", "sqs", "default")] == [
+        (line["error"], line["message"], line["caller"], line["connection"]) for line in logged(written)
+    ]
+    assert [1.0] == metrics(written)["MessagesSent"]
+    assert "EventsPublished" not in metrics(written)
+    assert 1 == len(twilio.requests)
 
 
 @pytest.mark.parametrize(
@@ -331,6 +376,88 @@ def test_a_batch_is_counted_together(twilio: FaultServer, context: Context, even
 
     assert ([1.0, 1.0], [1.0]) == (found["MessagesSent"], found["MessagesNotSent"])
     assert [1.0] == found["TwilioErrors:RecipientOptedOutError"]
+
+
+def hundred(message: str) -> dict[str, Any]:
+    """Return a batch of a hundred records of the send queue."""
+    record = {"eventSource": "aws:sqs", "eventSourceARN": "arn:aws:sqs:us-east-1:123456789012:send"}
+    bodies = [json.dumps({"to": TO, "message": f"{message} {number}"}) for number in range(100)]
+    return {"Records": [record | {"messageId": str(number), "body": body} for number, body in enumerate(bodies)]}
+
+
+@pytest.mark.parametrize(
+    ("message", "counted"),
+    [
+        ("Hello", {"MessagesSent": 100, "EventsPublished": 100}),
+        (
+            "fault=status_400",
+            {"MessagesNotSent": 100, "EventsPublished": 100, "TwilioErrors:TwilioRejectedError": 100},
+        ),
+        ("fault=status_500", {"OutcomeUnknown": 100, "TwilioErrors:OutcomeUnknownError": 100}),
+    ],
+    ids=["sent", "refused", "unknown"],
+)
+def test_all_records_of_a_batch_are_counted(
+    twilio: FaultServer,
+    aws_wire: AwsWire,
+    context: Context,
+    lines: Lines,
+    monkeypatch: pytest.MonkeyPatch,
+    message: str,
+    counted: dict[str, int],
+) -> None:
+    """Though fifty count at the same time, and no line holds more than a hundred values."""
+    aws_wire._server.socket.listen(1024)
+    monkeypatch.setenv("SEND_THREADS", "50")
+    assert {"batchItemFailures": []} == send_sms.handler(hundred(message), context)
+    found = {name: len(values) for name, values in metrics(lines()).items()}
+
+    assert len(twilio.requests) == found.pop("TwilioLatency")
+    assert counted == found
+    assert 100 == sum(request.method == "POST" for request in twilio.requests)
+
+
+def test_a_message_that_comes_again_is_not_counted_again(
+    twilio: FaultServer, context: Context, event: LoadEvent, lines: Lines
+) -> None:
+    """It was sent once; that it was told twice is counted."""
+    for _ in range(2):
+        send_sms.handler(event("send_sms_sqs"), context)
+    found = metrics(lines())
+
+    assert ([1.0] * 3, [1.0] * 6) == (found["MessagesSent"], found["EventsPublished"])
+    assert 3 == len(twilio.requests)
+
+
+class Crowded(io.StringIO):
+    """An output where a second thread writes between the two halves of what the first one writes, if it can."""
+
+    def __init__(self) -> None:
+        """Expect two."""
+        super().__init__()
+        self._both = threading.Barrier(2)
+
+    def write(self, text: str) -> int:
+        """Write; what does not end a line waits for another such write, for a moment."""
+        count = super().write(text)
+        if not text.endswith("\n"):
+            with suppress(threading.BrokenBarrierError):
+                self._both.wait(0.5)
+        return count
+
+
+def test_metrics_of_threads_do_not_run_into_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line with two would be none to CloudWatch."""
+    output = Crowded()
+    monkeypatch.setattr(sys, "stdout", output)
+    monkeypatch.setattr(telemetry.logger.registered_handler, "stream", io.StringIO())
+    error = TwilioRejectedError("refused", twilio=TwilioDetails(status=400))
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(telemetry.failure, [error] * 2))
+
+    assert {"TwilioErrors:TwilioRejectedError": [1.0, 1.0]} == metrics(
+        [json.loads(line) for line in output.getvalue().splitlines()]
+    )
 
 
 def test_a_dry_run_counts_nothing(twilio: FaultServer, context: Context, lines: Lines) -> None:

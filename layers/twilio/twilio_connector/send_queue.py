@@ -8,16 +8,17 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from twilio_connector import aws, envelope, reports, telemetry
+from twilio_connector import aws, envelope, ledger, reports, telemetry
 from twilio_connector.envelope import Record
 from twilio_connector.errors import (
     ConnectorError,
     Fault,
+    IdempotencyConflictError,
     InvalidInputError,
     OutcomeUnknownError,
     ServiceUnavailableError,
 )
-from twilio_connector.ledger import Ledger, State, key_id
+from twilio_connector.ledger import State
 from twilio_connector.settings import Settings, variable
 
 MOST_RECEIVES = 10
@@ -58,13 +59,13 @@ def deliver(record: Record, run: Callable[[], dict[str, Any]]) -> bool:
 
     Whatever leaves the queue was reported, or is `unknown` in the ledger, where `resolve` reports it.
     """
-    context = {"function": __name__}
+    context = {"function": "send_sms"}
     try:
         order = _order(record)
         context |= {"caller": order.about.caller, "connection": order.about.connection}
         if record.receive_count > MOST_RECEIVES and _given_up(order):
             return False
-        return _sent_later(record, order, run)
+        return _comes_again(record, order, run)
     except ServiceUnavailableError as error:  # nobody could be told
         telemetry.failure(error, **context)
     except Exception as error:  # noqa: BLE001 the other records of the batch must not come again
@@ -72,8 +73,8 @@ def deliver(record: Record, run: Callable[[], dict[str, Any]]) -> bool:
     return True
 
 
-def _sent_later(record: Record, order: _Order, run: Callable[[], dict[str, Any]]) -> bool:
-    """Send a record and report it; tell whether it is to be tried later instead."""
+def _comes_again(record: Record, order: _Order, run: Callable[[], dict[str, Any]]) -> bool:
+    """Send a record and report it; tell whether it is to be delivered again instead."""
     try:
         message = run()
         if "dry_run" in message:
@@ -82,11 +83,14 @@ def _sent_later(record: Record, order: _Order, run: Callable[[], dict[str, Any]]
         if order.resend:
             _delay(record, error)
         return order.resend
+    except IdempotencyConflictError as error:
+        _fail(order, error.problem())
     except ConnectorError as error:
-        if error.retryable:
+        known = None if error.retryable else _known(order)
+        if error.retryable or (known and known.state is State.SENDING):
             _delay(record, error)
             return True
-        _fail(order, error.problem())
+        _end(order, known, error.problem())
     else:
         reports.sent(order.about, message)
     return False
@@ -94,16 +98,29 @@ def _sent_later(record: Record, order: _Order, run: Callable[[], dict[str, Any]]
 
 def _given_up(order: _Order) -> bool:
     """Report a record that would be sent if it were tried once more; all others are told what became of them."""
-    record = Ledger(variable("LEDGER_TABLE")).find(key_id(order.about.connection, order.about.idempotency_key))
-    if record is None or record.state is State.NOT_SENT:
-        error = ServiceUnavailableError(f"nothing was sent in {MOST_RECEIVES} deliveries")
-        _fail(order, record.error if record and record.error else error.problem())
-        return True
-    if record.state is State.UNKNOWN and (record.settled or order.resend):
+    known = _known(order)
+    if known and (known.state in {State.SENDING, State.SENT} or not (known.settled or order.resend)):
+        return False
+    error = ServiceUnavailableError(f"nothing was sent in {MOST_RECEIVES} deliveries")
+    _end(order, known, known.error if known and known.error else error.problem())
+    return True
+
+
+def _known(order: _Order) -> ledger.Record | None:
+    """Return what the ledger has of a key, whose message an earlier delivery may have sent."""
+    record_id = ledger.key_id(order.about.connection, order.about.idempotency_key)
+    return ledger.Ledger(variable("LEDGER_TABLE")).find(record_id)
+
+
+def _end(order: _Order, known: ledger.Record | None, problem: Mapping[str, Any]) -> None:
+    """Report a message that is not tried again: what failed now does not say what became of it before."""
+    if known is None or known.state is State.NOT_SENT:
+        _fail(order, problem)
+    elif known.message:
+        reports.sent(order.about, known.message)
+    elif known.settled or order.resend:
         unknown = OutcomeUnknownError("the outcome stays unknown; it is not repeated")
         reports.unknown(order.about, order.body, unknown.problem())
-        return True
-    return False
 
 
 def _fail(order: _Order, problem: Mapping[str, Any]) -> None:

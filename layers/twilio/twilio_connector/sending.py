@@ -158,7 +158,7 @@ def _note(ledger: Ledger, event: Event, claim: Record) -> Record | None:
     try:
         return ledger.write(event, claim)
     except ServiceUnavailableError as error:
-        telemetry.failure(error, function=__name__, connection=claim.connection, event=type(event).__name__)
+        telemetry.failure(error, function="send_sms", connection=claim.connection, event=type(event).__name__)
         return None
 
 
