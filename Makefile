@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test unit integration planted lint format local local-down build deploy lock clean
+.PHONY: help demo test unit integration planted torture lint format local local-down build deploy lock clean
 MAKEFLAGS += --no-print-directory
 
 # Nothing is written outside this folder, but packages into their caches.
@@ -44,6 +44,10 @@ integration:  ## Run the tests on the stack on this machine
 
 planted: .venv/synced  ## Plant bugs in a copy, and see the test fail that each names
 	@$(RUN) tests.planted
+
+torture:  ## Send thousands of messages while everything fails, and judge (SHORT=1: hundreds; SEED=7: repeat a run)
+	@+$(MAKE) --silent $(PARALLEL) $(LOCAL)
+	@$(RUN) tests.torture $(if $(SHORT),--short) $(if $(SEED),--seed $(SEED))
 
 lint:  ## Check code, types, template, lock files
 	@+$(MAKE) --silent $(PARALLEL) .venv/synced .venv-sam/synced .venv-lint/synced

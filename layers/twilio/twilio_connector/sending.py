@@ -1,6 +1,7 @@
 """Send a message at most once per idempotency key, and find out what became of it."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 
@@ -104,7 +105,12 @@ def at_most_once(twilio: Twilio, send: Send) -> dict[str, Any]:
     twilio.reserve(aws.SECONDS)  # for what must be written once it is known what became of the request
     if not twilio.has_time(aws.SECONDS):
         raise ServiceUnavailableError("too little time was left to begin; nothing was sent")
-    record = ledger.write(Claim(claim, send.resend))
+    try:
+        record = ledger.write(Claim(claim, send.resend))
+    except ServiceUnavailableError as error:
+        if twilio.has_time(aws.SECONDS):
+            _withdraw(ledger, claim, error)
+        raise
     if record.nonce != claim.nonce or record.state is not State.SENDING:
         return _known(twilio, record, claim)
     try:
@@ -114,6 +120,14 @@ def at_most_once(twilio: Twilio, send: Send) -> dict[str, Any]:
     else:
         _note(ledger, Accepted(message), record)
     return message
+
+
+def _withdraw(ledger: Ledger, claim: Record, error: ConnectorError) -> None:
+    """Take back a claim that may stand although its answer was lost, so that nobody waits for what was not sent."""
+    with suppress(ServiceUnavailableError):
+        record = ledger.find(claim.id)
+        if record and record.nonce == claim.nonce:
+            ledger.write(Refused(claim.nonce, error.problem()), record)
 
 
 def _own_fields(twilio: Twilio, send: Send) -> dict[str, str]:
