@@ -50,7 +50,7 @@ def _settle(ledger: Ledger, record: Record, deadline: Deadline) -> bool:
             reports.unknown(reports.subject(known), msgspec.json.encode(known.sms).decode(), error.problem())
         elif known.message:
             reports.sent(reports.subject(known), known.message)
-        ledger.write(Reported(), known)
+        ledger.write(Reported(known.state), known)
     except ServiceUnavailableError as error:
         telemetry.failure(error, function=__name__, connection=record.connection)
         return False

@@ -118,7 +118,9 @@ class Overdue(NamedTuple):
 
 
 class Reported(NamedTuple):
-    """An event told what became of the key."""
+    """An event told that the key is in this state; what became of it meanwhile must still be told."""
+
+    state: State
 
 
 type Event = Claim | Accepted | Refused | Lost | Proven | Overdue | Reported
@@ -182,7 +184,7 @@ def after(record: Record | None, event: Event, now: float) -> Record | None:
             record = _next(record, State.UNKNOWN)
         case Overdue() if record.state is State.SENDING and record.lease_until <= now:
             record = _next(record, State.UNKNOWN)
-        case Reported() if not record.settled and record.state is not State.SENDING:
+        case Reported(state) if not record.settled and record.state is state:
             record = _next(record, record.state, message=record.message, settled=True)
     return record
 
