@@ -28,6 +28,7 @@ _DOMAIN = re.compile(r"[A-Za-z0-9.-]+(:[0-9]+)?")
 _BODY_HASH = "bodySHA256"
 _FORM_ACCOUNT = re.compile(r"AccountSidAC[0-9a-fA-F]{32}")
 _GET_ACCOUNT = re.compile(r"[?&]AccountSid=AC[0-9a-fA-F]{32}")
+_SEND_ID = re.compile(r"[0-9a-f]{64}")
 _FORM_TYPE = "application/x-www-form-urlencoded"
 _JSON_TYPE = re.compile(r"application/([a-z0-9.+-]+\+)?json")
 
@@ -200,8 +201,8 @@ def _form(request: HttpRequest, signer: _Signer) -> Delivery:
     signed = signature.signed_text(url, fields)
     if query and _GET_ACCOUNT.search(signed):
         raise Refused("what was signed may be the URL of a GET")
-    send = dict(request.parameters).get(CALLBACK_FIELD)
-    return _delivery(signer, url, signed, fields, query)._replace(send=send)
+    send = dict(request.parameters).get(CALLBACK_FIELD, "")
+    return _delivery(signer, url, signed, fields, query)._replace(send=send if _SEND_ID.fullmatch(send) else None)
 
 
 def _delivery(signer: _Signer, url: str, signed: str, fields: Fields, query: str | None) -> Delivery:

@@ -12,6 +12,7 @@ import pytest
 import webhook
 from twilio_connector import client, connection, telemetry
 from twilio_connector.connection import Connections
+from twilio_connector.ledger import Accepted, Claim, Ledger, Lost, Record, new_claim
 
 from tests.aws_wire import AwsWire
 from tests.conftest import Context, LoadEvent
@@ -729,3 +730,103 @@ def test_a_hash_needs_no_query_of_its_own(send: Send) -> None:
 
         assert hashlib.sha256(b'{"a":1}').hexdigest() in request.query
         assert ACCEPTED == send(request)
+
+
+# Callbacks that prove a send with a key
+
+
+@pytest.fixture
+def record(aws_wire: AwsWire) -> Record:
+    """Return the record of a key whose message is being sent."""
+    claim = new_claim(
+        idempotency_key="order-7",
+        connection="default",
+        caller="sqs",
+        same="same",
+        sms={"to": "+15005550006"},
+        sought=None,
+        lease_seconds=60,
+    )
+    written = Ledger("ledger").write(Claim(claim, resend=False))
+    aws_wire.calls.clear()
+    return written
+
+
+def about(record_id: str, name: str = "status") -> Webhook:
+    """Return a webhook whose URL has the id of a key."""
+    return replace(BY_NAME[name], query=f"send={record_id}")
+
+
+def state(wire: AwsWire) -> str:
+    """Return what the ledger says."""
+    (item,) = wire.items.values()
+    return str(item["state"]["S"])
+
+
+@pytest.mark.parametrize("was_lost", [False, True], ids=["sending", "unknown"])
+def test_a_callback_proves_that_a_message_was_sent(
+    send: Send,
+    aws_wire: AwsWire,
+    record: Record,
+    was_lost: bool,  # noqa: FBT001 a table
+) -> None:
+    """Twilio calls only if it has the message, and the signature covers the query."""
+    if was_lost:
+        Ledger("ledger").write(Lost(record.nonce), record)
+
+    assert ACCEPTED == send(about(record.id))
+    assert "sent" == state(aws_wire)
+    assert "order-7" == details(aws_wire)[0]["idempotency_key"]
+    assert "unsettled" in aws_wire.items[record.id]  # somebody must still be told
+
+
+def test_a_callback_never_goes_back(send: Send, aws_wire: AwsWire, record: Record) -> None:
+    """Nor does it write what is known."""
+    Ledger("ledger").write(Accepted({"sid": MESSAGE_SID}), record)
+    aws_wire.calls.clear()
+
+    assert ACCEPTED == send(about(record.id))
+    assert 0 == aws_wire.count("PutItem")
+    assert "order-7" == details(aws_wire)[0]["idempotency_key"]
+
+
+@pytest.mark.parametrize("record_id", ["0" * 64, "x", "", "%00"])
+def test_a_callback_of_no_key_is_an_event_all_the_same(
+    send: Send, aws_wire: AwsWire, record: Record, record_id: str
+) -> None:
+    """It says nothing of any key."""
+    assert ACCEPTED == send(about(record_id))
+    assert "idempotency_key" not in details(aws_wire)[0]
+    assert record.state == state(aws_wire)
+
+
+def test_an_inbound_message_proves_nothing(send: Send, aws_wire: AwsWire, record: Record) -> None:
+    """It is not the one that was sent."""
+    assert ACCEPTED == send(about(record.id, "plain"))
+    assert "idempotency_key" not in details(aws_wire)[0]
+    assert record.state == state(aws_wire)
+
+
+def test_another_connection_proves_nothing(send: Send, aws_wire: AwsWire, record: Record) -> None:
+    """Each vouches for its own keys."""
+    aws_wire.items[record.id]["connection"] = {"S": "other"}
+
+    assert ACCEPTED == send(about(record.id))
+    assert "idempotency_key" not in details(aws_wire)[0]
+    assert record.state == state(aws_wire)
+
+
+@pytest.mark.parametrize("operation", ["GetItem", "PutItem"])
+def test_without_the_ledger_the_event_goes_out(send: Send, aws_wire: AwsWire, record: Record, operation: str) -> None:
+    """There are more callbacks, and `resolve`."""
+    aws_wire.failures[operation] = [(500, "InternalServerError")] * 2
+
+    assert ACCEPTED == send(about(record.id))
+    assert ["Message Status Changed"] == [entry["DetailType"] for entry in aws_wire.entries]
+
+
+def test_other_deliveries_do_not_ask_the_ledger(send: Send, aws_wire: AwsWire) -> None:
+    """Only a URL with an id does."""
+    send(BY_NAME["status"])
+
+    assert 0 == aws_wire.count("GetItem")

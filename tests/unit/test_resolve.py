@@ -1,0 +1,203 @@
+"""What `resolve` finds out, and whom it tells."""
+
+import json
+import time
+from email.utils import formatdate
+from typing import Any
+
+import pytest
+import resolve
+import send_sms
+from twilio_connector.errors import OutcomeUnknownError, ServiceUnavailableError
+
+from tests.aws_wire import AwsWire
+from tests.conftest import Context, LoadEvent
+from tests.faults import FaultServer, faults
+from tests.faults.wire import Reply
+
+SMS = {"to": "+15005550006", "message": "Hello", "idempotency_key": "key"}
+SID = "SM" + "1" * 32
+AWAY = (500, "InternalError")
+
+
+@pytest.fixture
+def unknown(twilio: FaultServer) -> FaultServer:
+    """Leave a message in doubt, which Twilio's list does not show."""
+    leave(twilio)
+    return twilio
+
+
+def leave(twilio: FaultServer, **more: Any) -> None:
+    """Leave a message in doubt."""
+    twilio.script(faults.status(500), faults.OK)
+    with pytest.raises(OutcomeUnknownError):
+        send_sms.handler(SMS | more, Context())
+    twilio.reset()
+
+
+def run(seconds: float = 120) -> dict[str, int]:
+    """Let the minute come."""
+    return resolve.handler({}, Context(seconds))
+
+
+def age(aws_wire: AwsWire, minutes: int = 16) -> None:
+    """Let the keys have been claimed earlier than they were."""
+    for item in aws_wire.items.values():
+        for name in ("claimed_at", "lease_until"):
+            item[name] = {"N": str(int(item[name]["N"]) - 60 * minutes)}
+
+
+def listed(twilio: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let Twilio's list have the message."""
+    message = {
+        "sid": SID, "to": SMS["to"], "from": "+15551234567", "body": "Hello", "direction": "outbound-api",
+        "messaging_service_sid": None, "date_created": formatdate(time.time() + 1), "uri": "/",
+    }  # fmt: skip
+    monkeypatch.setattr(twilio._account, "reply", lambda _: Reply.json(200, {"messages": [message]}))
+
+
+def prove(aws_wire: AwsWire) -> None:
+    """Let a status callback have proved all messages."""
+    for item in aws_wire.items.values():
+        proof = {"S": json.dumps({"sid": SID, "status": "sent"})}
+        item |= {"state": {"S": "sent"}, "sid": {"S": SID}, "message": proof, "unsettled": {"S": item["id"]["S"][0]}}
+
+
+def told(aws_wire: AwsWire) -> list[str]:
+    """Return the events' names."""
+    return [entry["DetailType"] for entry in aws_wire.entries]
+
+
+def detail(aws_wire: AwsWire) -> dict[str, Any]:
+    """Return what the last event tells."""
+    return dict(json.loads(aws_wire.entries[-1]["Detail"]))
+
+
+def test_the_event_file_is_taken(aws_wire: AwsWire, event: LoadEvent, context: Context) -> None:
+    """Nothing is open, and nothing happens."""
+    assert {"open": 0, "settled": 0} == resolve.handler(event("resolve"), context)
+    assert {"Query"} == {name for name, _ in aws_wire.calls}
+
+
+def test_a_message_in_twilios_list_was_sent(
+    unknown: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told at once, and once."""
+    listed(unknown, monkeypatch)
+
+    assert {"open": 1, "settled": 1} == run()
+    assert ["Message Sent"] == told(aws_wire)
+    assert {"idempotency_key": "key", "connection": "default", "caller": "direct"}.items() <= detail(aws_wire).items()
+    assert SID == detail(aws_wire)["message"]["sid"]
+    assert {"open": 0, "settled": 0} == run()
+
+
+@pytest.mark.usefixtures("unknown")
+def test_what_is_not_found_waits(aws_wire: AwsWire) -> None:
+    """Not to be in the list proves nothing."""
+    age(aws_wire, minutes=14)
+
+    assert {"open": 1, "settled": 0} == run()
+    assert ([], []) == (told(aws_wire), aws_wire.sent)
+
+
+@pytest.mark.usefixtures("unknown")
+def test_what_stays_unknown_is_told_and_set_aside(aws_wire: AwsWire) -> None:
+    """With its key, so that it can be moved back, and once."""
+    age(aws_wire)
+
+    assert {"open": 1, "settled": 1} == run()
+    assert ["Message Outcome Unknown"] == told(aws_wire)
+    assert "OutcomeUnknownError" == detail(aws_wire)["error"]["title"]
+    (message,) = aws_wire.sent
+    assert SMS | {"connection": "default"} == json.loads(message["MessageBody"])
+    assert "OutcomeUnknownError" == message["MessageAttributes"]["error"]["StringValue"]
+    assert {"open": 0, "settled": 0} == run()
+
+
+@pytest.mark.usefixtures("unknown")
+def test_a_proof_that_comes_later_is_told_too(aws_wire: AwsWire) -> None:
+    """Whoever heard that it is unknown hears that it was sent."""
+    age(aws_wire)
+    run()
+    prove(aws_wire)
+
+    assert {"open": 1, "settled": 1} == run()
+    assert ["Message Outcome Unknown", "Message Sent"] == told(aws_wire)
+
+
+def test_what_a_callback_tells_is_asked_for_in_full(unknown: FaultServer, aws_wire: AwsWire) -> None:
+    """The event has Twilio's message object; where Twilio does not answer, what the callback told."""
+    age(aws_wire)
+    prove(aws_wire)
+    run()
+    assert {"sid": SID, "body": "Hello"}.items() <= detail(aws_wire)["message"].items()
+
+    prove(aws_wire)
+    unknown.script(faults.status(404))
+    run()
+    assert {"sid": SID, "status": "sent"} == detail(aws_wire)["message"]
+
+
+@pytest.mark.usefixtures("unknown")
+def test_a_send_that_is_under_way_is_left_alone(aws_wire: AwsWire) -> None:
+    """Its sender may still answer; past its lease it is lost."""
+    for item in aws_wire.items.values():
+        item["state"] = {"S": "sending"}
+
+    assert {"open": 1, "settled": 0} == run()
+    assert ["sending"] == [item["state"]["S"] for item in aws_wire.items.values()]
+    age(aws_wire)
+    assert {"open": 1, "settled": 1} == run()
+    assert ["Message Outcome Unknown"] == told(aws_wire)
+
+
+@pytest.mark.usefixtures("unknown")
+@pytest.mark.parametrize("operation", ["PutEvents", "SendMessage"])
+def test_what_could_not_be_told_is_told_by_the_next_run(aws_wire: AwsWire, operation: str) -> None:
+    """Nothing is settled before it was told."""
+    age(aws_wire)
+    aws_wire.failures[operation] = [AWAY, AWAY]
+
+    assert {"open": 1, "settled": 0} == run()
+    assert {"open": 1, "settled": 1} == run()
+    assert "Message Outcome Unknown" == told(aws_wire)[-1]
+
+
+def test_a_connection_that_is_gone_holds_nothing_up(twilio: FaultServer, aws_wire: AwsWire) -> None:
+    """Its messages cannot be looked for; they and the others are told all the same."""
+    aws_wire.secrets["twilio/other"] = aws_wire.secrets["twilio/default"]
+    leave(twilio, connection="other")
+    leave(twilio, idempotency_key="second")
+    del aws_wire.secrets["twilio/other"]
+    age(aws_wire)
+
+    assert {"open": 2, "settled": 2} == run()
+    assert ["Message Outcome Unknown"] * 2 == told(aws_wire)
+
+
+@pytest.mark.usefixtures("unknown")
+def test_without_time_nothing_is_begun(aws_wire: AwsWire) -> None:
+    """The next run takes it up."""
+    age(aws_wire)
+
+    assert {"open": 0, "settled": 0} == run(seconds=29)
+    assert [] == told(aws_wire)
+
+
+def test_a_ledger_that_does_not_answer_is_an_error(aws_wire: AwsWire) -> None:
+    """Lambda counts it, and the alarm tells."""
+    aws_wire.failures["Query"] = [AWAY, AWAY]
+
+    with pytest.raises(ServiceUnavailableError):
+        run()
+
+
+def test_a_fault_of_ours_shows_no_value(aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is logged by itself holds nothing of a message."""
+    odd = {"id": {"S": "0"}, "unsettled": {"S": "0"}, "sms": {"S": "secret text"}}
+    aws_wire.items["0"] = odd
+    monkeypatch.setenv("LEDGER_TABLE", "ledger")
+
+    with pytest.raises(Exception, match=r"^a fault of the connector; its log says where$"):
+        run()
