@@ -24,7 +24,7 @@ def handler(event: Any, context: Any) -> dict[str, int]:  # noqa: ARG001 a sched
             if deadline.remaining() < _LEAST_SECONDS:
                 break
             counts["open"] += 1
-            counts["settled"] += _settle(ledger, record, deadline)
+            counts["settled"] += _settled(ledger, record, deadline)
     except ConnectorError as error:
         telemetry.failure(error, function=__name__)
         raise
@@ -35,25 +35,33 @@ def handler(event: Any, context: Any) -> dict[str, int]:  # noqa: ARG001 a sched
     return counts
 
 
-def _settle(ledger: Ledger, record: Record, deadline: Deadline) -> bool:
+def _settled(ledger: Ledger, record: Record, deadline: Deadline) -> bool:
     """Bring a record as far as it goes, and tell whether nobody has to be told any more."""
-    if record.state is not State.UNKNOWN and record.lease_until > time.time():
-        return False  # its sender may still answer
     try:
-        known = _looked_for(ledger, record, Twilio(record.connection, deadline))
-        if known is None or known.settled:
-            return True
-        if known.state is State.UNKNOWN:
-            if known.claimed_at + 60 * int(variable("UNKNOWN_REPORT_AFTER")) > time.time():
-                return False
-            error = OutcomeUnknownError("neither a status callback nor Twilio's list shows the message")
-            reports.unknown(reports.subject(known), msgspec.json.encode(known.sms).decode(), error.problem())
-        elif known.message:
-            reports.sent(reports.subject(known), known.message)
-        ledger.write(Reported(known.state), known)
+        return _settle(ledger, record, deadline)
     except ServiceUnavailableError as error:
         telemetry.failure(error, function=__name__, connection=record.connection)
-        return False
+    except Exception as error:  # noqa: BLE001 the other records must not wait for it
+        telemetry.bug(error)
+    return False
+
+
+def _settle(ledger: Ledger, record: Record, deadline: Deadline) -> bool:
+    if record.state is not State.UNKNOWN and record.lease_until > time.time():
+        return False  # its sender may still answer
+    known = _looked_for(ledger, record, Twilio(record.connection, deadline))
+    if known is None or known.settled:
+        return True
+    if known.state is State.SENDING:
+        return False  # somebody claimed it again
+    if known.state is State.UNKNOWN:
+        if known.claimed_at + 60 * int(variable("UNKNOWN_REPORT_AFTER")) > time.time():
+            return False
+        error = OutcomeUnknownError("neither a status callback nor Twilio's list shows the message")
+        reports.unknown(reports.subject(known), msgspec.json.encode(known.sms).decode(), error.problem())
+    elif known.message:
+        reports.sent(reports.subject(known), known.message)
+    ledger.write(Reported(known.state), known)
     return True
 
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, overload
 import msgspec
 from msgspec import Struct
 
-from twilio_connector import aws
+from twilio_connector import aws, telemetry
 from twilio_connector.errors import ServiceUnavailableError
 
 KEPT_SECONDS = 30 * 24 * 3600
@@ -43,6 +43,7 @@ class Sought(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     to: str
     body: str
+    account_sid: str | None = None
     from_: str | None = msgspec.field(name="from", default=None)
     messaging_service_sid: str | None = None
 
@@ -52,8 +53,8 @@ class Record(Struct, frozen=True, kw_only=True):
 
     `nonce` is that of the claim, `revision` that of the write. `settled` says that nobody has to be told any more.
     `sms` is the send_sms input, with connection and key; `error` is a problem object. `message` is Twilio's, or
-    what a status callback tells of it. `content` is equal for equal messages to one recipient. `doubtful` is a claim
-    over an unknown outcome: that this one changed nothing does not say what the first one did.
+    what a status callback tells of it. `content` is equal for equal messages of one account to one recipient.
+    `doubtful` is a claim over an unknown outcome: that this one changed nothing does not say what the first one did.
     """
 
     id: str
@@ -160,7 +161,8 @@ def new_claim(  # noqa: PLR0913 a record has these parts
         expires_at=now + KEPT_SECONDS,
         sms=sms,
         sought=sought,
-        content=_digest(connection.encode(), msgspec.json.encode(sought)) if sought else None,
+        # Without sender and connection: in Twilio's list the same message may have come by others.
+        content=_digest(msgspec.json.encode([sought.account_sid, sought.to, sought.body])) if sought else None,
     )
 
 
@@ -257,8 +259,18 @@ class Ledger:
         for shard in _SHARDS:
             for item in self._query("unsettled-index", "unsettled", shard):
                 # An index is a moment behind.
-                if (record := self.find(item["id"]["S"])) and not record.settled:
+                if (record := self._readable(item["id"]["S"])) and not record.settled:
                     yield record
+
+    def _readable(self, record_id: str) -> Record | None:
+        """Return a record, or None where somebody damaged it: the others must not wait for it."""
+        try:
+            return self.find(record_id)
+        except ServiceUnavailableError:
+            raise
+        except Exception as error:  # noqa: BLE001 whatever it holds, the log says no more than that
+            telemetry.bug(error)
+            return None
 
     def others(self, record: Record) -> list[Other]:
         """Return the other keys with the same content; raises ServiceUnavailableError."""

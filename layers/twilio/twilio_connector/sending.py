@@ -97,11 +97,12 @@ def at_most_once(twilio: Twilio, send: Send) -> dict[str, Any]:
         caller=twilio.caller.kind,
         same=fingerprint(send.sms),
         sms=send.sms | _own_fields(twilio, send),
-        sought=_sought(send.form),
+        sought=_sought(send.form, twilio.connection.account_sid),
         lease_seconds=int(variable("SEND_LEASE")),
     )
-    if twilio.caller.doubtful and twilio.caller.delivery == send.idempotency_key and not send.resend:
-        claim = msgspec.structs.replace(claim, state=State.UNKNOWN)
+    if twilio.caller.doubtful and twilio.caller.delivery == send.idempotency_key:
+        state = State.SENDING if send.resend else State.UNKNOWN
+        claim = msgspec.structs.replace(claim, state=state, doubtful=True)
     twilio.reserve(aws.SECONDS)  # for what must be written once it is known what became of the request
     if not twilio.has_time(aws.SECONDS):
         raise ServiceUnavailableError("too little time was left to begin; nothing was sent")
@@ -195,7 +196,8 @@ def find(twilio: Twilio, ledger: Ledger, record: Record) -> dict[str, Any] | Non
     if any(other.state in {State.SENDING, State.UNKNOWN} for other in others):
         return None
     taken = {other.sid for other in others}
-    found = [each for each in page["messages"] if each.get("sid") not in taken and _is(each, sought, record.claimed_at)]
+    like = [each for each in page["messages"] if _is(each, sought, record.claimed_at)]
+    found = [each for each in like if each["sid"] not in taken]
     return found[0] if len(found) == 1 else None
 
 
@@ -210,7 +212,7 @@ def whole(twilio: Twilio, message: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _sought(form: Form) -> Sought | None:
+def _sought(form: Form, account_sid: str) -> Sought | None:
     """Return what the message will look like in Twilio's list; None where a template makes its text."""
     if "ContentSid" in form:
         return None
@@ -218,6 +220,7 @@ def _sought(form: Form) -> Sought | None:
     return Sought(
         to=texts["To"],
         body=texts.get("Body", ""),
+        account_sid=account_sid,
         from_=texts.get("From"),
         messaging_service_sid=texts.get("MessagingServiceSid"),
     )
@@ -228,8 +231,8 @@ def _is(message: Mapping[str, Any], sought: Sought, claimed_at: int) -> bool:
     try:
         msgspec.convert(message, Message)
         created_at = parsedate_to_datetime(message["date_created"]).timestamp()
-    except (msgspec.ValidationError, KeyError, TypeError, ValueError):
+    except (msgspec.ValidationError, KeyError, TypeError, ValueError, AttributeError):
         return False
     is_outbound = str(message.get("direction")).startswith("outbound")
-    wanted = msgspec.to_builtins(sought)
+    wanted = {name: value for name, value in msgspec.to_builtins(sought).items() if name != "account_sid"}
     return is_outbound and created_at >= claimed_at and all(message.get(name) == wanted[name] for name in wanted)
