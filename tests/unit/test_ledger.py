@@ -337,10 +337,11 @@ def test_what_stands_in_the_table(ledger: Ledger, aws_wire: AwsWire) -> None:
     } == item
 
 
+@pytest.mark.parametrize("doubtful", [False, True])
 @pytest.mark.parametrize("stands", [name for name in STANDS if name not in {"absent", "expired"}])
-def test_what_is_written_is_read(ledger: Ledger, aws_wire: AwsWire, stands: str) -> None:
+def test_what_is_written_is_read(ledger: Ledger, aws_wire: AwsWire, stands: str, doubtful: bool) -> None:  # noqa: FBT001 a table
     """Whatever the state, with a read that sees every write."""
-    record = changed(STANDS[stands] or OWN, content="content", expires_at=int(time.time()) + 60)
+    record = changed(STANDS[stands] or OWN, content="content", doubtful=doubtful, expires_at=int(time.time()) + 60)
     ledger._put(record, None, anyway=False)
 
     assert record == ledger.find(record.id)
@@ -544,6 +545,17 @@ def test_nothing_is_written_over_an_acceptance(ledger: Ledger, aws_wire: AwsWire
     ledger.write(Accepted(MESSAGE), record)
     ledger.write(late, unsure)
 
+    assert "sent" == state(aws_wire)
+
+
+def test_an_acceptance_is_one_write_whatever_stands_there(ledger: Ledger, aws_wire: AwsWire) -> None:
+    """The time of its sender is short."""
+    record = claimed(ledger, live())
+    ledger.write(Lost("own"), record)
+    aws_wire.calls.clear()
+    ledger.write(Accepted(MESSAGE), record)
+
+    assert [(None, None)] == conditions(aws_wire)
     assert "sent" == state(aws_wire)
 
 

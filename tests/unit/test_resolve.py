@@ -12,7 +12,7 @@ import resolve
 import send_sms
 from twilio_connector import deadline
 from twilio_connector.errors import InternalError, OutcomeUnknownError, ServiceUnavailableError
-from twilio_connector.ledger import Ledger, Proven, key_id
+from twilio_connector.ledger import Accepted, Ledger, Proven, Record, key_id
 
 from tests.aws_wire import AwsWire
 from tests.conftest import Context, LoadEvent
@@ -157,6 +157,43 @@ def test_a_proof_that_comes_while_it_is_told_is_told_too(
 
 
 @pytest.mark.usefixtures("unknown")
+def test_a_proof_is_told_once_its_sender_cannot_answer_any_more(aws_wire: AwsWire) -> None:
+    """Until then the caller may get the message himself."""
+    prove(aws_wire)
+
+    assert {"open": 1, "settled": 0} == run()
+    assert [] == told(aws_wire)
+    age(aws_wire, minutes=1)
+    assert {"open": 1, "settled": 1} == run()
+    assert ["Message Sent"] == told(aws_wire)
+
+
+@pytest.mark.usefixtures("unknown")
+def test_what_its_sender_ends_meanwhile_is_not_told(aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caller has the message."""
+    age(aws_wire)
+    for item in aws_wire.items.values():
+        item["state"] = {"S": "sending"}
+    answer = aws_wire.answer
+    accepted: list[Record | None] = []
+
+    def accept(called: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        if called == "PutItem" and not accepted:
+            accepted.append(None)
+            ledger = Ledger("ledger")
+            record = ledger.find(body["Item"]["id"]["S"])
+            assert record is not None
+            accepted[0] = ledger.write(Accepted({"sid": SID, "uri": "/"}), record)
+        return answer(called, body)
+
+    monkeypatch.setattr(aws_wire, "answer", accept)
+
+    assert {"open": 1, "settled": 1} == run()
+    assert ([], []) == (told(aws_wire), aws_wire.sent)
+    assert [Ledger("ledger").find(key_id("default", "key"))] == accepted
+
+
+@pytest.mark.usefixtures("unknown")
 def test_what_is_claimed_again_meanwhile_is_not_settled(aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody sends it again on purpose: its sender may still answer."""
     age(aws_wire)
@@ -262,7 +299,16 @@ def test_a_malformed_list_holds_nothing_up(twilio: FaultServer, aws_wire: AwsWir
     assert set(keys) == keys_told(aws_wire)
 
 
-@pytest.mark.parametrize("damage", [{"state": {"S": "paused"}}, {"sms": {"S": "{"}}, {"caller": {"N": "1"}}], ids=str)
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"state": {"S": "paused"}},
+        {"sms": {"S": "{"}},
+        {"caller": {"N": "1"}},
+        {"state": {"S": "sent"}, "message": {"S": '{"status": "sent"}'}},
+    ],
+    ids=str,
+)
 def test_an_item_that_cannot_be_read_holds_nothing_up(
     aws_wire: AwsWire, keys: list[str], damage: dict[str, Any]
 ) -> None:

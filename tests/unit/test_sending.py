@@ -427,6 +427,22 @@ def test_a_message_in_the_list_is_the_answer(
     twilio.script(faults.status(500), faults.OK)
 
     assert SID == send()["sid"]
+    assert {"To": [SMS["to"]], "From": ["+15551234567"], "PageSize": ["200"]} == twilio.requests[-1].parameters
+    assert ["sent"] == states(aws_wire)
+
+
+def test_the_message_of_the_first_request_is_found_after_a_repetition(
+    twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is older than the claim of the second, which was lost too."""
+    twilio.script(faults.status(500), faults.OK)
+    failure()
+    for item in aws_wire.items.values():
+        item["claimed_at"] = {"N": str(int(time.time()) - 600)}
+    listed(twilio, monkeypatch, {"date_created": formatdate(time.time() - 300)})
+    twilio.script(faults.status(500), faults.OK)
+
+    assert SID == send(KEYED | {"on_unknown": "resend"})["sid"]
     assert ["sent"] == states(aws_wire)
 
 
@@ -612,6 +628,19 @@ def test_a_malformed_list_proves_nothing(twilio: FaultServer, aws_wire: AwsWire,
 
     assert OutcomeUnknownError is type(failure())
     assert ["unknown"] == states(aws_wire)
+
+
+def test_another_key_that_cannot_be_read_proves_nothing(
+    twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And does not keep from being written that the outcome is unknown: a newer version may have written it."""
+    send(KEYED | {"idempotency_key": "other"})
+    aws_wire.items[ledger.key_id("default", "other")]["state"] = {"S": "paused"}
+    listed(twilio, monkeypatch, {})
+    twilio.script(faults.status(500), faults.OK)
+
+    assert OutcomeUnknownError is type(failure())
+    assert "unknown" == states(aws_wire)[-1]
 
 
 def test_the_row_of_a_well_formed_list_is_a_proof(twilio: FaultServer) -> None:

@@ -275,11 +275,7 @@ class Ledger:
     def others(self, record: Record) -> list[Other]:
         """Return the other keys with the same content; raises ServiceUnavailableError."""
         items = self._query("content-index", "content", record.content) if record.content else ()
-        return [
-            Other(State(item["state"]["S"]), item.get("sid", {}).get("S"))
-            for item in items
-            if item["id"]["S"] != record.id
-        ]
+        return [_other(item) for item in items if item["id"]["S"] != record.id]
 
     def _query(self, index: str, name: str, value: str) -> Iterator[dict[str, Any]]:
         start: dict[str, Any] = {}
@@ -315,6 +311,14 @@ class Ledger:
             ReturnValuesOnConditionCheckFailure="ALL_OLD",
             **condition,
         )
+
+
+def _other(item: Mapping[str, Any]) -> Other:
+    """Return another key's state; of an item that somebody damaged nobody knows which message is its own."""
+    try:
+        return Other(State(item["state"]["S"]), item["sid"]["S"] if "sid" in item else None)
+    except (KeyError, ValueError, TypeError):
+        return Other(State.UNKNOWN, None)
 
 
 class _OtherRecordError(Exception):
