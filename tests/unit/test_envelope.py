@@ -319,8 +319,8 @@ def test_a_batch_has_its_records(event: LoadEvent) -> None:
     ]
     assert [
         (Caller("sqs", "059f36b4-87a3-44ab-83d2-661975976770"), INPUT),
-        (Caller("sns", "95df01b4-ee98-5cb9-9903-4c221d41eb5e"), INPUT),
-        (Caller("eventbridge", "6a7e8feb-b491-4cf7-a9f1-bf3703467718"), INPUT),
+        (Caller("sns", "0b7d3f62-1c3e-5a8d-b1c9-6f1d2a4e8b70"), INPUT),
+        (Caller("eventbridge", "d4f1b8a6-52c7-4e0b-9a3d-7c6e5f4a3b21"), INPUT),
     ] == [envelope.sqs_inputs(record)[:2] for record in records or []]
 
 
