@@ -2,6 +2,8 @@
 
 import json
 import threading
+import time
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
@@ -22,8 +24,18 @@ class AwsWire:
     def __init__(self) -> None:
         """Listen on a free port."""
         self.secrets: dict[str, str | bytes] = {}
+        self.previous: dict[str, str] = {}
+        """The versions of secrets before the present ones."""
+        self.secret_age = 30 * 24 * 3600.0
+        """Seconds since the present versions were stored."""
         self.items: dict[str, dict[str, Any]] = {}
-        """The table's, by id."""
+        """The ledger's, by id."""
+        self.deliveries: dict[str, dict[str, Any]] = {}
+        """The items of the events that were published, by id."""
+        self.parameters: dict[str, str] = {}
+        """Systems Manager's."""
+        self.function: Callable[[Any], tuple[dict[str, str], bytes]] = lambda _: ({}, b"null")
+        """What a function that is invoked does with its payload: headers and body of the answer."""
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.failures: dict[str, list[tuple[int, str]]] = {}
         self.refused_entries = 0
@@ -37,13 +49,18 @@ class AwsWire:
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                operation = self.headers["X-Amz-Target"].rpartition(".")[2]
-                status, answer = wire.answer(operation, body)
+                headers: dict[str, str] = {}
+                if "X-Amz-Target" in self.headers:
+                    status, answer = wire.answer(self.headers["X-Amz-Target"].rpartition(".")[2], body)
+                    data = json.dumps(answer).encode()
+                else:  # Lambda's has paths instead
+                    status, headers, data = wire.invoke(self.path, body)
                 if status == LOST[0]:
                     self.close_connection = True
                     return
-                data = json.dumps(answer).encode()
                 self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
                 self.send_header("Content-Type", "application/x-amz-json-1.1")
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
@@ -92,6 +109,20 @@ class AwsWire:
             answer: tuple[int, dict[str, Any]] = getattr(self, f"_{operation}")(body)
             return (LOST[0], {}) if failure == LOST else answer
 
+    def invoke(self, path: str, payload: Any) -> tuple[int, dict[str, str], bytes]:
+        """Return status, headers and body of the answer to an invocation."""
+        self.calls.append(("Invoke", {"path": path, "payload": payload}))
+        failure = self.failures["Invoke"].pop(0) if self.failures.get("Invoke") else PASS
+        if failure != PASS:
+            return failure[0], {"x-amzn-ErrorType": failure[1]}, b"{}"
+        headers, body = self.function(payload)
+        return 200, headers, body
+
+    def _GetParameter(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:  # noqa: N802 as AWS calls it
+        if body["Name"] not in self.parameters:
+            return 400, {"__type": "ParameterNotFound", "message": "no such parameter"}
+        return 200, {"Parameter": {"Name": body["Name"], "Value": self.parameters[body["Name"]]}}
+
     def _PutEvents(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:  # noqa: N802 as AWS calls it
         refused, self.refused_entries = self.refused_entries, 0
         results = [{"EventId": str(index)} for index in range(len(body["Entries"]) - refused)]
@@ -111,13 +142,14 @@ class AwsWire:
         return 200, {"Item": item} if item else {}
 
     def _PutItem(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:  # noqa: N802 as AWS calls it
-        old = self.items.get(body["Item"]["id"]["S"])
+        items = self.deliveries if body["TableName"] == "deliveries" else self.items
+        old = items.get(body["Item"]["id"]["S"])
         if not _holds(body, old):
             answer: dict[str, Any] = {"__type": "ConditionalCheckFailedException", "message": "as injected"}
             if old and body["ReturnValuesOnConditionCheckFailure"] == "ALL_OLD":
                 answer["Item"] = old
             return 400, answer
-        self.items[body["Item"]["id"]["S"]] = body["Item"]
+        items[body["Item"]["id"]["S"]] = body["Item"]
         return 200, {}
 
     def _Query(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:  # noqa: N802 as AWS calls it
@@ -132,15 +164,17 @@ class AwsWire:
         return 200, {"Items": items, "Count": len(page), **more}
 
     def _GetSecretValue(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:  # noqa: N802 as AWS calls it
-        return self._secret(body["SecretId"])
+        stage = body.get("VersionStage", "AWSCURRENT")
+        versions = self.secrets if stage == "AWSCURRENT" else self.previous
+        return self._secret(body["SecretId"], versions.get(body["SecretId"]))
 
-    def _secret(self, name: str) -> tuple[int, dict[str, Any]]:
-        secret = self.secrets.get(name)
+    def _secret(self, name: str, secret: str | bytes | None) -> tuple[int, dict[str, Any]]:
         if secret is None:
             return 400, {"__type": "ResourceNotFoundException", "message": "no such secret"}
+        answer = {"Name": name, "CreatedDate": time.time() - self.secret_age}
         if isinstance(secret, bytes):
-            return 200, {"Name": name, "SecretBinary": secret.decode("latin-1")}
-        return 200, {"Name": name, "SecretString": secret}
+            return 200, answer | {"SecretBinary": secret.decode("latin-1")}
+        return 200, answer | {"SecretString": secret}
 
 
 def _holds(body: dict[str, Any], old: dict[str, Any] | None) -> bool:

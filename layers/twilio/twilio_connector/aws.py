@@ -8,14 +8,19 @@ from typing import Any
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, ConnectTimeoutError, EndpointConnectionError
 
 from twilio_connector.transport import MAX_THREADS
 
+_ATTEMPTS = 2
+_READ_SECONDS = 2
+REPLY_SECONDS = 8
+"""So long a function is waited for that the user wrote; Twilio gives up after 15."""
+# Who puts an event on the bus again has to say so in it, if the first call may have been carried out; and a
+# function that was asked for a reply is not asked again.
+_ONE_ATTEMPT = frozenset({"events", "lambda"})
 _CONFIG = Config(
     connect_timeout=1,  # seconds
-    read_timeout=2,  # seconds
-    retries={"total_max_attempts": 2, "mode": "standard"},
     max_pool_connections=MAX_THREADS,
 )
 _MAKING_A_CLIENT = threading.Lock()
@@ -58,7 +63,11 @@ class RefusedError(Exception):
 
 
 class UnavailableError(RefusedError):
-    """The service was throttled, failed or did not answer; the call may have been carried out."""
+    """The service was throttled, failed or did not answer: later it may."""
+
+
+class LostError(UnavailableError):
+    """The service failed or did not answer, and the call may have been carried out."""
 
 
 def call(service: str, operation: str, **parameters: Any) -> dict[str, Any]:
@@ -70,10 +79,13 @@ def call(service: str, operation: str, **parameters: Any) -> dict[str, Any]:
     except ClientError as error:
         code = str(error.response.get("Error", {}).get("Code", ""))
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        unavailable = code in _TRANSIENT or status >= 500  # noqa: PLR2004 HTTP's own number
-        raise (UnavailableError if unavailable else RefusedError)(code, error.response) from None
-    except BotoCoreError as error:
+        if status >= 500:  # noqa: PLR2004 HTTP's own number
+            raise LostError(code, error.response) from None
+        raise (UnavailableError if code in _TRANSIENT else RefusedError)(code, error.response) from None
+    except (EndpointConnectionError, ConnectTimeoutError) as error:
         raise UnavailableError(type(error).__name__) from None
+    except BotoCoreError as error:
+        raise LostError(type(error).__name__) from None
     return answer
 
 
@@ -87,4 +99,9 @@ def send_message(queue_url: str, json_text: str, **parameters: Any) -> None:
 
 @cache
 def _client(service: str) -> Any:
-    return boto3.client(service, config=_CONFIG)
+    attempts = 1 if service in _ONE_ATTEMPT else _ATTEMPTS
+    patience = Config(
+        read_timeout=REPLY_SECONDS if service == "lambda" else _READ_SECONDS,
+        retries={"total_max_attempts": attempts, "mode": "standard"},
+    )
+    return boto3.client(service, config=_CONFIG.merge(patience))

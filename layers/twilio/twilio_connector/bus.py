@@ -1,7 +1,10 @@
 """The stack's EventBridge bus."""
 
-from collections.abc import Sequence
-from typing import Any
+import random
+import time
+from collections.abc import Iterator, Sequence
+from enum import Enum, auto
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -10,10 +13,32 @@ from twilio_connector.errors import ServiceUnavailableError
 from twilio_connector.settings import variable
 
 # https://docs.aws.amazon.com/eventbridge/latest/APIReference/API_PutEvents.html
+MAX_BYTES = 256 * 1024
+"""Of an entry, and of all entries of a request together."""
 _MAX_ENTRIES = 10
-_MAX_REQUEST_BYTES = 256 * 1024
+
+ATTEMPTS = 2
+"""So often an entry is put that the bus does not take."""
+_LONGEST_PAUSE = 0.3  # seconds
 
 type Entry = dict[str, Any]
+
+
+class End(Enum):
+    """What became of an entry."""
+
+    TAKEN = auto()
+    REFUSED = auto()
+    """It is provably not on the bus."""
+    LOST = auto()
+    """No answer came, or a 5xx: it may be on the bus."""
+
+
+class Outcome(NamedTuple):
+    """What became of an entry, and AWS's code where it was not taken."""
+
+    end: End
+    code: str = ""
 
 
 def entry(source: str, detail_type: str, detail: dict[str, Any]) -> Entry:
@@ -26,28 +51,69 @@ def entry(source: str, detail_type: str, detail: dict[str, Any]) -> Entry:
     }
 
 
+def size(each: Entry) -> int:
+    """Return the bytes that count of an entry."""
+    return sum(len(each[part].encode()) for part in ("Source", "DetailType", "Detail"))
+
+
+def attempt(entries: Sequence[Entry]) -> list[Outcome]:
+    """Put each entry on the bus once, and return what became of each."""
+    return [outcome for batch in _batches(entries) for outcome in _put(batch)]
+
+
+def pause() -> None:
+    """Wait a moment before another attempt, not at the same time as all others."""
+    time.sleep(random.uniform(0, _LONGEST_PAUSE))  # noqa: S311 spreads load, no secret
+
+
 def put(entries: Sequence[Entry]) -> None:
-    """Put all entries on the bus; raises ServiceUnavailableError where it does not take one of them."""
+    """Put all entries on the bus, twice if need be; raises ServiceUnavailableError where it does not take one.
+
+    An entry whose first attempt was lost may come twice.
+    """
+    outcomes: list[Outcome] = []
+    for number in range(ATTEMPTS):
+        if number:
+            pause()
+        outcomes = attempt(entries)
+        left = [
+            (each, outcome) for each, outcome in zip(entries, outcomes, strict=True) if outcome.end is not End.TAKEN
+        ]
+        if not left:
+            return
+        entries, outcomes = [each for each, _ in left], [outcome for _, outcome in left]
+    raise ServiceUnavailableError(f"the event bus did not take {len(entries)} entries ({outcomes[0].code})")
+
+
+def _batches(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
+    """Yield the entries in requests that are not too long and not too large."""
     batch: list[Entry] = []
-    size = 0
+    total = 0
     for each in entries:
-        each_size = sum(len(each[part].encode()) for part in ("Source", "DetailType", "Detail"))
-        if batch and (len(batch) == _MAX_ENTRIES or size + each_size > _MAX_REQUEST_BYTES):
-            _put(batch)
-            batch, size = [], 0
+        each_size = size(each)
+        if batch and (len(batch) == _MAX_ENTRIES or total + each_size > MAX_BYTES):
+            yield batch
+            batch, total = [], 0
         batch.append(each)
-        size += each_size
+        total += each_size
     if batch:
-        _put(batch)
+        yield batch
 
 
-def _put(batch: list[Entry]) -> None:
+def _put(batch: list[Entry]) -> list[Outcome]:
     try:
         answer = aws.call("events", "put_events", Entries=batch)
+    except aws.LostError as error:
+        return [Outcome(End.LOST, error.code)] * len(batch)
     except aws.RefusedError as error:
-        raise ServiceUnavailableError(f"the event bus does not answer ({error.code})") from None
-    failed = [each.get("ErrorCode") for each in answer["Entries"] if "EventId" not in each]
-    for _ in range(len(batch) - len(failed)):
-        telemetry.count("EventsPublished")
-    if answer["FailedEntryCount"]:
-        raise ServiceUnavailableError(f"the event bus refused {answer['FailedEntryCount']} entries ({failed[0]})")
+        return [Outcome(End.REFUSED, error.code)] * len(batch)
+    results = answer["Entries"]
+    outcomes = [
+        Outcome(End.TAKEN) if "EventId" in each else Outcome(End.REFUSED, str(each.get("ErrorCode")))
+        for each in results
+    ]
+    for outcome in outcomes:
+        if outcome.end is End.TAKEN:
+            telemetry.count("EventsPublished")
+    # An answer that is not about all entries says nothing about the others.
+    return outcomes + [Outcome(End.LOST, "no result")] * (len(batch) - len(outcomes))

@@ -4,6 +4,7 @@ import math
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -23,6 +24,11 @@ FRESH_SECONDS = 300
 """A secret is used that long before it is read again."""
 STALE_SECONDS = 3600
 """A secret is used that long while Secrets Manager does not answer."""
+PREVIOUS_SECONDS = 3600
+"""Tokens that a secret no longer has are accepted on webhooks that long: Twilio signs with the old one until the new
+one is promoted."""
+REFRESH_SECONDS = 30
+"""A signature that does not hold has a secret read anew, but no more often: anybody can send one."""
 _PAUSE_SECONDS = 30  # after a look-up that failed, until the next
 _STRANGERS_PER_MINUTE = 600  # look-ups of names that may be made up; fewer would let strangers keep genuine ones out
 _REMEMBERED = 500  # names
@@ -112,12 +118,22 @@ class _Known:
     fresh_until: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Replaced:
+    """The tokens that a secret had before its present ones, and until when they are accepted."""
+
+    tokens: tuple[str, ...]
+    until: float
+
+
 class Connections:
     """Reads connections, keeps them in memory, and asks for each at most once at a time."""
 
     def __init__(self) -> None:
         """Know nothing yet."""
         self._known: dict[tuple[str, str], _Known] = {}
+        self._replaced: dict[tuple[str, str], _Replaced] = {}
+        self._refreshed: dict[tuple[str, str], float] = {}
         self._strangers: deque[float] = deque(maxlen=_STRANGERS_PER_MINUTE)
         self._lock = threading.Lock()
 
@@ -146,6 +162,42 @@ class Connections:
                 return known.result
             return self._look_up(key, known, seconds)
 
+    def webhook_tokens(self, prefix: str, name: str, connection: Connection) -> list[str]:
+        """Return the tokens that may have signed a webhook: the connection's, and those it had until recently."""
+        replaced = self._replaced.get((prefix, name))
+        older = replaced.tokens if replaced and time.monotonic() < replaced.until else ()
+        return list(dict.fromkeys([*connection.webhook_tokens, *older]))
+
+    def refresh(self, prefix: str, name: str, *, seconds: float = math.inf) -> Connection | None:
+        """Return a connection read anew, after a signature that did not hold; None where it was read just now.
+
+        It also finds out which tokens the secret had before, if that was not long ago.
+        """
+        key = prefix, name
+        with self._lock:
+            now = time.monotonic()
+            known = self._known.get(key)
+            if now - self._refreshed.get(key, -math.inf) < REFRESH_SECONDS:
+                return None
+            self._refreshed[key] = now
+            try:
+                found, age = _read(*key, seconds)
+            except ConnectorError:
+                return None  # what is known is used until it is no longer fresh
+            self._replace(key, known, found)
+            self._remember(key, _Known(found, now, now + FRESH_SECONDS))
+            if age < PREVIOUS_SECONDS and key not in self._replaced:
+                with suppress(ConnectorError):
+                    before, _ = _read(*key, seconds - (time.monotonic() - now), stage="AWSPREVIOUS")
+                    self._replaced[key] = _Replaced(tuple(before.webhook_tokens), now + PREVIOUS_SECONDS - age)
+            return found
+
+    def _replace(self, key: tuple[str, str], known: _Known | None, found: Connection) -> None:
+        """Keep the tokens that a secret had, and no longer has."""
+        old = known.result if known and isinstance(known.result, Connection) else None
+        if old and (tokens := tuple(token for token in old.webhook_tokens if token not in found.webhook_tokens)):
+            self._replaced[key] = _Replaced(tokens, time.monotonic() + PREVIOUS_SECONDS)
+
     def _look_up(
         self, key: tuple[str, str], known: _Known | None, seconds: float, *, asked_by_stranger: bool = False
     ) -> Connection:
@@ -154,7 +206,7 @@ class Connections:
         if asked_by_stranger and old is None:
             self._limit_strangers(now)
         try:
-            found = _read(*key, seconds)
+            found, _ = _read(*key, seconds)
         except ServiceUnavailableError:
             if known is None or old is None or now - known.read_at >= STALE_SECONDS:
                 raise
@@ -163,6 +215,7 @@ class Connections:
         except ConnectorError as error:
             self._remember(key, _Known(error, now, now + _PAUSE_SECONDS))
             raise
+        self._replace(key, known, found)
         self._remember(key, _Known(found, now, now + FRESH_SECONDS))
         return found
 
@@ -183,12 +236,12 @@ def _unwrap(result: Connection | ConnectorError) -> Connection:
     return result
 
 
-def _read(prefix: str, name: str, seconds: float) -> Connection:
-    """Read the secret from Secrets Manager, if the seconds that are left will do."""
+def _read(prefix: str, name: str, seconds: float, stage: str = "AWSCURRENT") -> tuple[Connection, float]:
+    """Read a version of the secret, if the seconds that are left will do; return it with its age in seconds."""
     if seconds < aws.SECONDS:
         raise ServiceUnavailableError("too little time was left to read the connection; nothing was sent")
     try:
-        answer = aws.call("secretsmanager", "get_secret_value", SecretId=prefix + name)
+        answer = aws.call("secretsmanager", "get_secret_value", SecretId=prefix + name, VersionStage=stage)
     except aws.UnavailableError as error:
         raise ServiceUnavailableError(f"Secrets Manager does not answer ({error.code})") from None
     except aws.RefusedError as error:
@@ -197,4 +250,4 @@ def _read(prefix: str, name: str, seconds: float) -> Connection:
         ) from None
     if "SecretString" not in answer:
         raise ConnectionInvalidError(f"connection {name}: the secret is binary, and must be text")
-    return parse_secret(name, answer["SecretString"])
+    return parse_secret(name, answer["SecretString"]), time.time() - answer["CreatedDate"].timestamp()

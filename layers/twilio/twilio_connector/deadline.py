@@ -27,6 +27,12 @@ class Deadline:
         capped._began = self._began
         return capped
 
+    def earlier(self, seconds: float) -> "Deadline":
+        """Return this deadline, that many seconds earlier."""
+        earlier = Deadline(self._seconds - seconds)
+        earlier._began = self._began
+        return earlier
+
     def remaining(self) -> float:
         """Return the seconds left; negative once it is over."""
         return self._began + self._seconds - time.monotonic()
