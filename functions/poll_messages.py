@@ -60,7 +60,8 @@ OLDEST_SECONDS = 400 * 24 * _HOUR
 _PAGE_SIZE = 1000
 _MAX_PAGE_BYTES = 32 * 1024 * 1024  # 1,000 messages, each with a text of 1,600 characters written as escapes
 _CHUNK = 100  # messages that are looked up, and published, together
-_LEAST_SECONDS = 60  # for one more chunk, whatever fails
+_LEAST_SECONDS = 60  # for one more chunk, or one more message with media
+_RESERVE_SECONDS = outbox.RESERVE_SECONDS + 3 * aws.SECONDS  # of them, to publish and to write how far it came
 
 
 class PollMessages(Input, frozen=True, kw_only=True):
@@ -138,7 +139,7 @@ def handler(wanted: PollMessages, twilio: Twilio) -> dict[str, Any]:
     The next run goes on where this one ended, for want of time or by an error. It does nothing while another run
     is at work.
     """
-    twilio.reserve(2 * aws.SECONDS)  # to write how far it came
+    twilio.reserve(_RESERVE_SECONDS)
     account = Account(twilio, twilio.connection.account_sid)
     if not account.has_time():
         raise ServiceUnavailableError("too little time was left to begin; the function needs more")
