@@ -238,6 +238,7 @@ def _matches(each: Message, wanted: dict[str, str]) -> bool:
 
 _NEVER = datetime(9999, 1, 1, tzinfo=UTC)
 _moment = cache(parsedate_to_datetime)
+_bound = cache(datetime.fromisoformat)
 
 
 def _media_list(account: str, message_sid: str, media: Sequence[str]) -> list[Message]:
@@ -264,7 +265,7 @@ _DATE_FILTERS: dict[str, Callable[[date, date], bool]] = {
 
 def _comparable(sent: datetime, bound: str) -> tuple[date, date]:
     """Return two days, or two moments, depending on what the filter gives."""
-    moment = datetime.fromisoformat(bound)
+    moment = _bound(bound)
     if len(bound) == len("2026-01-31"):
         return sent.date(), moment.date()
     return sent, moment.replace(tzinfo=moment.tzinfo or UTC)
