@@ -335,7 +335,7 @@ def _after(page: dict[str, Any], account: Account, progress: Progress) -> Progre
     names = dict(parse_qsl(query))
     token, pages = names.get("PageToken", ""), current.pages + 1
     # A circle of any length comes upon its landmark (R. P. Brent, "An improved Monte Carlo factorization algorithm").
-    if token in {"", current.page_token, current.landmark}:
+    if token in {"", current.landmark}:
         raise TwilioUnavailableError("Twilio's next page is one that was read already")
     following = replace(
         current,
@@ -420,8 +420,7 @@ class Bookmark:
 
 def _first(wanted: PollMessages, now: int) -> int:
     """Return where the very first pass begins: without `since` it brings no flood of old messages."""
-    since = datetime.fromisoformat(wanted.since).timestamp() if wanted.since else now - OVERLAP_SECONDS
-    return max(int(since), now - OLDEST_SECONDS)
+    return int(datetime.fromisoformat(wanted.since).timestamp()) if wanted.since else now - OVERLAP_SECONDS
 
 
 def _next(progress: Progress, now: int) -> Pass:

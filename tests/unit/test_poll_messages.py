@@ -39,6 +39,7 @@ from twilio_connector.errors import (
     InternalError,
     InvalidInputError,
     ServiceUnavailableError,
+    TwilioRateLimitError,
     TwilioRejectedError,
     TwilioUnavailableError,
 )
@@ -122,6 +123,10 @@ class Bus:
 def bus(aws_wire: AwsWire) -> Bus:
     """Note what the bus takes."""
     return Bus(aws_wire)
+
+
+class Crash(BaseException):
+    """The function is ended at this moment."""
 
 
 class Memory:
@@ -548,6 +553,7 @@ def test_what_is_known_costs_a_look(twilio: FaultServer, aws_wire: AwsWire, cloc
     assert 250 == len(bus.taken)
 
 
+@pytest.mark.usefixtures("memory")
 def test_keys_that_are_left_over_are_asked_for_again(
     twilio: FaultServer, aws_wire: AwsWire, clock: Clock, bus: Bus, delays: list[float]
 ) -> None:
@@ -563,6 +569,7 @@ def test_keys_that_are_left_over_are_asked_for_again(
     assert (5, 3, 10) == (aws_wire.count("BatchGetItem"), len(delays), len(bus.taken))
 
 
+@pytest.mark.usefixtures("memory")
 def test_a_table_that_always_leaves_keys_over_is_away(
     twilio: FaultServer, aws_wire: AwsWire, clock: Clock, bus: Bus, delays: list[float]
 ) -> None:
@@ -622,6 +629,17 @@ def test_a_claim_that_fails_keeps_the_page(twilio: FaultServer, aws_wire: AwsWir
 
     assert {(sid, "sent", None) for sid in sids} == set(bus.taken)
     assert 3 == len(bus.taken)
+
+
+def test_an_answer_of_the_table_that_is_lost_stops_nobody(
+    twilio: FaultServer, aws_wire: AwsWire, clock: Clock, bus: Bus
+) -> None:
+    """Boto3 asks again, and what stands there then is what the run wrote itself."""
+    sid = twilio.history(0).add(clock.ago(minutes=1))
+    aws_wire.failures["PutItem"] = [LOST]
+
+    assert answer(1, 1) == run()
+    assert [sid] == bus.sids
 
 
 def kept(aws_wire: AwsWire) -> list[Record]:
@@ -717,6 +735,57 @@ def test_time_that_ends_with_media_is_used(
 
     assert [answer(5, 3, complete=False), answer(5, 2)] == [run(), run()]
     assert sids == bus.sids
+
+
+def test_time_is_looked_at_every_hundred_messages(twilio: FaultServer, clock: Clock, memory: Memory, bus: Bus) -> None:
+    """What was looked up is published, and what is left is not begun."""
+    history = twilio.history(0)
+    sids = [history.add(clock.ago(minutes=1 + number)) for number in range(250)]
+    memory.before = lambda name: setattr(clock, "elapsed", clock.elapsed + 121 * (name == "BatchGetItem"))
+
+    assert answer(200, 200, complete=False) == run()
+    memory.before = lambda _: None
+    assert answer(250, 50) == run()
+    assert sids == bus.sids
+
+
+def test_a_pass_may_take_days(twilio: FaultServer, clock: Clock, memory: Memory, bus: Bus) -> None:
+    """Only of what a run that died may have published, a day ago, nobody knows."""
+    history = twilio.history(0, max_page_size=2)
+    sids = [history.add(clock.ago(days=3, minutes=minutes)) for minutes in range(10)]
+    history.before_page = lambda: setattr(clock, "elapsed", clock.elapsed + 200)
+    writes = itertools.count(1)
+
+    def die(name: str) -> None:
+        # How far it came is written after the beginning, two claims and two notes of what the bus took.
+        if name == "PutItem" and next(writes) >= 6:
+            raise Crash
+
+    since = iso(clock.ago(days=4))
+    for _ in range(3):
+        run(since=since)
+        clock.now += 20 * HOUR
+    memory.before = die
+    with pytest.raises(Crash):
+        run()
+    memory.before = lambda _: None
+    clock.now += 25 * HOUR
+    answers = [run(), run()]
+
+    assert answer(2, 2) == answers[-1]
+    marked = {sids[6], sids[7]}
+    assert [(1, int(sid in marked)) for sid in sids] == [bus.times(sid, "sent") for sid in sids]
+
+
+@pytest.mark.usefixtures("clock")
+def test_twilio_is_not_waited_for_until_the_end(twilio: FaultServer, delays: list[float]) -> None:
+    """How far the run came must still be written."""
+    twilio.script(faults.too_many("30"), faults.OK)
+    with pytest.raises(TwilioRateLimitError):
+        run(seconds=60)
+
+    assert [] == delays
+    assert answer(0, 0) == run()
 
 
 # Media
@@ -821,6 +890,24 @@ def test_a_page_that_twilio_refuses_is_found_by_date(twilio: FaultServer, clock:
     assert [iso(clock.ago(minutes=1)), iso(clock.ago(minutes=4))] == [
         *dict.fromkeys(query["DateSent<"] for query in bounds(twilio) if "DateSent<" in query)
     ]
+
+
+def test_a_page_found_by_date_may_lead_to_the_same_token(
+    twilio: FaultServer, clock: Clock, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That is no circle."""
+    history = twilio.history(0, max_page_size=2)
+    sids = [history.add(clock.ago(minutes=minutes)) for minutes in (1, 1, 2, 2)]
+    reply = twilio._account.reply
+    refused = [Reply.json(400, {"code": 21481, "message": "Invalid page token", "status": 400})]
+    monkeypatch.setattr(
+        twilio._account,
+        "reply",
+        lambda each: refused.pop() if refused and "PageToken" in each.parameters else reply(each),
+    )
+
+    assert answer(6, 4) == run()
+    assert sids == bus.sids
 
 
 def test_tokens_that_are_always_refused_come_to_an_end(
@@ -1001,10 +1088,6 @@ def test_a_fault_at_any_call_makes_no_gap(
 
 
 # Everything that can happen, in any order
-
-
-class Crash(BaseException):
-    """The function is ended at this moment."""
 
 
 class World(NamedTuple):
