@@ -1210,22 +1210,25 @@ class Polling(RuleBasedStateMachine):
     @rule(calls=st.integers(4, 60))
     def run_short(self, calls: int) -> None:
         """Run until the time is over, after so many calls."""
+        self.add([600, 600, 600], are_sent=True)
         self.go(calls)
 
     @rule(calls=st.integers(2, 60))
     def crash(self, calls: int) -> None:
         """Run until the function dies at a call."""
+        self.add([600, 600, 600], are_sent=True)
         self.is_calm = False
         self.go(1000, crash_at=calls)
 
     @rule(
         operation=st.sampled_from(["GetItem", "PutItem", "BatchGetItem", "PutEvents", "SendMessage"]),
         failure=st.sampled_from([THROTTLED, AWAY, LOST]),
-        at=st.integers(0, 12),
+        at=st.integers(0, 9),
         times=st.sampled_from([1, 2, 30]),
     )
     def fail(self, operation: str, failure: tuple[int, str], at: int, times: int) -> None:
         """Run while a service is away for some calls."""
+        self.add([600, 600, 600], are_sent=True)
         self.is_calm = False
         self.wire.failures[operation] = [PASS] * at + [failure] * times
         self.go(1000)
@@ -1333,7 +1336,7 @@ def test_whatever_happens_there_is_no_gap_and_no_double(
     Polling.world = World(twilio, aws_wire, clock, bus, memory)
     run_state_machine_as_test(
         Polling,
-        settings=settings(max_examples=150, stateful_step_count=30, suppress_health_check=[*HealthCheck]),
+        settings=settings(max_examples=80, stateful_step_count=30, suppress_health_check=[*HealthCheck]),
     )
 
 
