@@ -38,8 +38,8 @@ class AwsWire:
         """What a function that is invoked does with its payload: headers and body of the answer."""
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.failures: dict[str, list[tuple[int, str]]] = {}
-        self.refused_entries = 0
-        """How many entries of the next PutEvents the bus refuses."""
+        self.refused: list[int] = []
+        """How many of its last entries the bus refuses of the next PutEvents, of the one after it, and so on."""
         self._one_at_a_time = threading.Lock()
         wire = self
 
@@ -124,7 +124,7 @@ class AwsWire:
         return 200, {"Parameter": {"Name": body["Name"], "Value": self.parameters[body["Name"]]}}
 
     def _PutEvents(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:  # noqa: N802 as AWS calls it
-        refused, self.refused_entries = self.refused_entries, 0
+        refused = self.refused.pop(0) if self.refused else 0
         results = [{"EventId": str(index)} for index in range(len(body["Entries"]) - refused)]
         results += [{"ErrorCode": "InternalFailure", "ErrorMessage": "injected"}] * refused
         return 200, {"FailedEntryCount": refused, "Entries": results}

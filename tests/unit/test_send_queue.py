@@ -619,7 +619,7 @@ def test_doubt_is_not_forgotten_in_the_failed_queue(twilio: FaultServer, aws_wir
 
 def refused_entry(aws_wire: AwsWire) -> None:
     """Let the bus refuse the next event."""
-    aws_wire.refused_entries = 1
+    aws_wire.refused = [1, 1]
 
 
 def bus_away(aws_wire: AwsWire) -> None:

@@ -335,7 +335,7 @@ def test_what_is_no_json_is_refused(send: Send, aws_wire: AwsWire, body: bytes) 
 @pytest.mark.parametrize("refused", [1, 2, 5])
 def test_an_entry_that_the_bus_refuses_is_not_forgotten(send: Send, aws_wire: AwsWire, refused: int) -> None:
     """HTTP 200 with FailedEntryCount: Twilio is told to come again."""
-    aws_wire.refused_entries = refused
+    aws_wire.refused = [refused, refused]
 
     assert refusal(503) == send(cloud_events(5))
 
@@ -659,7 +659,7 @@ def test_a_webhook_that_is_lost_is_logged_as_an_error(
     send: Send, aws_wire: AwsWire, log: Callable[[], list[Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With what AWS said."""
-    aws_wire.refused_entries = 1
+    aws_wire.refused = [1, 1]
     send(cloud_events(3, "MARK"))
     (line,) = log()
 

@@ -186,7 +186,8 @@ class Connections:
                 return None  # what is known is used until it is no longer fresh
             self._replace(key, known, found)
             self._remember(key, _Known(found, now, now + FRESH_SECONDS))
-            if age < PREVIOUS_SECONDS and key not in self._replaced:
+            replaced = self._replaced.get(key)
+            if age < PREVIOUS_SECONDS and not (replaced and now < replaced.until):
                 with suppress(ConnectorError):
                     before, _ = _read(*key, seconds - (time.monotonic() - now), stage="AWSPREVIOUS")
                     self._replaced[key] = _Replaced(tuple(before.webhook_tokens), now + PREVIOUS_SECONDS - age)

@@ -89,7 +89,7 @@ def _published(table: Deduplication, record: Record, deadline: Deadline) -> bool
     if outgoing.claim.verdict is Verdict.DUPLICATE:
         # A whole that was moved back from the dead-letter queue has no other place.
         return not _is_too_large(event) or _set_aside(event)
-    for left in _put(table, [outgoing._replace(uncertain=kept.uncertain)]):
+    for left in _put(table, [outgoing._replace(uncertain=outgoing.uncertain or kept.uncertain)]):
         table.kept(event, left.claim, uncertain=left.uncertain)
         return False
     return True
@@ -100,7 +100,8 @@ def _claimed(table: Deduplication, event: Event, deadline: Deadline, *, buffered
     left = deadline.remaining()
     if left < RESERVE_SECONDS + aws.SECONDS:
         return _Outgoing(event, Claim(Verdict.UNAVAILABLE))
-    return _Outgoing(event, table.claim(event, lease_seconds=left, buffered=buffered))
+    claim = table.claim(event, lease_seconds=left, buffered=buffered)
+    return _Outgoing(event, claim, uncertain=claim.verdict is Verdict.AGAIN)
 
 
 def _put(table: Deduplication, outgoing: Sequence[_Outgoing]) -> list[_Outgoing]:
@@ -146,7 +147,7 @@ def _entry(outgoing: _Outgoing) -> bus.Entry:
     """Return an event as the bus takes it, with what a consumer must know of its way."""
     event, claim, uncertain = outgoing
     marks: dict[str, Any] = {}
-    if uncertain or claim.verdict is Verdict.AGAIN:
+    if uncertain:
         marks = {"deduplication": "uncertain"}
     elif claim.verdict is Verdict.UNAVAILABLE:
         marks = {"deduplication": "unavailable"}
