@@ -2,6 +2,7 @@
 
 import json
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
@@ -22,6 +23,9 @@ class AwsWire:
     def __init__(self) -> None:
         """Listen on a free port."""
         self.secrets: dict[str, str | bytes] = {}
+        """Those that have one version, by name."""
+        self.rotated: dict[str, RotatedSecret] = {}
+        """Those that have several, by ARN."""
         self.items: dict[str, dict[str, Any]] = {}
         """The table's, by id."""
         self.calls: list[tuple[str, dict[str, Any]]] = []
@@ -132,12 +136,31 @@ class AwsWire:
         return 200, {"Items": items, "Count": len(page), **more}
 
     def _GetSecretValue(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:  # noqa: N802 as AWS calls it
+        if body["SecretId"] in self.rotated:
+            return self.rotated[body["SecretId"]].get(body)
         return self._secret(body["SecretId"])
+
+    def _DescribeSecret(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:  # noqa: N802 as AWS calls it
+        return self._of_rotated(body, RotatedSecret.describe)
+
+    def _PutSecretValue(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:  # noqa: N802 as AWS calls it
+        return self._of_rotated(body, RotatedSecret.put)
+
+    def _UpdateSecretVersionStage(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:  # noqa: N802 as AWS
+        return self._of_rotated(body, RotatedSecret.update_stage)
+
+    def _of_rotated(
+        self,
+        body: dict[str, Any],
+        operation: "Callable[[RotatedSecret, dict[str, Any]], tuple[int, dict[str, Any]]]",
+    ) -> tuple[int, dict[str, Any]]:
+        secret = self.rotated.get(body["SecretId"])
+        return operation(secret, body) if secret else _refused("ResourceNotFoundException")
 
     def _secret(self, name: str) -> tuple[int, dict[str, Any]]:
         secret = self.secrets.get(name)
         if secret is None:
-            return 400, {"__type": "ResourceNotFoundException", "message": "no such secret"}
+            return _refused("ResourceNotFoundException")
         if isinstance(secret, bytes):
             return 200, {"Name": name, "SecretBinary": secret.decode("latin-1")}
         return 200, {"Name": name, "SecretString": secret}
@@ -157,3 +180,93 @@ def _holds(body: dict[str, Any], old: dict[str, Any] | None) -> bool:
 
     condition = body.get("ConditionExpression")
     return condition is None or all(part_holds(part) for part in condition.split(" AND "))
+
+
+class RotatedSecret:
+    """A secret with versions and their labels, as Secrets Manager keeps them.
+
+    https://docs.aws.amazon.com/secretsmanager/latest/userguide/whats-in-a-secret.html#term_version. `values` and
+    `stages` are by version; a version that a rotation has begun with has labels and no value.
+    """
+
+    def __init__(self, name: str, value: str) -> None:
+        """Begin with one version."""
+        self.name = name
+        self.arn = f"arn:aws:secretsmanager:us-east-1:123456789012:secret:{name}-AbCdEf"
+        self.rotation_enabled = True
+        self.values = {"first": value}
+        self.stages: dict[str, set[str]] = {"first": {"AWSCURRENT"}}
+        self.takes_pending_off = False
+        """Whether AWSPENDING goes when AWSCURRENT comes, of which AWS says both."""
+
+    @property
+    def current(self) -> str:
+        """The value that is used."""
+        return self.values[self.staged("AWSCURRENT") or ""]
+
+    def staged(self, label: str) -> str | None:
+        """Return the version that has a label."""
+        return next((version for version, labels in self.stages.items() if label in labels), None)
+
+    def rotate(self, version: str) -> None:
+        """Begin a rotation, as RotateSecret does."""
+        pending = self.staged("AWSPENDING")
+        if pending not in {None, version, self.staged("AWSCURRENT")}:
+            raise AssertionError("another rotation is under way")
+        self._put_label("AWSPENDING", version)
+
+    def write(self, version: str, value: str) -> None:
+        """Store a version and use it, as a person does."""
+        self.values[version] = value
+        self._put_label("AWSCURRENT", version)
+
+    def describe(self, _: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """Answer DescribeSecret."""
+        stages = {version: sorted(labels) for version, labels in self.stages.items() if labels}
+        return 200, {
+            "ARN": self.arn,
+            "Name": self.name,
+            "RotationEnabled": self.rotation_enabled,
+            "VersionIdsToStages": stages,
+        }
+
+    def get(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """Answer GetSecretValue."""
+        version = body.get("VersionId") or self.staged(body.get("VersionStage", "AWSCURRENT"))
+        if version not in self.values:
+            return _refused("ResourceNotFoundException")
+        return 200, {"Name": self.name, "VersionId": version, "SecretString": self.values[version]}
+
+    def put(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """Answer PutSecretValue: a version's value never changes."""
+        version, value = body["ClientRequestToken"], body["SecretString"]
+        if self.values.setdefault(version, value) != value:
+            return _refused("ResourceExistsException")
+        for label in body.get("VersionStages", ["AWSCURRENT"]):
+            self._put_label(label, version)
+        return 200, {"Name": self.name, "VersionId": version}
+
+    def update_stage(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """Answer UpdateSecretVersionStage: a label that is somewhere is taken from there, by name."""
+        label, new, old = body["VersionStage"], body.get("MoveToVersionId"), body.get("RemoveFromVersionId")
+        if self.staged(label) not in ({old} if new is None else {old, new}):
+            return _refused("InvalidParameterException")
+        if new is None:
+            self.stages[old].discard(label)
+        else:
+            self._put_label(label, new)
+        return 200, {"Name": self.name}
+
+    def _put_label(self, label: str, version: str) -> None:
+        old = self.staged(label)
+        for labels in self.stages.values():
+            labels.discard(label)
+        self.stages.setdefault(version, set()).add(label)
+        if label == "AWSCURRENT" and old not in {None, version}:
+            self._put_label("AWSPREVIOUS", str(old))
+            if self.takes_pending_off:
+                self.stages[version].discard("AWSPENDING")
+
+
+def _refused(code: str) -> tuple[int, dict[str, Any]]:
+    return 400, {"__type": code, "message": "as AWS refuses it"}

@@ -12,6 +12,7 @@ from urllib.parse import unquote_plus
 
 from . import tls as certificates
 from .faults import NAMED, OK, Fault, Stage
+from .keys import Credentials
 from .listener import Listener
 from .tls import Tls
 from .twilio import Account, History
@@ -80,6 +81,12 @@ class FaultServer(Listener):
         with self._changed:
             self._account.history = History(count, **options)
             return self._account.history
+
+    def check(self, credentials: Credentials) -> Credentials:
+        """Take only requests with one of these credentials, and let requests change them."""
+        with self._changed:
+            self._account.credentials = credentials
+            return credentials
 
     def wait_for(self, count: int, seconds: float = 10) -> list[Request]:
         """Wait until so many requests have reached the server, and return all; raises TimeoutError."""
