@@ -2,13 +2,15 @@
 
 import json
 import threading
-from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
 
 LOST = (0, "lost")
 PASS = (200, "")
+
+FIRST = "first-version-" + "0" * 32
+"""The id of the version that a rotated secret begins with; AWS takes none with fewer than 32 characters."""
 
 _PROJECTED: dict[str, set[str]] = {"unsettled-index": set(), "content-index": {"state", "sid"}}
 
@@ -141,21 +143,14 @@ class AwsWire:
         return self._secret(body["SecretId"])
 
     def _DescribeSecret(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:  # noqa: N802 as AWS calls it
-        return self._of_rotated(body, RotatedSecret.describe)
+        secret = self.rotated.get(body["SecretId"])
+        return secret.describe() if secret else _refused("ResourceNotFoundException")
 
     def _PutSecretValue(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:  # noqa: N802 as AWS calls it
-        return self._of_rotated(body, RotatedSecret.put)
+        return self.rotated[body["SecretId"]].put(body)
 
     def _UpdateSecretVersionStage(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:  # noqa: N802 as AWS
-        return self._of_rotated(body, RotatedSecret.update_stage)
-
-    def _of_rotated(
-        self,
-        body: dict[str, Any],
-        operation: "Callable[[RotatedSecret, dict[str, Any]], tuple[int, dict[str, Any]]]",
-    ) -> tuple[int, dict[str, Any]]:
-        secret = self.rotated.get(body["SecretId"])
-        return operation(secret, body) if secret else _refused("ResourceNotFoundException")
+        return self.rotated[body["SecretId"]].update_stage(body)
 
     def _secret(self, name: str) -> tuple[int, dict[str, Any]]:
         secret = self.secrets.get(name)
@@ -194,8 +189,8 @@ class RotatedSecret:
         self.name = name
         self.arn = f"arn:aws:secretsmanager:us-east-1:123456789012:secret:{name}-AbCdEf"
         self.rotation_enabled = True
-        self.values = {"first": value}
-        self.stages: dict[str, set[str]] = {"first": {"AWSCURRENT"}}
+        self.values = {FIRST: value}
+        self.stages: dict[str, set[str]] = {FIRST: {"AWSCURRENT"}}
         self.takes_pending_off = False
         """Whether AWSPENDING goes when AWSCURRENT comes, of which AWS says both."""
 
@@ -220,7 +215,7 @@ class RotatedSecret:
         self.values[version] = value
         self._put_label("AWSCURRENT", version)
 
-    def describe(self, _: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    def describe(self) -> tuple[int, dict[str, Any]]:
         """Answer DescribeSecret."""
         stages = {version: sorted(labels) for version, labels in self.stages.items() if labels}
         return 200, {
@@ -252,7 +247,7 @@ class RotatedSecret:
         if self.staged(label) not in ({old} if new is None else {old, new}):
             return _refused("InvalidParameterException")
         if new is None:
-            self.stages[old].discard(label)
+            self.stages[str(old)].discard(label)
         else:
             self._put_label(label, new)
         return 200, {"Name": self.name}

@@ -85,7 +85,7 @@ class FaultServer(Listener):
     def check(self, credentials: Credentials) -> Credentials:
         """Take only requests with one of these credentials, and let requests change them."""
         with self._changed:
-            self._account.credentials = credentials
+            self._account.first = credentials.reply
             return credentials
 
     def wait_for(self, count: int, seconds: float = 10) -> list[Request]:

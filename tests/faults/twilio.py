@@ -8,7 +8,6 @@ from email.utils import format_datetime, parsedate_to_datetime
 from typing import Any, Literal
 from urllib.parse import urlencode
 
-from .keys import Credentials
 from .wire import Reply, Request
 
 type Message = dict[str, Any]
@@ -37,15 +36,13 @@ class Account:
 
     def __init__(self) -> None:
         self.history = History(0)
-        self.credentials: Credentials | None = None
+        self.first: Callable[[Request], Reply | None] = lambda _: None
+        """What may answer in the account's place."""
         self._sids = itertools.count(1)
 
     def reply(self, request: Request) -> Reply:
-        """Return the normal answer: 201, 200 or 204; what is no message is answered with what was asked.
-
-        With `credentials` those of the request are checked, and requests about them are answered.
-        """
-        if self.credentials and (reply := self.credentials.reply(request)):
+        """Return the normal answer: 201, 200 or 204; what is no message is answered with what was asked."""
+        if reply := self.first(request):
             return reply
         match = _RESOURCE.fullmatch(request.path)
         if request.method == "DELETE":
