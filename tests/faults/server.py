@@ -96,7 +96,7 @@ class FaultServer(Listener):
             return list(self._requests)
 
     def reset(self) -> None:
-        """Forget requests, script, history and names; what hangs is released, connections stay open."""
+        """Forget requests, script, history, credentials and names; what hangs is released, connections stay open."""
         with self._changed:
             self._start_anew()
         self.release()
