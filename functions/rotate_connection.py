@@ -185,9 +185,11 @@ class Secret:
                 if error.code == "ResourceNotFoundException":
                     return None
                 raise
-        if "SecretString" not in answer:
+        if "SecretBinary" in answer:
             raise ConnectionInvalidError(f"connection {self.name}: the secret is binary, and must be text")
-        text = answer["SecretString"]
+        text = answer.get("SecretString")
+        if text is None:
+            return None
         return Version(connection=parse_secret(self.name, text), fields=msgspec.json.decode(text))
 
     def store(self, fields: Mapping[str, Any]) -> None:

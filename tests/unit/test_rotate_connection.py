@@ -461,6 +461,60 @@ def test_without_time_to_wait_nothing_is_promoted(token_rig: Rig) -> None:
     check_end(token_rig, SECOND, TOKEN_CONNECTION)
 
 
+def test_a_key_that_is_gone_meanwhile_is_deleted(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody deleted it since it was listed."""
+    rig.rotate(SECOND)
+    second = rig.current
+    meanwhile(rig, monkeypatch, "GET", f"{PATH}/Keys.json", lambda: rig.credentials.keys.pop(KEY_SID, None))
+    rig.rotate(THIRD)
+
+    assert {second["api_key_sid"], rig.current["api_key_sid"]} == rig.own_keys
+    assert f"DELETE /Keys/{KEY_SID}.json" in rig.calls
+
+
+def test_a_token_that_is_promoted_meanwhile_is_promoted(token_rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another attempt did it in the seconds of waiting."""
+
+    def promote() -> None:
+        if token_rig.secret.staged("AWSCURRENT") == SECOND:
+            token_rig.credentials.primary, token_rig.credentials.secondary = token_rig.current["auth_token"], None
+
+    meanwhile(token_rig, monkeypatch, "GET", f"{PATH}/Messages.json", promote)
+    token_rig.rotate()
+
+    check_end(token_rig, SECOND, TOKEN_CONNECTION)
+    assert f"POST {PROMOTE}" in token_rig.calls
+
+
+def test_another_refusal_of_a_token_is_told(token_rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There was no secondary token, and there is none."""
+    first = token_rig.twilio._account.first
+
+    def refuse(request: Request) -> Reply | None:
+        is_refused = (request.method, request.path) == ("POST", SECONDARY)
+        return Reply.json(403, {"code": 20006, "message": "Access Denied"}) if is_refused else first(request)
+
+    monkeypatch.setattr(token_rig.twilio._account, "first", refuse)
+    token_rig.secret.rotate(SECOND)
+    with pytest.raises(TwilioRejectedError, match="HTTP 403, Twilio code 20006"):
+        token_rig.take("createSecret")
+
+    assert token_rig.credentials.secondary is None
+
+
+def meanwhile(rig: Rig, monkeypatch: pytest.MonkeyPatch, method: str, path: str, happen: Callable[[], object]) -> None:
+    """Let something happen after each request of a kind was answered."""
+    reply = rig.twilio._account.reply
+
+    def reply_and_go_on(request: Request) -> Reply:
+        answer = reply(request)
+        if (request.method, request.path) == (method, path):
+            happen()
+        return answer
+
+    monkeypatch.setattr(rig.twilio._account, "reply", reply_and_go_on)
+
+
 # ---------------------------------------------------------------- what may be in use
 
 
@@ -681,6 +735,22 @@ def test_a_secret_that_is_no_connection_is_refused(rig: Rig, value: str) -> None
     rig.secret.values[FIRST] = value
     rig.secret.rotate(SECOND)
     with pytest.raises(ConnectionInvalidError, match="connection default: "):
+        rig.take("createSecret")
+
+    assert [] == rig.twilio.requests
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"), [({"SecretBinary": "eA=="}, "binary"), ({}, "the secret has no value")], ids=str
+)
+def test_a_secret_without_text_is_refused(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, answer: dict[str, str], message: str
+) -> None:
+    """A connection is JSON."""
+    rig.secret.rotate(SECOND)
+    first = rig.secret.get
+    monkeypatch.setattr(rig.secret, "get", lambda body: (200, answer) if body["VersionId"] == FIRST else first(body))
+    with pytest.raises(ConnectionInvalidError, match=message):
         rig.take("createSecret")
 
     assert [] == rig.twilio.requests
