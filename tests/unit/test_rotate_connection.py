@@ -531,6 +531,17 @@ def test_a_secondary_token_of_the_connection_is_not_deleted(token_rig: Rig) -> N
     assert connection == token_rig.current
 
 
+def test_the_auth_token_of_a_key_is_not_rotated(rig: Rig) -> None:
+    """Somebody does that by hand."""
+    connection = KEY_CONNECTION | {"secondary_auth_token": "made-by-hand"}
+    rig.have(connection)
+    rig.credentials.secondary = "made-by-hand"
+    rig.rotate()
+
+    assert (TOKEN, "made-by-hand") == (rig.credentials.primary, rig.credentials.secondary)
+    assert connection == rig.current | {"api_key_sid": KEY_SID, "api_key_secret": KEY_SECRET}
+
+
 def test_a_connection_with_the_secondary_token_is_not_broken(token_rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody stored it, and another one is the primary token: to delete it would leave the connection with none."""
     token_rig.watched = False
