@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
-from msgspec import Meta, Struct, field
+from msgspec import Meta, Struct
 from msgspec.structs import replace
 from twilio_connector import aws, telemetry
 from twilio_connector.client import Twilio
@@ -54,12 +54,15 @@ _TOKEN_FIELDS = frozenset({"auth_token", "secondary_auth_token"})
 _Credential = Annotated[str, Meta(pattern=r"\A[!-~]{1,256}\Z")]
 
 
-class Rotation(Struct, frozen=True):
+_EVENT_FIELDS = {"step": "Step", "secret_id": "SecretId", "version": "ClientRequestToken"}
+
+
+class Rotation(Struct, frozen=True, rename=_EVENT_FIELDS):
     """What Secrets Manager asks for."""
 
-    step: Literal["createSecret", "setSecret", "testSecret", "finishSecret"] = field(name="Step")
-    secret_id: str = field(name="SecretId")
-    version: str = field(name="ClientRequestToken")
+    step: Literal["createSecret", "setSecret", "testSecret", "finishSecret"]
+    secret_id: str
+    version: str
 
 
 class _Key(Struct):
