@@ -13,7 +13,7 @@ import send_sms
 import webhook
 from jsonschema import Draft202012Validator, ValidationError
 from twilio_connector import errors, reports, signed_request
-from twilio_connector.ledger import Claim, Lost, new_claim
+from twilio_connector.ledger import Claim, Lost, Record, new_claim
 from twilio_connector.ledger import Ledger as Table
 
 from tests.aws_wire import LOST, AwsWire
@@ -70,10 +70,11 @@ def queued(*bodies: Any) -> None:
     assert {"batchItemFailures": []} == send_sms.handler({"Records": records}, Context())
 
 
-def claimed(**more: Any) -> Any:
+def claimed() -> Record:
     """Return the claim of a key whose message nobody knows of."""
-    given = {"idempotency_key": "key", "connection": "default", "caller": "api", "same": "same", "sms": SMS}
-    return new_claim(**given, sought=None, lease_seconds=0, **more)
+    return new_claim(
+        idempotency_key="key", connection="default", caller="api", same="same", sms=SMS, sought=None, lease_seconds=0
+    )
 
 
 # The files
