@@ -56,7 +56,9 @@ OUTPUTS = {
     "SendQueueArn",
     "FailedQueueUrl",
     "DeadLetterQueueUrl",
+    "BufferQueueArn",
     "BufferDeadLetterQueueUrl",
+    "RotateConnectionFunctionArn",
 }
 GIVEN_UP = {"SendQueue": "FailedQueue", "BufferQueue": "BufferDeadLetterQueue"}
 """The queues that functions read, and where SQS puts what was received too often."""
@@ -214,7 +216,11 @@ def test_all_actions_that_are_allowed() -> None:
     """Functions read secrets and a setting, keep their tables, use the queues, put events, and ask for replies."""
     assert {
         "secretsmanager:GetSecretValue",
+        "secretsmanager:DescribeSecret",
+        "secretsmanager:PutSecretValue",
+        "secretsmanager:UpdateSecretVersionStage",
         "kms:Decrypt",
+        "kms:GenerateDataKey",
         "events:PutEvents",
         "dynamodb:GetItem",
         "dynamodb:PutItem",
@@ -248,6 +254,7 @@ def test_actions_may_read_connections_only(name: str) -> None:
     assert [{"Ref": "ConnectionsPolicy"}] == RESOURCES[resource(name)]["Properties"]["Policies"]
 
 
+SECRETS_ARN = "arn:${AWS::Partition}:secretsmanager:${AWS::Region}:${AWS::AccountId}:secret:${ConnectionPrefix}*"
 REPLY_ARN = "arn:${AWS::Partition}:ssm:${AWS::Region}:${AWS::AccountId}:parameter/${Reply}"
 
 
@@ -277,6 +284,15 @@ REPLY_ARN = "arn:${AWS::Partition}:ssm:${AWS::Region}:${AWS::AccountId}:paramete
                 "dynamodb:Query ${Ledger.Arn}/index/*",
                 "sqs:SendMessage FailedQueue",
                 "events:PutEvents EventBus twilio-connector",
+            },
+        ),
+        (
+            "RotateConnectionFunction",
+            {
+                f"secretsmanager:DescribeSecret {SECRETS_ARN}",
+                f"secretsmanager:PutSecretValue {SECRETS_ARN}",
+                f"secretsmanager:UpdateSecretVersionStage {SECRETS_ARN}",
+                "kms:GenerateDataKey ConnectionKmsKeyArn if HasConnectionKmsKey",
             },
         ),
         (
@@ -354,7 +370,7 @@ def test_routes() -> None:
             properties["Handler"].removesuffix(".handler"),
         )
         for properties in of_type(FUNCTION).values()
-        for event in (source["Properties"] for source in properties["Events"].values() if source["Type"] == "HttpApi")
+        for event in (source["Properties"] for source in properties.get("Events", {}).values() if source["Type"] == "HttpApi")
     }
 
     assert ROUTES == routes
@@ -365,7 +381,7 @@ def test_actions_need_a_signature() -> None:
     apis = of_type("AWS::Serverless::HttpApi")
 
     assert {"EnableIamAuthorizer": True, "DefaultAuthorizer": "AWS_IAM"} == apis["ActionsApi"]["Auth"]
-    assert [] == [name for name, properties in of_type(FUNCTION).items() if list(found("Auth", properties["Events"]))]
+    assert [] == [name for name, properties in of_type(FUNCTION).items() if list(found("Auth", properties.get("Events", {})))]
     assert [] == list(found("FunctionUrlConfig", RESOURCES))
 
 
@@ -426,7 +442,7 @@ def test_nothing_is_given_up_without_a_trace() -> None:
     schedules = [
         event["Properties"]
         for function in of_type(FUNCTION).values()
-        for event in function["Events"].values()
+        for event in function.get("Events", {}).values()
         if event["Type"].startswith("Schedule")
     ]
     mappings = of_type("AWS::Lambda::EventSourceMapping").values()
@@ -442,6 +458,7 @@ def test_nothing_is_given_up_without_a_trace() -> None:
             "SendSmsLatestInvokeConfig": "FailedQueue",
             "RawRequestLatestInvokeConfig": "DeadLetterQueue",
             "ResolveFunction": "DeadLetterQueue",
+            "RotateConnectionFunction": "DeadLetterQueue",
         }
         == asynchronous
     )
