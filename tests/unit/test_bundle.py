@@ -734,6 +734,7 @@ def test_alarms() -> None:
         ("AWS/ApiGateway", "5xx", "ApiId", name, 1) for name in of_type("AWS::Serverless::HttpApi")
     } | {
         ("TwilioConnector", "OutcomeUnknown", "service", "AWS::StackName", 1),
+        ("TwilioConnector", "RepliesFailed", "service", "AWS::StackName", 1),
         ("AWS/SQS", "ApproximateNumberOfMessagesVisible", "QueueName", "DeadLetterQueue", 1),
     } | {("AWS/SQS", "ApproximateNumberOfMessagesVisible", "QueueName", name, 1) for name in GIVEN_UP.values()} | {
         ("AWS/SQS", "ApproximateAgeOfOldestMessage", "QueueName", name, 900) for name in GIVEN_UP
