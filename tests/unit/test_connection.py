@@ -29,6 +29,7 @@ TOKEN = {"account_sid": ACCOUNT_SID, "auth_token": AUTH_TOKEN}
 SUBACCOUNT = "AC" + "1" * 32
 SERVICE = "MG" + "0" * 32
 MARKER = "xqzjvmarker"
+EPOCH = 1_800_000_000
 
 
 @dataclass
@@ -40,6 +41,10 @@ class Clock:
     def monotonic(self) -> float:
         """Return seconds."""
         return self.now
+
+    def time(self) -> float:
+        """Return the seconds since the epoch: those of the clock by which AWS dates versions."""
+        return EPOCH + self.now
 
 
 @pytest.fixture
@@ -225,7 +230,7 @@ def test_a_secret_has_the_prefix_and_the_name(connections: Connections, aws_wire
     aws_wire.secrets["other/support"] = json.dumps(TOKEN)
     connections.get("other/", "support")
 
-    assert [("GetSecretValue", {"SecretId": "other/support"})] == aws_wire.calls
+    assert [("GetSecretValue", {"SecretId": "other/support", "VersionStage": "AWSCURRENT"})] == aws_wire.calls
 
 
 def test_a_secret_is_kept_for_five_minutes(connections: Connections, aws_wire: AwsWire, clock: Clock) -> None:
