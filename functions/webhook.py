@@ -54,7 +54,7 @@ def _answer(event: Any, deadline: Deadline) -> dict[str, Any]:
     return {
         "statusCode": 200,
         "headers": {"Content-Type": "text/xml"},
-        "body": replies.reply(delivery.about, events[0]),
+        "body": replies.reply(delivery.about, events[0], deadline),
     }
 
 

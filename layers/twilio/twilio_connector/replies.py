@@ -7,8 +7,10 @@ from xml.parsers import expat
 from xml.sax.saxutils import escape
 
 import msgspec
+from botocore.exceptions import BotoCoreError
 
 from twilio_connector import aws, telemetry
+from twilio_connector.deadline import Deadline
 from twilio_connector.settings import variable
 from twilio_connector.signed_form import Kind
 from twilio_connector.twilio_events import SOURCE, Event
@@ -37,7 +39,7 @@ class _FailedError(Exception):
 _settings: dict[str, _Setting] = {}
 
 
-def reply(about: Kind, event: Event) -> str:
+def reply(about: Kind, event: Event, deadline: Deadline) -> str:
     """Return the TwiML with which a delivery is answered, whose event was published; `<Response/>` if all else fails.
 
     Twilio answers opt-outs itself, and nothing that it tells of a message we sent wants a reply.
@@ -47,6 +49,8 @@ def reply(about: Kind, event: Event) -> str:
     if not parameter or not (is_message or about is Kind.CALL):
         return NOTHING
     try:
+        if deadline.remaining() < aws.SECONDS + aws.REPLY_SECONDS + 1:
+            raise _FailedError("too little time was left to ask for a reply")
         setting = _setting(parameter)
         if setting.function_arn:
             return _asked(setting.function_arn, event)
@@ -84,7 +88,9 @@ def _asked(function_arn: str, event: Event) -> str:
         raise _FailedError("the function failed")
     try:
         twiml: Any = msgspec.json.decode(answer["Payload"].read())
-    except msgspec.DecodeError:
+    except BotoCoreError:
+        raise _FailedError("the function's answer broke off") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise _FailedError("the function returned no JSON") from None
     if twiml is None:
         return NOTHING
