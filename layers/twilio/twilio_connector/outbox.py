@@ -79,10 +79,11 @@ def _published(table: Deduplication, record: Record, deadline: Deadline) -> bool
         return False
     try:
         kept = msgspec.json.decode(record.body, type=_Kept)
-    except msgspec.DecodeError:
+        event = Event(kept.detail_type, kept.detail)
+        event_key(event)
+    except (msgspec.DecodeError, UnicodeError, RecursionError, KeyError):
         telemetry.logger.error("a record of the buffer is no event", extra={"function": "webhook"})
         return False  # until SQS puts it in the dead-letter queue
-    event = Event(kept.detail_type, kept.detail)
     outgoing = _claimed(table, event, deadline, buffered=True)
     if outgoing.claim.verdict is Verdict.BUSY:
         return False
