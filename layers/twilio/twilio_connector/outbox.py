@@ -107,8 +107,10 @@ def _claimed(table: Deduplication, event: Event, deadline: Deadline, *, buffered
 
 def _put(table: Deduplication, outgoing: Sequence[_Outgoing]) -> list[_Outgoing]:
     """Put events on the bus, and return those that it did not take."""
-    left = [each for each in outgoing if not _is_too_large(each.event) or _set_aside(each.event)]
-    refused = [each for each in outgoing if each not in left]
+    left: list[_Outgoing] = []
+    refused: list[_Outgoing] = []
+    for each in outgoing:
+        (left if not _is_too_large(each.event) or _set_aside(each.event) else refused).append(each)
     for number in range(bus.ATTEMPTS):
         if not left:
             break
@@ -152,9 +154,8 @@ def _entry(outgoing: _Outgoing) -> bus.Entry:
         marks = {"deduplication": "uncertain"}
     elif claim.verdict is Verdict.UNAVAILABLE:
         marks = {"deduplication": "unavailable"}
-    entry = _bus_entry(event, marks)
-    if bus.size(entry) <= bus.MAX_BYTES:
-        return entry
+    if not _is_too_large(event):
+        return _bus_entry(event, marks)
     marks |= {"truncated": True}
     event = Event(event.detail_type, {name: value for name, value in event.detail.items() if name != "parameters"})
     entry = _bus_entry(event, marks)
