@@ -49,11 +49,9 @@ def reply(about: Kind, event: Event, deadline: Deadline) -> str:
     if not parameter or not (is_message or about is Kind.CALL):
         return NOTHING
     try:
-        if deadline.remaining() < aws.SECONDS + aws.REPLY_SECONDS + 1:
-            raise _FailedError("too little time was left to ask for a reply")
-        setting = _setting(parameter)
+        setting = _setting(parameter, deadline)
         if setting.function_arn:
-            return _asked(setting.function_arn, event)
+            return _asked(setting.function_arn, event, deadline)
     except (_FailedError, aws.RefusedError) as error:
         telemetry.count("RepliesFailed")
         extra = {"function": "webhook", "reason": str(error), "error": type(error).__name__}
@@ -63,11 +61,13 @@ def reply(about: Kind, event: Event, deadline: Deadline) -> str:
     return f"<Response><Message>{text}</Message></Response>" if is_message and text else NOTHING
 
 
-def _setting(parameter: str) -> _Setting:
+def _setting(parameter: str, deadline: Deadline) -> _Setting:
     """Return the setting: the ARN on the first line, the text on the others."""
     known = _settings.get(parameter)
     if known and time.monotonic() < known.fresh_until:
         return known
+    if deadline.remaining() < aws.SECONDS:
+        raise _FailedError("too little time was left to read how to reply")
     try:
         value: str = aws.call("ssm", "get_parameter", Name=parameter)["Parameter"]["Value"]
     except aws.RefusedError:
@@ -80,8 +80,10 @@ def _setting(parameter: str) -> _Setting:
     return setting
 
 
-def _asked(function_arn: str, event: Event) -> str:
+def _asked(function_arn: str, event: Event, deadline: Deadline) -> str:
     """Return what a function replies to an event: TwiML as a JSON text, or nothing."""
+    if deadline.remaining() < aws.REPLY_SECONDS + 1:  # to connect
+        raise _FailedError("too little time was left to ask for a reply")
     payload = {"source": SOURCE, "detail-type": event.detail_type, "detail": event.detail}
     answer = aws.call("lambda", "invoke", FunctionName=function_arn, Payload=msgspec.json.encode(payload))
     if "FunctionError" in answer:
