@@ -14,7 +14,7 @@ from twilio_connector import client, connection, telemetry
 from twilio_connector.connection import Connections
 from twilio_connector.ledger import Accepted, Claim, Ledger, Lost, Record, new_claim
 
-from tests.aws_wire import AwsWire
+from tests.aws_wire import LOST, PASS, AwsWire
 from tests.conftest import Context, LoadEvent
 from tests.mutants import (
     CALL_SID,
@@ -41,6 +41,7 @@ OTHER_TOKEN = "2" * 32
 SUBACCOUNT_SID = "AC" + "5" * 32
 BY_NAME = {each.name: each for each in GENUINE}
 SMS = BY_NAME["plain"]
+AWAY = (400, "AccessDeniedException")
 ACCEPTED = {"statusCode": 200, "headers": {"Content-Type": "text/xml"}, "body": "<Response/>"}
 
 type Answer = dict[str, Any]
@@ -83,6 +84,16 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[dict[str, Any]]]:
 def details(wire: AwsWire) -> list[dict[str, Any]]:
     """Return the details of what was published."""
     return [json.loads(entry["Detail"]) for entry in wire.entries]
+
+
+def buffered(wire: AwsWire) -> dict[str, Any]:
+    """Return the batch that SQS makes of what was put in the buffer."""
+    bodies = [each["MessageBody"] for each in wire.sent if each["QueueUrl"].endswith("/buffer")]
+    return {
+        "Records": [
+            {"messageId": str(number), "eventSource": "aws:sqs", "body": body} for number, body in enumerate(bodies)
+        ]
+    }
 
 
 def form(name: str = "form", *, query: str = "", **fields: str) -> Webhook:
@@ -254,21 +265,49 @@ def test_a_name_that_repeats_is_a_list(send: Send, aws_wire: AwsWire) -> None:
     ]
 
 
-def test_the_same_delivery_has_the_same_deduplication_id(send: Send, aws_wire: AwsWire) -> None:
-    """Whatever the headers say, which are not signed; another one has another."""
-    for each in (SMS, BY_NAME["call"], BY_NAME["JSON object"]):
-        request = each.request(TARGET)
-        for token in ("1", "2"):
-            send(request.with_header("i-twilio-idempotency-token", token))
-        send(
-            replace(
-                each, fields={**each.fields, "MessageSid": OTHER_SID, "SmsSid": OTHER_SID, "SmsMessageSid": OTHER_SID}
-            )
-        )
+OTHER_MESSAGE = {"MessageSid": OTHER_SID, "SmsSid": OTHER_SID, "SmsMessageSid": OTHER_SID}
 
-    ids = [detail["deduplication_id"] for detail in details(aws_wire)]
-    assert [1, 1] == [len(set(ids[0:2])), len(set(ids[3:5]))]
-    assert ids[0] != ids[2]
+
+@pytest.mark.parametrize(
+    ("each", "other"),
+    [
+        (SMS, replace(SMS, fields=SMS.fields | OTHER_MESSAGE)),
+        (BY_NAME["status"], replace(BY_NAME["status"], fields=BY_NAME["status"].fields | {"MessageStatus": "sent"})),
+        (BY_NAME["call"], replace(BY_NAME["call"], fields=BY_NAME["call"].fields | {"SequenceNumber": "1"})),
+        (
+            BY_NAME["debugger"],
+            replace(BY_NAME["debugger"], fields=BY_NAME["debugger"].fields | {"Sid": "NO" + "2" * 32}),
+        ),
+        (BY_NAME["JSON object"], replace(BY_NAME["JSON object"], json=b"{}")),
+        (BY_NAME["GET status"], replace(BY_NAME["GET status"], fields=BY_NAME["status"].fields | OTHER_MESSAGE)),
+    ],
+    ids=lambda value: value.name,
+)
+def test_the_same_delivery_is_published_once(send: Send, aws_wire: AwsWire, each: Webhook, other: Webhook) -> None:
+    """Whatever the headers say, which are not signed; another one has another `deduplication_id`."""
+    answers = [send(each.request(TARGET).with_header("i-twilio-idempotency-token", str(n))) for n in range(20)]
+    first, *more = details(aws_wire)
+
+    assert ([ACCEPTED] * 20, []) == (answers, more)
+    assert ACCEPTED == send(other)
+    assert 2 == len({first["deduplication_id"], details(aws_wire)[-1]["deduplication_id"]}) == len(details(aws_wire))
+
+
+def test_a_message_is_the_same_though_something_else_is_told_of_it(send: Send, aws_wire: AwsWire) -> None:
+    """Twilio's own advice: a message is known by its SID and status."""
+    send(BY_NAME["status"])
+    send(replace(BY_NAME["status"], fields=BY_NAME["status"].fields | {"RawDlrDoneDate": "2611231201"}, query="x=1"))
+
+    assert 1 == len(aws_wire.entries)
+
+
+def test_each_account_has_its_own_messages(send: Send, aws_wire: AwsWire) -> None:
+    """The same SID in another account is another message."""
+    secret(aws_wire, "default", auth_token=AUTH_TOKEN, subaccount_sids=[SUBACCOUNT_SID])
+    send(SMS)
+    send(SMS.request(TARGET._replace(account_sid=SUBACCOUNT_SID)))
+
+    assert [ACCOUNT_SID, SUBACCOUNT_SID] == [detail["account_sid"] for detail in details(aws_wire)]
 
 
 # JSON and Event Streams
@@ -332,37 +371,51 @@ def test_what_is_no_json_is_refused(send: Send, aws_wire: AwsWire, body: bytes) 
 # The bus and Secrets Manager
 
 
+@pytest.mark.usefixtures("delays")
 @pytest.mark.parametrize("refused", [1, 2, 5])
 def test_an_entry_that_the_bus_refuses_is_not_forgotten(send: Send, aws_wire: AwsWire, refused: int) -> None:
-    """HTTP 200 with FailedEntryCount: Twilio is told to come again."""
+    """HTTP 200 with FailedEntryCount: it goes to the buffer."""
     aws_wire.refused = [refused, refused]
 
-    assert refusal(503) == send(cloud_events(5))
+    assert ACCEPTED == send(cloud_events(5))
+    assert refused == len(aws_wire.sent)
 
 
+@pytest.mark.usefixtures("delays")
 @pytest.mark.parametrize(
-    "code", [(400, "ThrottlingException"), (500, "InternalFailure"), (400, "AccessDeniedException")]
+    "code", [(400, "ThrottlingException"), (500, "InternalFailure"), (400, "AccessDeniedException"), LOST]
 )
-def test_a_bus_that_fails_is_503(send: Send, aws_wire: AwsWire, code: tuple[int, str]) -> None:
-    """Also where it fails after the first ten."""
+def test_a_bus_that_fails_is_nothing_to_twilio(send: Send, aws_wire: AwsWire, code: tuple[int, str]) -> None:
+    """The event is in the buffer, from which the same function publishes it."""
     aws_wire.failures["PutEvents"] = [code] * 2
 
-    assert refusal(503) == send(SMS)
-    aws_wire.failures["PutEvents"] = []
-    assert ACCEPTED == send(SMS)
+    assert (ACCEPTED, 1) == (send(SMS), len(aws_wire.sent))
+    batch = buffered(aws_wire)
+    aws_wire.calls.clear()
+    assert {"batchItemFailures": []} == send(batch)
+    assert [f"{ACCOUNT_SID}:{MESSAGE_SID}:received"] == [each["deduplication_id"] for each in details(aws_wire)]
 
 
-def test_the_second_ten_may_fail_alone(send: Send, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then the whole delivery is to come again."""
-    answer = aws_wire.answer
-    results = iter([answer, lambda *_: (400, {"__type": "AccessDeniedException"})])
-    monkeypatch.setattr(
-        aws_wire,
-        "answer",
-        lambda operation, body: (answer if "Secret" in operation else next(results))(operation, body),
+@pytest.mark.usefixtures("delays")
+def test_the_second_ten_may_fail_alone(send: Send, aws_wire: AwsWire) -> None:
+    """Then they alone are put again, and kept."""
+    aws_wire.failures["PutEvents"] = [PASS, AWAY, AWAY]
+
+    assert ACCEPTED == send(cloud_events(12))
+    assert [f"EZ{number:032}" for number in (10, 11)] == sorted(
+        json.loads(each["MessageBody"])["detail"]["deduplication_id"] for each in aws_wire.sent
     )
 
-    assert refusal(503) == send(cloud_events(12))
+
+@pytest.mark.usefixtures("delays")
+def test_bus_and_buffer_away_is_503(send: Send, aws_wire: AwsWire) -> None:
+    """Twilio is told that it is not done; what it repeats later is published."""
+    aws_wire.failures |= {"PutEvents": [AWAY] * 2, "SendMessage": [AWAY]}
+
+    assert refusal(503) == send(SMS)
+    aws_wire.deliveries.clear()  # as when its lease has ended
+    aws_wire.calls.clear()
+    assert (ACCEPTED, 1) == (send(SMS), len(aws_wire.entries))
 
 
 @pytest.mark.parametrize("code", [(400, "ThrottlingException"), (500, "InternalServiceError"), (503, "")])
@@ -380,7 +433,7 @@ def test_a_token_is_read_once(send: Send, aws_wire: AwsWire) -> None:
         send(SMS)
         send(SMS.request(TARGET).with_header(SIGNATURE, "x"))
 
-    assert (1, 10) == (aws_wire.count("GetSecretValue"), len(aws_wire.entries))
+    assert 2 == aws_wire.count("GetSecretValue")  # once more at the first bad signature: it may be new
 
 
 def test_strangers_cannot_run_up_look_ups(send: Send, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -660,19 +713,27 @@ def test_a_webhook_that_is_lost_is_logged_as_an_error(
 ) -> None:
     """With what AWS said."""
     aws_wire.refused = [1, 1]
+    aws_wire.failures["SendMessage"] = [AWAY]
     send(cloud_events(3, "MARK"))
-    (line,) = log()
+    buffer, line = log()
 
-    assert ("ERROR", "ServiceUnavailableError", "the event bus refused 1 entries (InternalFailure)") == (
+    assert ("ERROR", "the buffer took no event", AWAY[1]) == (buffer["level"], buffer["message"], buffer["code"])
+    assert ("ERROR", "ServiceUnavailableError", "neither the event bus nor the buffer queue took 1 events") == (
         line["level"],
         line["error"],
         line["message"],
     )
     assert {"WebhooksAccepted": [1], "EventsPublished": [1, 1]} == metrics(capsys.readouterr().out)
-    assert "MARK" not in json.dumps(line)
+    assert "MARK" not in json.dumps([buffer, line])
 
 
-@pytest.mark.parametrize("name", ["CONNECTION_PREFIX", "DEFAULT_CONNECTION", "WEBHOOK_BASE_URL", "EVENT_BUS_NAME"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "CONNECTION_PREFIX", "DEFAULT_CONNECTION", "WEBHOOK_BASE_URL", "EVENT_BUS_NAME", "DELIVERIES_TABLE",
+        "REPLY_PARAMETER",
+    ],
+)  # fmt: skip
 def test_a_setting_that_is_missing_is_500(
     send: Send, log: Callable[[], list[Any]], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -686,11 +747,8 @@ def test_a_setting_that_is_missing_is_500(
 def test_a_bug_is_500_and_logged_without_data(
     send: Send, aws_wire: AwsWire, log: Callable[[], list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An answer of the bus that nobody expects."""
-    answer = aws_wire.answer
-    monkeypatch.setattr(
-        aws_wire, "answer", lambda name, body: answer(name, body) if "Secret" in name else (200, {"Entries": []})
-    )
+    """An answer of Secrets Manager that nobody expects."""
+    monkeypatch.setattr(aws_wire, "answer", lambda *_: (200, {"SecretString": json.dumps(API_KEY)}))
 
     assert refusal(500) == send(form(**{**SMS.fields, **MARKS}))
     (line,) = log()
@@ -786,7 +844,7 @@ def test_a_callback_never_goes_back(send: Send, aws_wire: AwsWire, record: Recor
     aws_wire.calls.clear()
 
     assert ACCEPTED == send(about(record.id))
-    assert 0 == aws_wire.count("PutItem")
+    assert ["deliveries"] * 2 == [body["TableName"] for called, body in aws_wire.calls if called == "PutItem"]
     assert "order-7" == details(aws_wire)[0]["idempotency_key"]
 
 
@@ -816,6 +874,7 @@ def test_another_connection_proves_nothing(send: Send, aws_wire: AwsWire, record
     assert record.state == state(aws_wire)
 
 
+@pytest.mark.usefixtures("delays")
 @pytest.mark.parametrize("operation", ["GetItem", "PutItem"])
 def test_without_the_ledger_the_event_goes_out(send: Send, aws_wire: AwsWire, record: Record, operation: str) -> None:
     """There are more callbacks, and `resolve`."""
