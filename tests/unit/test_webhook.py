@@ -4,13 +4,12 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from io import StringIO
 from typing import Any
 from urllib.parse import quote, quote_plus
 
 import pytest
 import webhook
-from twilio_connector import client, connection, telemetry
+from twilio_connector import client, connection
 from twilio_connector.connection import Connections
 from twilio_connector.ledger import Accepted, Claim, Ledger, Lost, Record, new_claim
 
@@ -71,14 +70,6 @@ def send(aws_wire: AwsWire, context: Context) -> Send:
         return webhook.handler(event_2(sent) if isinstance(sent, Request) else sent, context)
 
     return send
-
-
-@pytest.fixture
-def log(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[dict[str, Any]]]:
-    """Return the lines of the function's log so far."""
-    stream = StringIO()
-    monkeypatch.setattr(telemetry.logger.registered_handler, "stream", stream)
-    return lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
 
 
 def details(wire: AwsWire) -> list[dict[str, Any]]:
