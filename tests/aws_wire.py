@@ -62,10 +62,9 @@ class AwsWire:
                     self.close_connection = True
                     return
                 self.send_response(status)
-                for name, value in headers.items():
+                own = {"Content-Type": "application/x-amz-json-1.1", "Content-Length": str(len(data))}
+                for name, value in (own | headers).items():
                     self.send_header(name, value)
-                self.send_header("Content-Type", "application/x-amz-json-1.1")
-                self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
                 with suppress(ConnectionError):  # whoever asked may wait no longer
                     self.wfile.write(data)
