@@ -10,7 +10,6 @@ import webhook
 from tests.aws_wire import AwsWire
 from tests.conftest import Context
 from tests.mutants import (
-    FORM,
     GENUINE,
     SIGNATURE,
     Request,
@@ -20,7 +19,6 @@ from tests.mutants import (
     event_2,
     posted,
     signature,
-    signed,
 )
 from tests.unit.conftest import ACCOUNT_SID, AUTH_TOKEN, Log
 
