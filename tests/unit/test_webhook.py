@@ -2,8 +2,12 @@
 
 import hashlib
 import json
+import string
+import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote, quote_plus
 
@@ -32,7 +36,7 @@ from tests.mutants import (
     posted,
     signed,
 )
-from tests.unit.conftest import ACCOUNT_SID, API_KEY, AUTH_TOKEN
+from tests.unit.conftest import ACCOUNT_SID, API_KEY, AUTH_TOKEN, Log
 
 BASE = "https://hook.example"
 TARGET = Target(BASE, ACCOUNT_SID, AUTH_TOKEN)
@@ -338,6 +342,44 @@ def test_large_events_are_put_256_kb_at_a_time(send: Send, aws_wire: AwsWire) ->
     assert 10 == sum(len(each) for each in sizes)
     assert all(sum(each) <= 256 * 1024 for each in sizes)
     assert 2 == len(sizes)
+
+
+def sink_test(test_id: Any = "1", **more: Any) -> Webhook:
+    """Return what a sink sends when somebody tests it."""
+    event = {
+        "specversion": "1.0",
+        "type": "com.twilio.eventstreams.test-event",
+        "source": "Sink",
+        "id": ACCOUNT_SID,
+        "data": {"test_id": test_id},
+    }
+    return Webhook(name="sink test", fields={}, json=json.dumps([event | more]).encode())
+
+
+def test_each_test_of_a_sink_is_an_event(send: Send, aws_wire: AwsWire) -> None:
+    """Their id is the account's, and so the same every time; `Validate` wants the `test_id` of each."""
+    tests = [sink_test("1"), sink_test("2"), sink_test("2"), sink_test("3")]
+
+    assert [ACCEPTED] * 4 == [send(each) for each in tests]
+    assert ["1", "2", "3"] == [detail["parameters"]["data"]["test_id"] for detail in details(aws_wire)]
+    assert 3 == len({detail["deduplication_id"] for detail in details(aws_wire)})
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        sink_test("2", type="com.twilio.messaging.message.sent"),
+        sink_test("2", data="2"),
+        sink_test("2", data=None),
+        sink_test("2", type=["com.twilio.eventstreams.test-event"]),
+    ],
+    ids=["another type", "text", "null", "list"],
+)
+def test_only_a_test_of_a_sink_has_another_id(send: Send, aws_wire: AwsWire, other: Webhook) -> None:
+    """All others are known by their own."""
+    send(other)
+
+    assert [ACCOUNT_SID] == [detail["deduplication_id"] for detail in details(aws_wire)]
 
 
 @pytest.mark.parametrize(
@@ -779,6 +821,195 @@ def test_a_hash_needs_no_query_of_its_own(send: Send) -> None:
 
         assert hashlib.sha256(b'{"a":1}').hexdigest() in request.query
         assert ACCEPTED == send(request)
+
+
+# Strangers
+
+
+def without(request: Request, header: str) -> Request:
+    """Return a request without a header."""
+    return replace(request, headers=tuple(each for each in request.headers if each[0] != header))
+
+
+def in_event(request: Request, **changes: Any) -> dict[str, Any]:
+    """Return an event in which something is not as API Gateway writes it."""
+    event = event_2(request)
+    return event | {name: event[name] | value if isinstance(value, dict) else value for name, value in changes.items()}
+
+
+def on_domain(request: Request, domain: Any) -> dict[str, Any]:
+    """Return an event that says that the API has another domain."""
+    event = event_2(request)
+    return event | {"requestContext": event["requestContext"] | {"domainName": domain}}
+
+
+def cut(request: Request, old: str, new: str) -> Request:
+    """Return a form whose signed text is the same, and whose fields are others."""
+    return replace(request, body=request.body.replace(old.encode(), new.encode()))
+
+
+# What arrives of it is some number's, so that no two are the same.
+STRANGERS: dict[str, Callable[[Request, Request, str], Any]] = {
+    "no signature": lambda form, _, n: without(form, SIGNATURE).with_header("x-mark", n),
+    "empty signature": lambda form, _, n: form.with_header(SIGNATURE, "").with_header("x-mark", n),
+    "garbage": lambda form, _, n: form.with_header(SIGNATURE, f"MARK{n}"),
+    "no ASCII": lambda form, _, n: form.with_header(SIGNATURE, f"é{n}"),
+    "two signatures": lambda form, _, n: form.with_header(SIGNATURE, f"{form.header(SIGNATURE)}, {n}"),
+    "long signature": lambda form, _, n: form.with_header(SIGNATURE, n * 5000),
+    "another token": lambda form, _, n: signed(form, TARGET._replace(auth_token=f"{n:0>32}")),
+    "another body": lambda form, _, n: replace(form, body=form.body + f"&MARK={n}".encode()),
+    "another query": lambda form, _, n: replace(form, query=f"MARK={n}"),
+    "another path": lambda form, _, n: replace(form, path=f"/MARK{n}/webhook"),
+    "another host": lambda form, _, n: replace(form, host=f"h{n}.example"),
+    "JSON without hash": lambda _, json_, n: replace(json_, query="", body=b"[%s]" % n.encode()),
+    "JSON with another body": lambda _, json_, n: replace(json_, body=b"[%s]" % n.encode()),
+    "JSON taken for a form": lambda _, json_, n: posted(json_, [("AccountSid", ACCOUNT_SID), ("Body", n)]),
+    "two hashes": lambda _, json_, n: replace(json_, query=f"{json_.query}&bodySHA256={n:0>64}"),
+    "upper case hash": lambda _, json_, n: replace(json_, query=f"BODYSHA256={n:0>64}", body=n.encode()),
+    "form taken for JSON": lambda form, _, n: replace(form, body=b"[%s]" % n.encode()).with_header(
+        "content-type", JSON
+    ),
+    "form taken for GET": lambda form, _, n: replace(form, method="GET", query=f"{form.body.decode()}&n={n}", body=b""),
+    "deep JSON": lambda _, json_, n: replace(json_, body=b"[" * (1000 + int(n))),
+    "large number": lambda _, json_, n: replace(json_, body=b"9" * (5000 + int(n))),
+    "no UTF-8": lambda form, _, n: replace(form, body=b"\xff\xfe" + n.encode()),
+    "no text": lambda form, _, n: in_event(form, body=f"\ud800{n}", isBase64Encoded=False),
+    "no Base64": lambda form, _, n: in_event(form, body=f"%{n}", isBase64Encoded=True),
+    "list as body": lambda form, _, n: in_event(form, body=[n]),
+    "list as header": lambda form, _, n: in_event(form, headers={SIGNATURE: [n]}),
+    "number as header": lambda form, _, n: in_event(form, headers={SIGNATURE: int(n)}),
+    "list as path": lambda form, _, n: in_event(form, rawPath=[n]),
+    "list as query": lambda form, _, n: in_event(form, rawQueryString=[n]),
+    "surrogate in path": lambda form, _, n: in_event(form, rawPath=f"/\udfff{n}/webhook"),
+    "surrogate in query": lambda form, _, n: in_event(form, rawQueryString=f"a=\udfff{n}"),
+    "surrogate in header": lambda form, _, n: in_event(form, headers={"user-agent": f"\udfff{n}"}),
+    "surrogate in signature": lambda form, _, n: in_event(form, headers={SIGNATURE: f"\udfff{n}"}),
+    "bad port": lambda form, _, n: on_domain(form, f"hook.example:x{n}"),
+    "bad IPv6 host": lambda form, _, n: on_domain(form, f"[::{n}"),
+    "no domain": lambda form, _, n: on_domain(form, [n]),
+    "bad host header": lambda form, _, n: form.with_header("host", f"[::{n}:x").with_header(SIGNATURE, n),
+    "spoofed host": lambda form, _, n: replace(
+        signed(replace(form, host=f"h{n}.example"), TARGET), host="hook.example"
+    ).with_header("host", f"h{n}.example"),
+    "spoofed forwarding": lambda form, _, n: replace(
+        signed(replace(form, host=f"h{n}.example"), TARGET), host="hook.example"
+    ).with_header("x-forwarded-host", f"h{n}.example"),
+    "many fields": lambda form, _, n: posted(form, [(f"X{number}", n) for number in range(1000)]),
+    "account cut": lambda form, _, n: cut(form, "AccountSid=AC", "Account=SidAC").with_header("x-mark", n),
+    "field cut": lambda form, _, n: cut(form, "Body=Hi", "BodyH=i").with_header("x-mark", n),
+    "another method": lambda form, _, n: replace(form, method=f"M{n}"),
+    "another type": lambda form, _, n: form.with_header("content-type", f"text/{n}"),
+    "fragment": lambda form, _, n: replace(form, query=f"#{n}"),
+    "large form": lambda form, _, n: replace(form, body=b"x" * (128 * 1024 + 1 + int(n))),
+    "large JSON": lambda _, json_, n: replace(json_, body=b"x" * (256 * 1024 + 1 + int(n))),
+}
+
+
+def test_a_thousand_strangers_get_nothing(
+    send: Send,
+    aws_wire: AwsWire,
+    log: Log,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One answer for all, no event, no note of one, no trace in the log, and one more look at the secret."""
+    monkeypatch.setattr(connection, "time", SimpleNamespace(monotonic=lambda: 1000.0, time=time.time))
+    form, json_ = SMS.request(TARGET), BY_NAME["JSON object"].request(TARGET)
+    answers: dict[str, set[str]] = {}
+    for number in range(1012):
+        kind = list(STRANGERS)[number % len(STRANGERS)]
+        answers.setdefault(kind, set()).add(json.dumps(send(STRANGERS[kind](form, json_, str(number)))))
+    lines = log()
+
+    assert {
+        kind: {json.dumps(refusal(413 if kind.startswith("large ") and kind != "large number" else 403))}
+        for kind in STRANGERS
+    } == answers
+    assert {"GetSecretValue": 2} == Counter(called for called, _ in aws_wire.calls)
+    assert {} == aws_wire.deliveries
+    assert 1012 == len(lines)
+    assert {"webhook refused"} == {line["message"] for line in lines}
+    output = capsys.readouterr()
+    for trace in ("Traceback", "MARK", ".py", "exception", AUTH_TOKEN):
+        assert trace not in json.dumps(lines) + output.out + output.err
+
+
+def test_no_other_signature_is_taken(send: Send, aws_wire: AwsWire) -> None:
+    """Not one of those in which one character is another, though Base64 reads some of them as the same bytes."""
+    request = SMS.request(TARGET)
+    genuine = str(request.header(SIGNATURE))
+    others = [
+        genuine[:place] + character + genuine[place + 1 :]
+        for place in range(len(genuine))
+        for character in f"{string.ascii_letters}{string.digits}+/="
+        if character != genuine[place]
+    ]
+
+    assert 28 * 64 == len(others)
+    assert [] == [each for each in others if refusal(403) != send(request.with_header(SIGNATURE, each))]
+    assert [] == aws_wire.entries
+
+
+@pytest.mark.parametrize(
+    "each", [SMS, BY_NAME["status"], BY_NAME["call"], BY_NAME["Event Streams"]], ids=lambda e: e.name
+)
+@pytest.mark.parametrize("signature", [None, "", "x"], ids=["none", "empty", "wrong"])
+def test_a_stranger_cannot_keep_an_event_out(
+    send: Send, aws_wire: AwsWire, each: Webhook, signature: str | None
+) -> None:
+    """Who knows what will be told has nothing written of it before."""
+    request = each.request(TARGET)
+    forged = without(request, SIGNATURE) if signature is None else request.with_header(SIGNATURE, signature)
+    refused = [send(forged) for _ in range(20)]
+
+    assert [refusal(403)] * 20 == refused
+    assert ({}, 0) == (aws_wire.deliveries, aws_wire.count("PutItem"))
+    assert ACCEPTED == send(request)
+    assert [None] * len(details(aws_wire)) == [detail.get("deduplication") for detail in details(aws_wire)] != []
+
+
+def test_what_is_refused_for_its_content_keeps_no_event_out(send: Send, aws_wire: AwsWire) -> None:
+    """Though its signature holds: it may be cut out of the genuine one."""
+    genuine = SMS.request(TARGET)
+    send(cut(genuine, "Body=Hi", "BodyH=i"))
+
+    assert {} == aws_wire.deliveries
+    assert ACCEPTED == send(genuine)
+    assert 1 == len(aws_wire.entries)
+
+
+# A token that is rotated
+
+
+@pytest.mark.parametrize("knows_the_old", [True, False], ids=["warm", "cold"])
+def test_both_tokens_sign_while_one_is_replaced(
+    send: Send,
+    aws_wire: AwsWire,
+    log: Log,
+    knows_the_old: bool,  # noqa: FBT001 a table
+) -> None:
+    """The new one at once, the old one for an hour; one look at the secret finds out. No line tells any token."""
+    if knows_the_old:
+        send(BY_NAME["call"])
+    secret(aws_wire, "default", auth_token=OTHER_TOKEN)
+    aws_wire.previous["twilio/default"] = json.dumps(API_KEY)
+    aws_wire.secret_age = 60
+    third = "3" * 32
+
+    assert ACCEPTED == send(SMS.request(TARGET._replace(auth_token=OTHER_TOKEN)))
+    assert ACCEPTED == send(BY_NAME["status"].request(TARGET))
+    assert refusal(403) == send(BY_NAME["MMS"].request(TARGET._replace(auth_token=third)))
+    for token in (AUTH_TOKEN, OTHER_TOKEN, third):
+        assert token not in json.dumps(log())
+
+
+def test_an_old_token_is_not_good_for_ever(send: Send, aws_wire: AwsWire) -> None:
+    """An hour after it was replaced it may be in anybody's hands."""
+    secret(aws_wire, "default", auth_token=OTHER_TOKEN)
+    aws_wire.previous["twilio/default"] = json.dumps(API_KEY)
+    aws_wire.secret_age = 3601
+
+    assert refusal(403) == send(SMS)
 
 
 # Callbacks that prove a send with a key
