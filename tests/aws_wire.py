@@ -3,10 +3,13 @@
 import json
 import threading
 import time
-from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 LOST = (0, "lost")
 PASS = (200, "")
@@ -65,12 +68,12 @@ class AwsWire:
                     self.close_connection = True
                     return
                 self.send_response(status)
-                for name, value in headers.items():
+                own = {"Content-Type": "application/x-amz-json-1.1", "Content-Length": str(len(data))}
+                for name, value in (own | headers).items():
                     self.send_header(name, value)
-                self.send_header("Content-Type", "application/x-amz-json-1.1")
-                self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
-                self.wfile.write(data)
+                with suppress(ConnectionError):  # whoever asked may wait no longer
+                    self.wfile.write(data)
 
             def log_message(self, *_: Any) -> None:
                 pass

@@ -1,12 +1,12 @@
 """Do calls to AWS say whether they were refused or not answered, and do threads not wait for each other?"""
 
+import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import boto3
 import pytest
-from botocore.config import Config
 from twilio_connector import aws
 from twilio_connector.transport import MAX_THREADS
 
@@ -113,7 +113,7 @@ def test_calls_do_not_wait_for_each_other(aws_wire: AwsWire, monkeypatch: pytest
         all_there.wait()
         return answer(operation, body)
 
-    monkeypatch.setattr(aws, "_CONFIG", aws._CONFIG.merge(Config(read_timeout=20)))
+    monkeypatch.setattr(aws, "_READ_SECONDS", 20)
     monkeypatch.setattr(aws_wire, "answer", answer_together)
     with ThreadPoolExecutor(50) as pool:
         answers = list(pool.map(lambda _: read(), range(50)))
@@ -149,8 +149,90 @@ def test_each_thread_keeps_its_connection() -> None:
     assert MAX_THREADS <= aws._CONFIG.max_pool_connections
 
 
-def test_a_call_takes_no_longer_than_it_says() -> None:
-    """Both attempts with all their waits, and up to a second between them."""
-    attempts = aws._CONFIG.retries["total_max_attempts"]
+@pytest.mark.usefixtures("aws_wire")
+@pytest.mark.parametrize("service", ["dynamodb", "events", "secretsmanager", "sqs", "ssm"])
+def test_a_call_takes_no_longer_than_it_says(service: str) -> None:
+    """All attempts with all their waits, and up to a second between them."""
+    patience = aws._client(service).meta.config
+    attempts = patience.retries["total_max_attempts"]
 
-    assert aws.SECONDS >= attempts * (aws._CONFIG.connect_timeout + aws._CONFIG.read_timeout) + attempts - 1
+    assert aws.SECONDS >= attempts * (patience.connect_timeout + patience.read_timeout) + attempts - 1
+
+
+@pytest.mark.usefixtures("aws_wire")
+def test_a_function_is_waited_for_longer() -> None:
+    """But less long than Twilio waits, which is 15 seconds."""
+    patience = aws._client("lambda").meta.config
+
+    assert 10 > patience.connect_timeout + patience.read_timeout > aws.SECONDS
+
+
+@pytest.mark.usefixtures("delays")
+@pytest.mark.parametrize("failure", [(500, "InternalFailure"), (400, "ThrottlingException"), LOST])
+@pytest.mark.parametrize(
+    ("service", "operation", "call"),
+    [
+        ("events", "PutEvents", {"operation": "put_events", "Entries": [{"Detail": "{}"}]}),
+        ("lambda", "Invoke", {"operation": "invoke", "FunctionName": "f", "Payload": b"{}"}),
+    ],
+)
+def test_what_is_not_idempotent_is_asked_once(
+    aws_wire: AwsWire, failure: tuple[int, str], service: str, operation: str, call: dict[str, Any]
+) -> None:
+    """An event that is put again has to say so, and a function that was asked is not asked again."""
+    aws_wire.failures[operation] = [failure]
+
+    with pytest.raises(aws.UnavailableError):
+        aws.call(service, **call)
+    assert 1 == aws_wire.count(operation)
+
+
+@pytest.mark.usefixtures("delays")
+@pytest.mark.parametrize(
+    ("failure", "is_lost"),
+    [
+        (LOST, True),
+        ((500, "InternalFailure"), True),
+        ((503, "ServiceUnavailable"), True),
+        ((400, "ThrottlingException"), False),
+        ((400, "InternalFailure"), False),
+        ((403, "AccessDeniedException"), False),
+    ],
+)
+def test_what_may_have_been_carried_out_is_lost(
+    aws_wire: AwsWire,
+    failure: tuple[int, str],
+    is_lost: bool,  # noqa: FBT001 a table
+) -> None:
+    """Silence and 5xx; with 4xx the service says that it did nothing."""
+    aws_wire.failures["PutEvents"] = [failure]
+
+    with pytest.raises(aws.RefusedError) as error:
+        aws.call("events", "put_events", Entries=[{"Detail": "{}"}])
+    assert is_lost == isinstance(error.value, aws.LostError)
+
+
+@pytest.mark.usefixtures("aws_wire")
+def test_a_service_that_is_not_reached_lost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing was sent."""
+    with closed_port() as port:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        with pytest.raises(aws.UnavailableError) as error:
+            aws.call("events", "put_events", Entries=[{"Detail": "{}"}])
+
+    assert not isinstance(error.value, aws.LostError)
+
+
+@pytest.mark.parametrize("character", ["\ufffe", "\uffff"])
+def test_a_message_has_no_character_that_sqs_refuses(aws_wire: AwsWire, character: str) -> None:
+    """JSON's escapes spell it, so whoever reads it sees the same."""
+    aws.send_message(
+        "https://sqs.us-east-1.amazonaws.com/123456789012/q",
+        json.dumps({"a": character}, ensure_ascii=False),
+        DelaySeconds=3,
+    )
+    (sent,) = aws_wire.sent
+
+    assert character not in sent["MessageBody"]
+    assert {"a": character} == json.loads(sent["MessageBody"])
+    assert 3 == sent["DelaySeconds"]

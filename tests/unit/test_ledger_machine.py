@@ -26,7 +26,6 @@ from hypothesis.stateful import (
 )
 from msgspec.structs import replace
 from twilio_connector import aws, ledger
-from twilio_connector.errors import ServiceUnavailableError
 from twilio_connector.ledger import (
     Accepted,
     Claim,
@@ -45,6 +44,7 @@ from twilio_connector.ledger import (
     new_claim,
 )
 
+from tests.actors import Actor
 from tests.aws_wire import AwsWire
 
 KEY = key_id("default", "key")
@@ -69,61 +69,6 @@ REST = st.sampled_from([20, 20, 0, 1, 2])
 SETTINGS = settings(
     max_examples=120, stateful_step_count=12, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
 )
-
-
-class Crash(BaseException):
-    """The function dies at this moment."""
-
-
-class Actor(threading.Thread):
-    """Something that goes on one step at a time, and can be ended between any two."""
-
-    def __init__(self, work: Callable[["Actor"], None], faults: Iterable[str] = ()) -> None:
-        """`faults` are those of its writes, in order."""
-        super().__init__(daemon=True)
-        self.faults = list(faults)
-        self.is_over = False
-        self._work = work
-        self._error: BaseException | None = None
-        self._crashes = False
-        self._goes_on, self._stands = threading.Lock(), threading.Lock()
-        self._goes_on.acquire()
-        self._stands.acquire()
-        self.start()
-        self._stands.acquire()
-
-    def run(self) -> None:
-        """Do the work, from the first step on."""
-        try:
-            self.stop()
-            self._work(self)
-        except (Crash, ServiceUnavailableError):
-            pass
-        except BaseException as error:  # noqa: BLE001 raised again where the step is made
-            self._error = error
-        finally:
-            self.is_over = True
-            self._stands.release()
-
-    def stop(self) -> None:
-        """Let others go on, until it is this one's turn."""
-        self._stands.release()
-        self._goes_on.acquire()
-        if self._crashes:
-            raise Crash
-
-    def step(self) -> bool:
-        """Go on to the next stop, and tell whether there is one."""
-        self._goes_on.release()
-        self._stands.acquire()
-        if self._error:
-            raise self._error
-        return not self.is_over
-
-    def crash(self) -> None:
-        """Die."""
-        self._crashes = True
-        self.step()
 
 
 class Table:

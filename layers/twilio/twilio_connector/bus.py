@@ -107,7 +107,7 @@ def _put(batch: list[Entry]) -> list[Outcome]:
         return [Outcome(End.LOST, error.code)] * len(batch)
     except aws.RefusedError as error:
         return [Outcome(End.REFUSED, error.code)] * len(batch)
-    results = answer["Entries"]
+    results = answer.get("Entries", [])
     outcomes = [
         Outcome(End.TAKEN) if "EventId" in each else Outcome(End.REFUSED, str(each.get("ErrorCode")))
         for each in results
