@@ -370,7 +370,9 @@ def test_routes() -> None:
             properties["Handler"].removesuffix(".handler"),
         )
         for properties in of_type(FUNCTION).values()
-        for event in (source["Properties"] for source in properties.get("Events", {}).values() if source["Type"] == "HttpApi")
+        for event in (
+            source["Properties"] for source in properties.get("Events", {}).values() if source["Type"] == "HttpApi"
+        )
     }
 
     assert ROUTES == routes
@@ -381,7 +383,9 @@ def test_actions_need_a_signature() -> None:
     apis = of_type("AWS::Serverless::HttpApi")
 
     assert {"EnableIamAuthorizer": True, "DefaultAuthorizer": "AWS_IAM"} == apis["ActionsApi"]["Auth"]
-    assert [] == [name for name, properties in of_type(FUNCTION).items() if list(found("Auth", properties.get("Events", {})))]
+    assert [] == [
+        name for name, properties in of_type(FUNCTION).items() if list(found("Auth", properties.get("Events", {})))
+    ]
     assert [] == list(found("FunctionUrlConfig", RESOURCES))
 
 
