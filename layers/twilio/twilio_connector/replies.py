@@ -65,7 +65,7 @@ def _setting(parameter: str) -> _Setting:
     if known and time.monotonic() < known.fresh_until:
         return known
     try:
-        value: str = aws.call("ssm", "get_parameter", Name=parameter)["Parameter"]["Value"]
+        value: str = aws.call("ssm", "GetParameter", Name=parameter)["Parameter"]["Value"]
     except aws.RefusedError:
         if known:
             return known
@@ -79,11 +79,11 @@ def _setting(parameter: str) -> _Setting:
 def _asked(function_arn: str, event: Event) -> str:
     """Return what a function replies to an event: TwiML as a JSON text, or nothing."""
     payload = {"source": SOURCE, "detail-type": event.detail_type, "detail": event.detail}
-    answer = aws.call("lambda", "invoke", FunctionName=function_arn, Payload=msgspec.json.encode(payload))
-    if "FunctionError" in answer:
+    answer = aws.invoke(function_arn, msgspec.json.encode(payload))
+    if answer is None:
         raise _FailedError("the function failed")
     try:
-        twiml: Any = msgspec.json.decode(answer["Payload"].read())
+        twiml: Any = msgspec.json.decode(answer)
     except msgspec.DecodeError:
         raise _FailedError("the function returned no JSON") from None
     if twiml is None:
