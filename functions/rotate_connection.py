@@ -138,7 +138,7 @@ class Secret:
     def of(cls, secret_id: str, version: str, deadline: Deadline) -> Self:
         """Return the secret; raises InvalidInputError where this rotation of it is not under way."""
         with _translated("the secret"):
-            found = aws.call("secretsmanager", "describe_secret", SecretId=secret_id)
+            found = aws.call("secretsmanager", "DescribeSecret", SecretId=secret_id)
         prefix = Settings.from_env().connection_prefix
         stages = found.get("VersionIdsToStages", {})
         labels = stages.get(version, ())
@@ -183,7 +183,7 @@ class Secret:
             return None
         with _translated(f"connection {self.name}"):
             try:
-                answer = aws.call("secretsmanager", "get_secret_value", SecretId=self.arn, VersionId=version)
+                answer = aws.call("secretsmanager", "GetSecretValue", SecretId=self.arn, VersionId=version)
             except aws.RefusedError as error:
                 if error.code == "ResourceNotFoundException":
                     return None
@@ -201,7 +201,7 @@ class Secret:
         with _translated(f"connection {self.name}"):
             aws.call(
                 "secretsmanager",
-                "put_secret_value",
+                "PutSecretValue",
                 SecretId=self.arn,
                 ClientRequestToken=self.version,
                 SecretString=text,
@@ -223,7 +223,7 @@ class Secret:
 
     def _label(self, **parameters: Any) -> None:
         with _translated(f"connection {self.name}"):
-            aws.call("secretsmanager", "update_secret_version_stage", SecretId=self.arn, **parameters)
+            aws.call("secretsmanager", "UpdateSecretVersionStage", SecretId=self.arn, **parameters)
 
 
 @contextmanager

@@ -3,7 +3,16 @@
 import threading
 from collections.abc import Callable, Iterable
 
+from twilio_connector import transport
 from twilio_connector.errors import ServiceUnavailableError
+
+_ATTEMPTS = {
+    "throttled": ["before", "before"],
+    "answer lost": ["after", ""],
+    "both answers lost": ["after", "after"],
+    "lost": ["after", "after"],
+    "swallowed": ["before", "before"],
+}
 
 
 class Crash(BaseException):
@@ -17,6 +26,7 @@ class Actor(threading.Thread):
         """`faults` are those of its writes, in order."""
         super().__init__(daemon=True)
         self.faults = list(faults)
+        self.attempts: list[str] = []  # what happens to those of the call that is made
         self.is_over = False
         self._work = work
         self._error: BaseException | None = None
@@ -59,3 +69,19 @@ class Actor(threading.Thread):
         """Die."""
         self._crashes = True
         self.step()
+
+
+def attempt(actor: Actor, fault: Callable[[], str], carry_out: Callable[[], transport.Reply]) -> transport.Reply:
+    """Make one of the attempts of a call to AWS, whose answers are lost as its fault says; others act in between."""
+    if not actor.attempts:
+        actor.attempts = [*_ATTEMPTS.get(fault(), [""])]
+    lost = actor.attempts.pop(0)
+    actor.stop()
+    if lost == "before":
+        raise transport.Lost
+    reply = carry_out()
+    actor.stop()
+    if lost == "after":
+        raise transport.Lost
+    actor.attempts.clear()
+    return reply

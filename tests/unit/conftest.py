@@ -34,9 +34,7 @@ def aws_wire(monkeypatch: pytest.MonkeyPatch) -> Iterator[AwsWire]:
         wire.secrets["twilio/default"] = json.dumps(API_KEY)
         monkeypatch.setenv("AWS_ENDPOINT_URL", wire.url)
         monkeypatch.setattr(client, "CONNECTIONS", Connections())
-        aws._client.cache_clear()
         yield wire
-        aws._client.cache_clear()
 
 
 @pytest.fixture

@@ -224,7 +224,7 @@ def test_only_one_of_many_claims_stands(
 
 
 def test_a_claim_whose_answer_is_lost_is_ours(table: Deduplication, aws_wire: AwsWire) -> None:
-    """boto3 asks again by itself, and finds what it wrote."""
+    """The call is made again by itself, and finds what it wrote."""
     aws_wire.failures["PutItem"] = [LOST]
 
     assert Verdict.FIRST is claimed(table).verdict

@@ -11,9 +11,8 @@ from itertools import pairwise, product
 from types import SimpleNamespace
 from typing import Any, ClassVar, NamedTuple
 
-import boto3
 import pytest
-from botocore.exceptions import ClientError, ConnectionClosedError
+import requests
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -25,13 +24,13 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from msgspec import json
-from twilio_connector import aws, bus, deadline, deduplication, outbox, telemetry
+from twilio_connector import aws, bus, deadline, deduplication, outbox, telemetry, transport
 from twilio_connector.deadline import Deadline
 from twilio_connector.deduplication import Deduplication, Seen, State, Verdict, event_key, judge
 from twilio_connector.envelope import Record
 from twilio_connector.twilio_events import Event
 
-from tests.actors import Actor
+from tests.actors import Actor, attempt
 from tests.aws_wire import AwsWire
 
 LEASE = 30  # seconds: the function's time limit
@@ -43,7 +42,7 @@ type Faults = Mapping[str, Sequence[str]]
 
 # What goes wrong with a function's calls, in order.
 FAULTS: dict[str, list[list[str]]] = {
-    "put_item": [
+    "PutItem": [
         *([[]] * 5),
         ["throttled"] * 9,
         ["throttled"],
@@ -53,7 +52,7 @@ FAULTS: dict[str, list[list[str]]] = {
         ["both answers lost"],
         ["", "both answers lost"],
     ],
-    "put_events": [
+    "PutEvents": [
         *([[]] * 3),
         ["refused"],
         ["refused"] * 2,
@@ -64,7 +63,7 @@ FAULTS: dict[str, list[list[str]]] = {
         ["lost", "refused"],
         ["refused", "lost"],
     ],
-    "send_message": [[], [], ["denied"], ["lost"], ["swallowed"]],
+    "SendMessage": [[], [], ["denied"], ["lost"], ["swallowed"]],
 }
 # The last step of a delivery that the bus takes is the seventh, of one that is kept the eleventh.
 STEPS = st.sampled_from([20, 20, 20, 20, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10])
@@ -110,68 +109,48 @@ def here() -> Function:
     return function
 
 
-def refused(code: str, operation: str, answer: Mapping[str, Any] | None = None) -> ClientError:
-    """Return a refusal, as boto3 raises it."""
-    error = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": 400}}
-    return ClientError({**(answer or {}), **error}, operation)
-
-
 class Services:
-    """boto3's clients, whose calls stop before and after they are carried out."""
+    """AWS in memory, whose calls stop before and after they are carried out."""
 
-    def put_item(self, **body: Any) -> dict[str, Any]:
-        """Write, as often as the answer does not come."""
+    def exchange(self, request: requests.PreparedRequest, **_: Any) -> transport.Reply:
+        """Answer a request, or not."""
+        operation = request.headers["X-Amz-Target"].rpartition(".")[2]
+        body = json.decode(request.body or b"")
         function = here()
-        fault = function.fault("put_item")
-        function.stop()
-        if fault == "throttled":
-            raise refused("ThrottlingException", "PutItem")
+        if operation == "PutItem":
+            return attempt(
+                function, lambda: function.fault(operation), lambda: reply(*Deliveries.wire.answer(operation, body))
+            )
+        fault = "" if function.attempts else function.fault(operation)
+        if fault in {"denied", "refused"}:
+            function.stop()
+            function.stop()
+            refusal = {"__type": "AccessDeniedException"}
+            return (
+                reply(400, refusal)
+                if fault == "denied"
+                else reply(200, {"Entries": [{"ErrorCode": "InternalFailure"}]})
+            )
         try:
-            answer = self._write(body)
+            return attempt(function, lambda: fault, lambda: self._taken(operation, body))
         finally:
-            function.stop()
-        if fault == "answer lost":  # boto3 tries again by itself
-            answer = self._write(body)
-            function.stop()
-        if fault == "both answers lost":
-            raise ConnectionClosedError(endpoint_url="")
-        return answer
+            if operation == "PutEvents":
+                function.attempts.clear()  # it is not tried again by itself
 
-    def put_events(self, **body: Any) -> dict[str, Any]:
-        """Take the one entry, or not."""
-        (entry,) = body["Entries"]
-        mark = json.decode(entry["Detail"]).get("deduplication")
-        return self._call("put_events", lambda: Deliveries.entries.append(Entry(Deliveries.elapsed, mark))) or {
-            "Entries": [{"EventId": "1"}]
-        }
+    def _taken(self, operation: str, body: dict[str, Any]) -> transport.Reply:
+        """Take an event, or a message for the buffer."""
+        if operation == "PutEvents":
+            (entry,) = body["Entries"]
+            mark = json.decode(entry["Detail"]).get("deduplication")
+            Deliveries.entries.append(Entry(Deliveries.elapsed, mark))
+            return reply(200, {"Entries": [{"EventId": "1"}]})
+        Deliveries.buffer.append((Deliveries.elapsed + body["DelaySeconds"], body["MessageBody"]))
+        return reply(200, {})
 
-    def send_message(self, **body: Any) -> dict[str, Any]:
-        """Put a message in the buffer."""
-        visible_at = Deliveries.elapsed + body["DelaySeconds"]
-        self._call("send_message", lambda: Deliveries.buffer.append((visible_at, body["MessageBody"])))
-        return {}
 
-    def _call(self, operation: str, carry_out: Callable[[], None]) -> dict[str, Any] | None:
-        function = here()
-        fault = function.fault(operation)
-        function.stop()
-        if fault == "denied":
-            raise refused("AccessDeniedException", operation)
-        if fault == "refused":
-            function.stop()
-            return {"Entries": [{"ErrorCode": "InternalFailure"}]}
-        if fault != "swallowed":
-            carry_out()
-        function.stop()
-        if fault:
-            raise ConnectionClosedError(endpoint_url="")
-        return None
-
-    def _write(self, body: dict[str, Any]) -> dict[str, Any]:
-        status, answer = Deliveries.wire.answer("PutItem", body)
-        if status == 200:
-            return answer
-        raise refused(answer["__type"], "PutItem", answer)
+def reply(status: int, answer: Any) -> transport.Reply:
+    """Return an answer of AWS."""
+    return transport.Reply(status, {}, json.encode(answer))
 
 
 class Deliveries(RuleBasedStateMachine):
@@ -302,7 +281,7 @@ class Deliveries(RuleBasedStateMachine):
             if not again and message in self.buffer:
                 self.buffer.remove(message)
 
-        return Function(work, {**faults, "send_message": ["never called"]})
+        return Function(work, {**faults, "SendMessage": ["never called"]})
 
     def _visible(self) -> list[tuple[float, str]]:
         return [message for message in self.buffer if message[0] <= self.elapsed]
@@ -322,28 +301,28 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     wire = AwsWire()
     wire._server.server_close()  # it is asked without a network
     monkeypatch.setattr(Deliveries, "wire", wire, raising=False)
-    monkeypatch.setattr(boto3, "client", lambda *_, **__: Services())
+    services = Services()
+    monkeypatch.setattr(transport.Session, "exchange", lambda _, *given, **named: services.exchange(*given, **named))
+    monkeypatch.setattr(aws, "_LONGEST_PAUSE", 0)
     for module in (deduplication, outbox):
         monkeypatch.setattr(module, "time", SimpleNamespace(time=clock))
     monkeypatch.setattr(deadline, "time", SimpleNamespace(monotonic=lambda: Deliveries.elapsed))
     monkeypatch.setattr(bus, "time", SimpleNamespace(sleep=lambda _: here().stop()))
     logging.disable()  # each fault would be a line
-    aws._client.cache_clear()
     yield
-    aws._client.cache_clear()
     logging.disable(logging.NOTSET)
     telemetry.metrics.metric_set.clear()
 
 
 BEGINNINGS: list[Faults] = [
     {},
-    {"put_events": ["lost"] * 2},
-    {"put_events": ["refused"] * 2},
-    {"put_events": ["lost", "refused"], "send_message": ["lost"]},
-    {"put_events": ["denied"] * 2, "send_message": ["denied"]},
-    {"put_item": ["throttled"] * 9},
-    {"put_item": ["", "throttled"], "put_events": ["lost"] * 2},
-    {"put_item": ["both answers lost"]},
+    {"PutEvents": ["lost"] * 2},
+    {"PutEvents": ["refused"] * 2},
+    {"PutEvents": ["lost", "refused"], "SendMessage": ["lost"]},
+    {"PutEvents": ["denied"] * 2, "SendMessage": ["denied"]},
+    {"PutItem": ["throttled"] * 9},
+    {"PutItem": ["", "throttled"], "PutEvents": ["lost"] * 2},
+    {"PutItem": ["both answers lost"]},
 ]
 
 
@@ -351,10 +330,10 @@ def every_interruption() -> None:
     """Let everything be interrupted by everything else, at each of its steps, after each beginning."""
     acts: list[Callable[[Deliveries, int], None]] = [
         lambda all_, steps: all_.deliver({}, steps, 20),
-        lambda all_, steps: all_.deliver({"put_events": ["lost"] * 2}, steps, 20),
+        lambda all_, steps: all_.deliver({"PutEvents": ["lost"] * 2}, steps, 20),
         lambda all_, steps: all_.deliver_from_the_buffer(0, {}, steps, 20) if all_._visible() else None,
         lambda all_, steps: (
-            all_.deliver_from_the_buffer(0, {"put_events": ["lost", "refused"]}, steps, 20) if all_._visible() else None
+            all_.deliver_from_the_buffer(0, {"PutEvents": ["lost", "refused"]}, steps, 20) if all_._visible() else None
         ),
     ]
     for faults, begun, seconds in product(BEGINNINGS, (2, 3, 5, 7, 9, 20), (0, 2, LEASE + 2)):
@@ -474,4 +453,4 @@ def test_a_broken_rule_is_seen_in_some_order(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(deduplication, "judge", no_doubt)
 
     with pytest.raises((AssertionError, ExceptionGroup)):
-        run_state_machine_as_test(Deliveries, settings=settings(SETTINGS, phases=[Phase.generate]))
+        run_state_machine_as_test(Deliveries, settings=settings(SETTINGS, phases=[Phase.generate], max_examples=2000))

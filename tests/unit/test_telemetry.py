@@ -485,7 +485,7 @@ def test_an_invalid_input_is_no_error_of_twilios(context: Context, lines: Lines)
     assert {} == metrics(lines())
 
 
-@pytest.mark.parametrize("library", ["boto3", "botocore", "requests", "urllib3.connectionpool"])
+@pytest.mark.parametrize("library", ["botocore", "requests", "urllib3.connectionpool"])
 def test_libraries_are_quiet_at_every_level(library: str) -> None:
     """At DEBUG Lambda lets everybody log; urllib3 would log each URL with its query."""
     assert not logging.getLogger(library).isEnabledFor(logging.INFO)

@@ -237,7 +237,7 @@ def _read(prefix: str, name: str, seconds: float, stage: str = "AWSCURRENT") -> 
     if seconds < aws.SECONDS:
         raise ServiceUnavailableError("too little time was left to read the connection; nothing was sent")
     try:
-        answer = aws.call("secretsmanager", "get_secret_value", SecretId=prefix + name, VersionStage=stage)
+        answer = aws.call("secretsmanager", "GetSecretValue", SecretId=prefix + name, VersionStage=stage)
     except aws.UnavailableError as error:
         raise ServiceUnavailableError(f"Secrets Manager does not answer ({error.code})") from None
     except aws.RefusedError as error:
@@ -246,4 +246,4 @@ def _read(prefix: str, name: str, seconds: float, stage: str = "AWSCURRENT") -> 
         ) from None
     if "SecretString" not in answer:
         raise ConnectionInvalidError(f"connection {name}: the secret is binary, and must be text")
-    return parse_secret(name, answer["SecretString"]), time.time() - answer["CreatedDate"].timestamp()
+    return parse_secret(name, answer["SecretString"]), time.time() - answer["CreatedDate"]

@@ -145,7 +145,7 @@ class Deduplication:
         try:
             aws.call(
                 "dynamodb",
-                "put_item",
+                "PutItem",
                 TableName=self._table,
                 Item=item,
                 ReturnValuesOnConditionCheckFailure="ALL_OLD",

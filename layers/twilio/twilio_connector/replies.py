@@ -7,7 +7,6 @@ from xml.parsers import expat
 from xml.sax.saxutils import escape
 
 import msgspec
-from botocore.exceptions import BotoCoreError
 
 from twilio_connector import aws, telemetry
 from twilio_connector.deadline import Deadline
@@ -69,7 +68,7 @@ def _setting(parameter: str, deadline: Deadline) -> _Setting:
     if deadline.remaining() < aws.SECONDS:
         raise _FailedError("too little time was left to read how to reply")
     try:
-        value: str = aws.call("ssm", "get_parameter", Name=parameter)["Parameter"]["Value"]
+        value: str = aws.call("ssm", "GetParameter", Name=parameter)["Parameter"]["Value"]
     except aws.RefusedError:
         if known:
             return known
@@ -85,13 +84,11 @@ def _asked(function_arn: str, event: Event, deadline: Deadline) -> str:
     if deadline.remaining() < aws.REPLY_SECONDS + 1:  # to connect
         raise _FailedError("too little time was left to ask for a reply")
     payload = {"source": SOURCE, "detail-type": event.detail_type, "detail": event.detail}
-    answer = aws.call("lambda", "invoke", FunctionName=function_arn, Payload=msgspec.json.encode(payload))
-    if "FunctionError" in answer:
+    answer = aws.invoke(function_arn, msgspec.json.encode(payload))
+    if answer is None:
         raise _FailedError("the function failed")
     try:
-        twiml: Any = msgspec.json.decode(answer["Payload"].read())
-    except BotoCoreError:
-        raise _FailedError("the function's answer broke off") from None
+        twiml: Any = msgspec.json.decode(answer)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise _FailedError("the function returned no JSON") from None
     if twiml is None:
