@@ -12,6 +12,7 @@ from urllib.parse import unquote_plus
 
 from . import tls as certificates
 from .faults import NAMED, OK, Fault, Stage
+from .keys import Credentials
 from .listener import Listener
 from .tls import Tls
 from .twilio import Account, History
@@ -81,6 +82,12 @@ class FaultServer(Listener):
             self._account.history = History(count, **options)
             return self._account.history
 
+    def check(self, credentials: Credentials) -> Credentials:
+        """Take only requests with one of these credentials, and let requests change them."""
+        with self._changed:
+            self._account.first = credentials.reply
+            return credentials
+
     def wait_for(self, count: int, seconds: float = 10) -> list[Request]:
         """Wait until so many requests have reached the server, and return all; raises TimeoutError."""
         with self._changed:
@@ -89,7 +96,7 @@ class FaultServer(Listener):
             return list(self._requests)
 
     def reset(self) -> None:
-        """Forget requests, script, history and names; what hangs is released, connections stay open."""
+        """Forget requests, script, history, credentials and names; what hangs is released, connections stay open."""
         with self._changed:
             self._start_anew()
         self.release()

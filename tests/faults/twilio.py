@@ -36,10 +36,14 @@ class Account:
 
     def __init__(self) -> None:
         self.history = History(0)
+        self.first: Callable[[Request], Reply | None] = lambda _: None
+        """What may answer in the account's place."""
         self._sids = itertools.count(1)
 
     def reply(self, request: Request) -> Reply:
         """Return the normal answer: 201, 200 or 204; what is no message is answered with what was asked."""
+        if reply := self.first(request):
+            return reply
         match = _RESOURCE.fullmatch(request.path)
         if request.method == "DELETE":
             return Reply(204)

@@ -628,9 +628,11 @@ def test_a_broken_secret_is_not_taken(connections: Connections, aws_wire: AwsWir
 def test_a_token_that_was_replaced_is_good_for_an_hour(
     connections: Connections, aws_wire: AwsWire, clock: Clock, how: str
 ) -> None:
-    """However the container found out: Twilio signs with the old one until the new one is promoted."""
+    """However and whenever the container found out: Twilio signs with the old one until the new one is promoted."""
     old = get(connections)
     store(aws_wire, "new")
+    aws_wire.secret_age = 0
+    end = clock.now + PREVIOUS_SECONDS
     if how == "refresh":
         refresh(connections)
     elif how == "renew":
@@ -639,12 +641,25 @@ def test_a_token_that_was_replaced_is_good_for_an_hour(
         clock.now += FRESH_SECONDS
         get(connections)
     at_once = tokens(connections)
-    clock.now += PREVIOUS_SECONDS - 0.1
+    clock.now = end - 10  # versions are dated by another clock
     before = tokens(connections)
-    clock.now += 0.1
+    clock.now = end + 10
 
     assert ["new", AUTH_TOKEN] == at_once == before
     assert (["new"], 3600) == (tokens(connections), PREVIOUS_SECONDS)
+
+
+def test_who_finds_out_too_late_does_not_take_the_old_token(
+    connections: Connections, aws_wire: AwsWire, clock: Clock
+) -> None:
+    """A container may have had nothing to do for hours."""
+    get(connections)
+    store(aws_wire, "new")
+    clock.now += 2 * PREVIOUS_SECONDS
+    aws_wire.secret_age = 0
+    get(connections)
+
+    assert ["new"] == tokens(connections)
 
 
 def test_each_token_that_was_replaced_is_good_for_an_hour(
@@ -655,6 +670,7 @@ def test_each_token_that_was_replaced_is_good_for_an_hour(
     get(connections)
     for token, seconds in (("b", 1000), ("c", 1000), ("d", PREVIOUS_SECONDS - 2000)):
         store(aws_wire, token)
+        aws_wire.secret_age = 1000 - clock.now  # it is stored now
         clock.now += FRESH_SECONDS
         seen.append(tokens(connections))
         clock.now += seconds - FRESH_SECONDS
@@ -667,6 +683,7 @@ def test_each_token_that_was_replaced_is_good_for_an_hour(
 def test_a_token_that_comes_back_is_there_once(connections: Connections, aws_wire: AwsWire, clock: Clock) -> None:
     """As the present one; the secondary that was taken out is an old one."""
     store(aws_wire, AUTH_TOKEN, "secondary")
+    aws_wire.secret_age = 0
     get(connections)
     for others in (("new",), (AUTH_TOKEN,)):
         store(aws_wire, *others)

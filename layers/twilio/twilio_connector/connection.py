@@ -177,7 +177,7 @@ class Connections:
                 found, age = _read(*key, seconds)
             except ConnectorError:
                 return None  # what is known is used until it is no longer fresh
-            self._replace(key, known, found)
+            self._replace(key, known, found, age)
             self._remember(key, _Known(found, now, now + FRESH_SECONDS))
             if age < PREVIOUS_SECONDS and all(until <= now for until in self._replaced.get(key, {}).values()):
                 with suppress(ConnectorError):
@@ -185,14 +185,14 @@ class Connections:
                     self._replaced[key] = dict.fromkeys(before.webhook_tokens, now + PREVIOUS_SECONDS - age)
             return found
 
-    def _replace(self, key: tuple[str, str], known: _Known | None, found: Connection) -> None:
-        """Keep the tokens that a secret had, and no longer has."""
+    def _replace(self, key: tuple[str, str], known: _Known | None, found: Connection, age: float) -> None:
+        """Keep the tokens that a secret had, and no longer has since its present version was stored."""
         old = known.result if known and isinstance(known.result, Connection) else None
         tokens = [token for token in old.webhook_tokens if token not in found.webhook_tokens] if old else []
-        if tokens:
+        if tokens and age < PREVIOUS_SECONDS:
             now = time.monotonic()
             kept = {token: until for token, until in self._replaced.get(key, {}).items() if now < until}
-            self._replaced[key] = kept | dict.fromkeys(tokens, now + PREVIOUS_SECONDS)
+            self._replaced[key] = kept | dict.fromkeys(tokens, now + PREVIOUS_SECONDS - age)
 
     def _look_up(
         self, key: tuple[str, str], known: _Known | None, seconds: float, *, asked_by_stranger: bool = False
@@ -202,7 +202,7 @@ class Connections:
         if asked_by_stranger and old is None:
             self._limit_strangers(now)
         try:
-            found, _ = _read(*key, seconds)
+            found, age = _read(*key, seconds)
         except ServiceUnavailableError:
             if known is None or old is None or now - known.read_at >= STALE_SECONDS:
                 raise
@@ -211,7 +211,7 @@ class Connections:
         except ConnectorError as error:
             self._remember(key, _Known(error, now, now + _PAUSE_SECONDS))
             raise
-        self._replace(key, known, found)
+        self._replace(key, known, found, age)
         self._remember(key, _Known(found, now, now + FRESH_SECONDS))
         return found
 

@@ -90,10 +90,10 @@ def _published(table: Deduplication, record: Record, deadline: Deadline) -> bool
     if outgoing.claim.verdict is Verdict.DUPLICATE:
         # A whole that was moved back from the dead-letter queue has no other place.
         return not _is_too_large(event) or _set_aside(event)
-    for left in _put(table, [outgoing._replace(uncertain=outgoing.uncertain or kept.uncertain)], deadline):
-        table.kept(event, left.claim, uncertain=left.uncertain)
-        return False
-    return True
+    left = _put(table, [outgoing._replace(uncertain=outgoing.uncertain or kept.uncertain)], deadline)
+    for each in left:
+        table.kept(event, each.claim, uncertain=each.uncertain)
+    return not left
 
 
 def _claimed(table: Deduplication, event: Event, deadline: Deadline, *, buffered: bool = False) -> _Outgoing:
@@ -107,10 +107,7 @@ def _claimed(table: Deduplication, event: Event, deadline: Deadline, *, buffered
 
 def _put(table: Deduplication, outgoing: Sequence[_Outgoing], deadline: Deadline) -> list[_Outgoing]:
     """Put events on the bus, while there is time to keep them instead, and return those that it did not take."""
-    left: list[_Outgoing] = []
-    refused: list[_Outgoing] = []
-    for each in outgoing:
-        (left if not _is_too_large(each.event) or _set_aside(each.event) else refused).append(each)
+    left, incomplete = list(outgoing), []
     for number in range(bus.ATTEMPTS):
         if not left or (number and deadline.remaining() < RESERVE_SECONDS):
             break
@@ -118,16 +115,24 @@ def _put(table: Deduplication, outgoing: Sequence[_Outgoing], deadline: Deadline
             bus.pause()
         outcomes = bus.attempt([_entry(each) for each in left])
         results = list(zip(left, outcomes, strict=True))
-        _each(
-            lambda each: table.done(each.event, each.claim),
-            [each for each, (end, _) in results if end is bus.End.TAKEN],
-        )
+        taken = [each for each, (end, _) in results if end is bus.End.TAKEN]
+        completed = _each(lambda each: _complete(table, each), taken)
+        incomplete += [each for each, is_complete in zip(taken, completed, strict=True) if not is_complete]
         left = [
             each._replace(uncertain=each.uncertain or end is bus.End.LOST)
             for each, (end, _) in results
             if end is not bus.End.TAKEN
         ]
-    return refused + left
+    return left + [each._replace(uncertain=True) for each in incomplete]
+
+
+def _complete(table: Deduplication, outgoing: _Outgoing) -> bool:
+    """Note that an event is on the bus, and tell whether all of it is somewhere."""
+    # Not before it is on the bus: each attempt of the buffer would leave another copy.
+    if _is_too_large(outgoing.event) and not _set_aside(outgoing.event):
+        return False
+    table.done(outgoing.event, outgoing.claim)
+    return True
 
 
 def _unkept(table: Deduplication, outgoing: Sequence[_Outgoing]) -> list[_Outgoing]:
