@@ -4,7 +4,7 @@ import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -38,7 +38,6 @@ TOKEN = {"account_sid": ACCOUNT_SID, "auth_token": AUTH_TOKEN}
 SUBACCOUNT = "AC" + "1" * 32
 SERVICE = "MG" + "0" * 32
 MARKER = "xqzjvmarker"
-BEGAN = time.time()
 
 
 @dataclass
@@ -46,6 +45,7 @@ class Clock:
     """A clock that goes on when it is told to."""
 
     now: float = 1000.0
+    began: float = field(default_factory=time.time)
 
     def monotonic(self) -> float:
         """Return seconds."""
@@ -53,7 +53,7 @@ class Clock:
 
     def time(self) -> float:
         """Return the seconds since the epoch; at the beginning those by which AWS dates versions."""
-        return BEGAN + self.now - 1000
+        return self.began + self.now - 1000
 
 
 @pytest.fixture
