@@ -160,13 +160,22 @@ def test_a_bus_that_is_not_reached_took_nothing(aws_wire: AwsWire, monkeypatch: 
     assert [] == calls(aws_wire)
 
 
+@pytest.mark.parametrize(
+    ("answer", "ends"),
+    [
+        ({"FailedEntryCount": 0, "Entries": [{"EventId": "1"}]}, [End.TAKEN, End.LOST]),
+        ({"FailedEntryCount": 0, "Entries": []}, [End.LOST, End.LOST]),
+        ({}, [End.LOST, End.LOST]),
+        ({"Entries": [{}, {"ErrorCode": "InternalFailure"}]}, [End.REFUSED, End.REFUSED]),
+    ],
+)
 def test_an_answer_that_is_not_about_all_says_nothing_of_the_others(
-    aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch
+    aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch, answer: dict[str, Any], ends: list[End]
 ) -> None:
     """They may be on the bus."""
-    monkeypatch.setattr(aws_wire, "answer", lambda *_: (200, {"FailedEntryCount": 0, "Entries": [{"EventId": "1"}]}))
+    monkeypatch.setattr(aws_wire, "answer", lambda *_: (200, answer))
 
-    assert [End.TAKEN, End.LOST] == [outcome.end for outcome in bus.attempt(entries(2))]
+    assert ends == [outcome.end for outcome in bus.attempt(entries(2))]
 
 
 @pytest.mark.usefixtures("delays")

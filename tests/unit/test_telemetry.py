@@ -174,17 +174,19 @@ def test_a_delivery_that_gets_into_the_queue_is_no_line(
     assert ([], 2) == (lines(), len(aws_wire.sent))
 
 
+@pytest.mark.usefixtures("delays")
 def test_what_could_not_be_told_is_a_line(
     twilio: FaultServer, aws_wire: AwsWire, context: Context, event: LoadEvent, lines: Lines
 ) -> None:
     """The message was sent, and comes again to be reported."""
-    aws_wire.failures["PutEvents"] = [(400, "AccessDeniedException")]
+    aws_wire.failures["PutEvents"] = [(400, "AccessDeniedException")] * 2
     batch = event("send_sms_sqs")
     batch["Records"] = batch["Records"][:1]
     send_sms.handler(batch, context)
     written = lines()
 
-    assert [("ServiceUnavailableError", "the event bus does not answer (AccessDeniedException)", "sqs", "default")] == [
+    reason = "the event bus did not take 1 entries (AccessDeniedException)"
+    assert [("ServiceUnavailableError", reason, "sqs", "default")] == [
         (line["error"], line["message"], line["caller"], line["connection"]) for line in logged(written)
     ]
     assert [1.0] == metrics(written)["MessagesSent"]

@@ -15,6 +15,7 @@ import pytest
 import webhook
 from twilio_connector import client, connection
 from twilio_connector.connection import Connections
+from twilio_connector.errors import InternalError
 from twilio_connector.ledger import Accepted, Claim, Ledger, Lost, Record, new_claim
 
 from tests.aws_wire import LOST, PASS, AwsWire
@@ -789,6 +790,16 @@ def test_a_bug_is_500_and_logged_without_data(
     assert "MARK" not in json.dumps(line)
 
 
+@pytest.mark.parametrize(
+    "records", [[{"eventSource": "aws:sqs", "body": "MARK"}], [{"eventSource": "aws:sqs", "messageId": "MARK"}]]
+)
+def test_a_batch_that_is_none_raises(send: Send, log: Log, records: list[dict[str, Any]]) -> None:
+    """Nobody could be told which records failed, so all of them come again."""
+    with pytest.raises(InternalError):
+        send({"Records": records})
+    assert "MARK" not in json.dumps(log())
+
+
 def test_containers_do_not_share_what_they_know(aws_wire: AwsWire, send: Send, monkeypatch: pytest.MonkeyPatch) -> None:
     """A new one reads the token itself."""
     send(SMS)
@@ -1104,6 +1115,14 @@ def test_without_the_ledger_the_event_goes_out(send: Send, aws_wire: AwsWire, re
 
     assert ACCEPTED == send(about(record.id))
     assert ["Message Status Changed"] == [entry["DetailType"] for entry in aws_wire.entries]
+
+
+@pytest.mark.parametrize(("seconds", "asked"), [(27.9, 0), (29, 1)])
+def test_without_time_the_ledger_is_not_asked(aws_wire: AwsWire, record: Record, seconds: float, asked: int) -> None:
+    """The event comes first; there are more callbacks, and `resolve`."""
+    answer = webhook.handler(event_2(about(record.id).request(TARGET)), Context(seconds))
+
+    assert (ACCEPTED, asked, 1) == (answer, aws_wire.count("GetItem"), len(aws_wire.entries))
 
 
 def test_other_deliveries_do_not_ask_the_ledger(send: Send, aws_wire: AwsWire) -> None:
