@@ -41,6 +41,8 @@ class AwsWire:
         """The ledger's, by id."""
         self.deliveries: dict[str, dict[str, Any]] = {}
         """The items of the events that were published, by id."""
+        self.unprocessed: list[int] = []
+        """How many of its last keys the next BatchGetItem leaves over, the one after it, and so on."""
         self.parameters: dict[str, str] = {}
         """Systems Manager's."""
         self.function: Callable[[Any], tuple[dict[str, str], bytes]] = lambda _: ({}, b"null")
@@ -147,11 +149,23 @@ class AwsWire:
     def _GetItem(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:  # noqa: N802 as AWS calls it
         if not body["Key"]["id"]["S"]:
             return 400, {"__type": "ValidationException", "message": "a key is never empty"}
-        item = self.items.get(body["Key"]["id"]["S"])
+        item = self._table(body["TableName"]).get(body["Key"]["id"]["S"])
         return 200, {"Item": item} if item else {}
 
+    def _BatchGetItem(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:  # noqa: N802 as AWS calls it
+        """Answer in no order, as DynamoDB does."""
+        ((name, wanted),) = body["RequestItems"].items()
+        keys = [key["id"]["S"] for key in wanted["Keys"]]
+        if not 0 < len(keys) <= 100 or len(keys) != len(set(keys)):
+            return 400, {"__type": "ValidationException", "message": "1 to 100 keys, each once"}
+        done = len(keys) - (self.unprocessed.pop(0) if self.unprocessed else 0)
+        left = {name: {"Keys": wanted["Keys"][done:]}} if done < len(keys) else {}
+        items = self._table(name)
+        found = [items[key] for key in sorted(keys[:done]) if key in items]
+        return 200, {"Responses": {name: found}, "UnprocessedKeys": left}
+
     def _PutItem(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:  # noqa: N802 as AWS calls it
-        items = self.deliveries if body["TableName"] == "deliveries" else self.items
+        items = self._table(body["TableName"])
         old = items.get(body["Item"]["id"]["S"])
         if not _holds(body, old):
             answer: dict[str, Any] = {"__type": "ConditionalCheckFailedException", "message": "as injected"}
@@ -160,6 +174,9 @@ class AwsWire:
             return 400, answer
         items[body["Item"]["id"]["S"]] = body["Item"]
         return 200, {}
+
+    def _table(self, name: str) -> dict[str, dict[str, Any]]:
+        return self.deliveries if name == "deliveries" else self.items
 
     def _Query(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:  # noqa: N802 as AWS calls it
         """Answer with one item a page, as a large table would, and with no more of it than the template's index has."""

@@ -2,9 +2,10 @@
 
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from email.utils import format_datetime, parsedate_to_datetime
+from functools import cache
 from typing import Any, Literal
 from urllib.parse import urlencode
 
@@ -29,6 +30,7 @@ RECIPIENTS = [f"+1555010{number:04}" for number in range(4)]
 SENDERS = ["+15005550006", "+15551234567"]
 
 _RESOURCE = re.compile(r"/2010-04-01/Accounts/([^/.]+)/Messages(?:/([^/.]+))?(?:\.json)?")
+_MEDIA = re.compile(r"/2010-04-01/Accounts/([^/.]+)/Messages/([^/.]+)/Media\.json")
 
 
 class Account:
@@ -42,8 +44,15 @@ class Account:
 
     def reply(self, request: Request) -> Reply:
         """Return the normal answer: 201, 200 or 204; what is no message is answered with what was asked."""
-        if reply := self.first(request):
-            return reply
+        return self.first(request) or self._about_media(request) or self._about_messages(request)
+
+    def _about_media(self, request: Request) -> Reply | None:
+        match = _MEDIA.fullmatch(request.path)
+        if match is None or match[2] not in self.history.media or request.method == "DELETE":
+            return None
+        return Reply.json(200, {"media_list": _media_list(match[1], match[2], self.history.media[match[2]])})
+
+    def _about_messages(self, request: Request) -> Reply:
         match = _RESOURCE.fullmatch(request.path)
         if request.method == "DELETE":
             return Reply(204)
@@ -60,7 +69,11 @@ class Account:
 
 
 class History:
-    """Messages, newest first, in pages as Twilio makes them, or in pages as an attacker would."""
+    """Messages, newest first, in pages as Twilio makes them, or in pages as an attacker would.
+
+    `add`, `update` and `remove` change it, also between two pages: `before_page` is called before each. `media` are
+    the content types of a message's media, by its SID.
+    """
 
     def __init__(
         self,
@@ -76,6 +89,40 @@ class History:
         self._max_page_size = max_page_size
         self._evil = evil
         self._elsewhere = elsewhere
+        self._added = itertools.count(1)
+        self.before_page: Callable[[], object] = lambda: None
+        self.media: dict[str, Sequence[str]] = {}
+
+    def add(self, sent: datetime | None, *, media: Sequence[str] = (), **fields: Any) -> str:
+        """Add a message, sent when it says or not yet, and return its SID; it was last changed when it was sent."""
+        sid = f"{'MM' if media else 'SM'}{'a' * 8}{next(self._added):024x}"
+        created = format_datetime(sent or NEWEST)
+        fields = {
+            "status": "sent" if sent else "queued",
+            "num_media": str(len(media)),
+            "date_updated": created,
+        } | fields
+        added = message("AC" + "0" * 32, sid) | {"date_created": created, "date_sent": sent and created} | fields
+        self._messages.append(added)
+        self.media |= {sid: media} if media else {}
+        self._sort()
+        return sid
+
+    def update(self, sid: str, at: datetime, *, sent: datetime | None = None, **fields: Any) -> None:
+        """Change a message at a moment; `sent` is a date that comes late."""
+        changes = (
+            fields | {"date_updated": format_datetime(at)} | ({"date_sent": format_datetime(sent)} if sent else {})
+        )
+        self._messages = [each | changes if each["sid"] == sid else each for each in self._messages]
+        self._sort()
+
+    def remove(self, sid: str) -> None:
+        """Delete a message."""
+        self._messages = [each for each in self._messages if each["sid"] != sid]
+
+    def _sort(self) -> None:
+        """Put the messages in Twilio's order; those that are not sent stand first."""
+        self._messages.sort(key=lambda each: _moment(each["date_sent"] or format_datetime(_NEVER)), reverse=True)
 
     @property
     def sids(self) -> list[str]:
@@ -88,11 +135,12 @@ class History:
 
     def page(self, request: Request) -> Reply:
         """Return the page that a request asks for."""
+        self.before_page()
         wanted = {name: values[0] for name, values in request.parameters.items()}
         account = request.path.split("/")[3]
         number = int(wanted.get("Page", 0))
         size = min(int(wanted.get("PageSize", 50)), self._max_page_size)
-        found = [each | _owner(account, each) for each in self._messages if _matches(each, wanted)]
+        found = [each for each in self._messages if _matches(each, wanted)]
         start = number * size
         if token := wanted.get("PageToken"):
             known = [each["sid"] for each in found]
@@ -104,6 +152,7 @@ class History:
         if self._evil == "repeated_message":
             start = max(start - 1, 0) if number else 0
         rows = [] if self._evil == "empty_pages" else found[start : start + size]
+        rows = [each | _owner(account, each) for each in rows]
         last = (rows or found or [{"sid": "SM" + "0" * 32}])[-1]["sid"]
         following = wanted | {"PageSize": str(size), "Page": str(number + 1), "PageToken": f"PA{last}"}
         next_page = f"{request.path}?{urlencode(following)}"
@@ -180,13 +229,40 @@ def _owner(account: str, each: Message) -> Message:
 
 
 def _matches(each: Message, wanted: dict[str, str]) -> bool:
-    """Tell whether a message passes the filters; dates are days in UTC, all filters are inclusive."""
-    sent = parsedate_to_datetime(each["date_sent"])
+    """Tell whether a message passes the filters; dates are days in UTC, all filters are inclusive.
+
+    What has no date passes none of a date.
+    """
+    if each["date_sent"] is None:
+        return not wanted.keys() & _DATE_FILTERS.keys() and _matches(
+            each | {"date_sent": format_datetime(_NEVER)}, wanted
+        )
+    sent = _moment(each["date_sent"])
     return (
         wanted.get("To", each["to"]) == each["to"]
         and wanted.get("From", each["from"]) == each["from"]
         and all(holds(*_comparable(sent, wanted[name])) for name, holds in _DATE_FILTERS.items() if name in wanted)
     )
+
+
+_NEVER = datetime(9999, 1, 1, tzinfo=UTC)
+_moment = cache(parsedate_to_datetime)
+_bound = cache(datetime.fromisoformat)
+
+
+def _media_list(account: str, message_sid: str, media: Sequence[str]) -> list[Message]:
+    """Return media objects as Twilio makes them."""
+    url = f"/2010-04-01/Accounts/{account}/Messages/{message_sid}/Media"
+    return [
+        {
+            "sid": (sid := f"ME{message_sid[2:28]}{number:06x}"),
+            "account_sid": account,
+            "parent_sid": message_sid,
+            "content_type": content_type,
+            "uri": f"{url}/{sid}.json",
+        }
+        for number, content_type in enumerate(media)
+    ]
 
 
 _DATE_FILTERS: dict[str, Callable[[date, date], bool]] = {
@@ -198,7 +274,7 @@ _DATE_FILTERS: dict[str, Callable[[date, date], bool]] = {
 
 def _comparable(sent: datetime, bound: str) -> tuple[date, date]:
     """Return two days, or two moments, depending on what the filter gives."""
-    moment = datetime.fromisoformat(bound)
+    moment = _bound(bound)
     if len(bound) == len("2026-01-31"):
         return sent.date(), moment.date()
     return sent, moment.replace(tzinfo=moment.tzinfo or UTC)

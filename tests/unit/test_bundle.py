@@ -28,6 +28,7 @@ DEFAULTS = {
     "WebhookBurstLimit": 2000,
     "ReplyFunctionArn": "",
     "AutoReply": "",
+    "PollingSchedule": "",
     "LogLevel": "INFO",
     "LogRetentionDays": 30,
     "AlarmTopicArn": "",
@@ -58,6 +59,7 @@ OUTPUTS = {
     "DeadLetterQueueUrl",
     "BufferQueueArn",
     "BufferDeadLetterQueueUrl",
+    "PollMessagesFunctionArn",
     "RotateConnectionFunctionArn",
 }
 GIVEN_UP = {"SendQueue": "FailedQueue", "BufferQueue": "BufferDeadLetterQueue"}
@@ -223,6 +225,7 @@ def test_all_actions_that_are_allowed() -> None:
         "kms:GenerateDataKey",
         "events:PutEvents",
         "dynamodb:GetItem",
+        "dynamodb:BatchGetItem",
         "dynamodb:PutItem",
         "dynamodb:Query",
         "sqs:ReceiveMessage",
@@ -284,6 +287,17 @@ REPLY_ARN = "arn:${AWS::Partition}:ssm:${AWS::Region}:${AWS::AccountId}:paramete
                 "dynamodb:Query ${Ledger.Arn}/index/*",
                 "sqs:SendMessage FailedQueue",
                 "events:PutEvents EventBus twilio-connector",
+            },
+        ),
+        (
+            "PollMessagesFunction",
+            {
+                "dynamodb:GetItem Deliveries",
+                "dynamodb:BatchGetItem Deliveries",
+                "dynamodb:PutItem Deliveries",
+                "sqs:SendMessage BufferQueue",
+                "sqs:SendMessage BufferDeadLetterQueue",
+                "events:PutEvents EventBus twilio",
             },
         ),
         (
@@ -462,6 +476,7 @@ def test_nothing_is_given_up_without_a_trace() -> None:
             "SendSmsLatestInvokeConfig": "FailedQueue",
             "RawRequestLatestInvokeConfig": "DeadLetterQueue",
             "ResolveFunction": "DeadLetterQueue",
+            "PollMessagesFunction": "DeadLetterQueue",
             "RotateConnectionFunction": "DeadLetterQueue",
         }
         == asynchronous
@@ -470,7 +485,7 @@ def test_nothing_is_given_up_without_a_trace() -> None:
     assert [["FailedQueue", "Arn"]] == [
         each["RedrivePolicy"]["deadLetterTargetArn"]["Fn::GetAtt"] for each in subscriptions
     ]
-    assert [["DeadLetterQueue", "Arn"]] == [each["DeadLetterConfig"]["Arn"]["Fn::GetAtt"] for each in schedules]
+    assert [["DeadLetterQueue", "Arn"]] * 2 == [each["DeadLetterConfig"]["Arn"]["Fn::GetAtt"] for each in schedules]
     assert GIVEN_UP.keys() == {mapping["EventSourceArn"]["Fn::GetAtt"][0] for mapping in mappings}
     assert redrives == GIVEN_UP
     assert send_queue.MOST_RECEIVES < RESOURCES["SendQueue"]["Properties"]["RedrivePolicy"]["maxReceiveCount"]
@@ -585,6 +600,7 @@ def test_environment() -> None:
         "DEFAULT_COUNTRY": {"Ref": "DefaultCountry"},
         "TWILIO_API_URL": {"Ref": "TwilioApiUrl"},
         "LOG_LEVEL": {"Ref": "LogLevel"},
+        "URL_SUFFIX": {"Ref": "AWS::URLSuffix"},
         "RES_OPTIONS": "timeout:1 attempts:2",
         "POWERTOOLS_SERVICE_NAME": {"Ref": "AWS::StackName"},
     } == shared
@@ -597,6 +613,12 @@ def test_environment() -> None:
             "BUFFER_QUEUE_URL": {"Ref": "BufferQueue"},
             "BUFFER_DEAD_LETTER_QUEUE_URL": {"Ref": "BufferDeadLetterQueue"},
             "REPLY_PARAMETER": {"Fn::If": ["HasReply", {"Ref": "Reply"}, ""]},
+        },
+        "PollMessagesFunction": {
+            "EVENT_BUS_NAME": {"Ref": "EventBus"},
+            "DELIVERIES_TABLE": {"Ref": "Deliveries"},
+            "BUFFER_QUEUE_URL": {"Ref": "BufferQueue"},
+            "BUFFER_DEAD_LETTER_QUEUE_URL": {"Ref": "BufferDeadLetterQueue"},
         },
         "SendSmsFunction": {
             "WEBHOOK_URL": TEMPLATE["Outputs"]["WebhookUrl"]["Value"],

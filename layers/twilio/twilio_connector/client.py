@@ -153,6 +153,11 @@ class Twilio:
         return CONNECTIONS.get(self._settings.connection_prefix, self.name, seconds=self._seconds_left())
 
     @property
+    def deadline(self) -> Deadline:
+        """When the invocation ends."""
+        return self._deadline
+
+    @property
     def api_url(self) -> str:
         """Scheme and host that requests go to."""
         return self._settings.twilio_api_url or self.connection.api_url

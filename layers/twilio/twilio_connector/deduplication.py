@@ -9,18 +9,24 @@ delivers it. `judge` is the whole of these rules; `Deduplication` writes what fo
 """
 
 import hashlib
+import itertools
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum, StrEnum, auto
 from typing import Any, NamedTuple
 
 from twilio_connector import aws, telemetry
 from twilio_connector.errors import ServiceUnavailableError
+from twilio_connector.retries import backoff
 from twilio_connector.twilio_events import Event
 
 KEPT_SECONDS = 24 * 3600
 """An event is known that long."""
+
+# https://docs.aws.amazon.com/amazondynamodb/latest/APIReference/API_BatchGetItem.html
+_MAX_KEYS = 100
+_ROUNDS = 5  # so often the keys are asked for that DynamoDB left over
 
 
 class State(StrEnum):
@@ -86,6 +92,37 @@ class Deduplication:
     def __init__(self, table: str) -> None:
         """Take the table's name."""
         self._table = table
+
+    def unknown(self, events: Sequence[Event]) -> list[Event]:
+        """Return the events that are neither published nor in the buffer, each once; raises ServiceUnavailableError.
+
+        What was written a moment ago may not show yet: an event that is returned is still to be claimed.
+        """
+        distinct = {event_key(event): event for event in events}
+        now = time.time()
+        found = {
+            item["id"]["S"]
+            for keys in itertools.batched(distinct, _MAX_KEYS, strict=False)
+            for item in self._items(keys)
+            if judge(_seen(item), now, buffered=False) is Verdict.DUPLICATE
+        }
+        return [event for key, event in distinct.items() if key not in found]
+
+    def _items(self, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Yield the items of at most 100 keys that are there."""
+        left: dict[str, Any] = {self._table: {"Keys": [{"id": {"S": key}} for key in keys]}}
+        for number in range(_ROUNDS):
+            if number:
+                time.sleep(backoff(number - 1))
+            try:
+                answer = aws.call("dynamodb", "BatchGetItem", RequestItems=left)
+            except aws.RefusedError as error:
+                raise ServiceUnavailableError(f"the table of published events does not answer ({error.code})") from None
+            yield from answer["Responses"].get(self._table, ())
+            left = answer.get("UnprocessedKeys", {})
+            if not left:
+                return
+        raise ServiceUnavailableError("the table of published events does not answer (UnprocessedKeys)")
 
     def claim(self, event: Event, *, lease_seconds: float, buffered: bool = False) -> Claim:
         """Claim the right to publish an event, for so many seconds."""

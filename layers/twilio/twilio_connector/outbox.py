@@ -50,21 +50,26 @@ class _Kept(msgspec.Struct, rename={"detail_type": "detail-type"}):
     uncertain: bool
 
 
-def publish(events: Iterable[Event], deadline: Deadline) -> None:
+def publish(events: Iterable[Event], deadline: Deadline, *, can_wait: bool = False) -> None:
     """Publish events, but for those that were published before.
 
-    Each is then on the bus or in the buffer; raises ServiceUnavailableError where neither takes one.
+    Each is then on the bus or in the buffer; raises ServiceUnavailableError where neither takes one. Events that
+    `can_wait` are not published where nobody knows whether they were before: the error is raised for them too.
     """
     table = Deduplication(variable("DELIVERIES_TABLE"))
     distinct = list({event_key(event): event for event in events}.values())
     claimed = _each(lambda event: _claimed(table, event, deadline), distinct)
-    due = [each for each in claimed if each.claim.verdict not in {Verdict.DUPLICATE, Verdict.BUSY}]
+    others = {Verdict.DUPLICATE, Verdict.BUSY} | ({Verdict.UNAVAILABLE} if can_wait else set())
+    due = [each for each in claimed if each.claim.verdict not in others]
     untaken = _unkept(table, _put(table, due, deadline))
     # Who is at work on a busy one may die, so it is looked at again; where that cannot be, twice is better than never.
     busy = _unkept(table, [each for each in claimed if each.claim.verdict is Verdict.BUSY])
     untaken += _put(table, [each._replace(uncertain=True) for each in busy], deadline)
     if untaken:
         raise ServiceUnavailableError(f"neither the event bus nor the buffer queue took {len(untaken)} events")
+    waiting = sum(each.claim.verdict is Verdict.UNAVAILABLE for each in claimed)
+    if can_wait and waiting:
+        raise ServiceUnavailableError(f"{waiting} events could not be claimed, and wait")
 
 
 def publish_kept(records: Sequence[Record], deadline: Deadline) -> list[Record]:
