@@ -227,7 +227,7 @@ def test_our_own_fault_is_a_line_without_its_message(
     failed(get_sms.handler, {"message_sid": SID}, context)
     (line,) = logged(lines())
 
-    assert ("ERROR", "unexpected exception", "ValueError") == (line["level"], line["message"], line["exception"])
+    assert ("ERROR", "unexpected exception", "AttributeError") == (line["level"], line["message"], line["exception"])
     assert any(where.startswith("connection.py:") for where in line["where"])
     assert MARKER not in json.dumps(line)
     assert [] == aws_wire.calls
