@@ -37,11 +37,18 @@ type Event = dict[str, Any]
 
 
 class Target(NamedTuple):
-    """Where requests go: the URL before `/webhook`, and the account whose token signs them."""
+    """Where requests go: the URL before `/webhook`, the account whose token signs them, and its connection's name."""
 
     base: str
     account_sid: str
     auth_token: str
+    connection: str | None = None
+
+    @property
+    def path(self) -> str:
+        """The path of the webhook."""
+        path = f"{urlsplit(self.base).path}/webhook"
+        return f"{path}/{self.connection}" if self.connection else path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,8 +100,8 @@ class Webhook:
 
     def request(self, target: Target) -> Request:
         """Return the genuine request."""
-        parts = urlsplit(target.base)
-        request = Request(host=parts.netloc, path=f"{parts.path}/webhook", method=self.method, query=self.query)
+        host = urlsplit(target.base).netloc
+        request = Request(host=host, path=target.path, method=self.method, query=self.query)
         if self.json is not None:
             added = f"bodySHA256={hashlib.sha256(self.json).hexdigest()}"
             query = "&".join(filter(None, [self.query, added]))

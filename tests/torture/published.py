@@ -143,9 +143,9 @@ class Published:
         events = {name: self.marks[name] for hook in self.hooks.values() for name in hook.events}
         accepted = {name: events[name] for hook in self.hooks.values() if hook.is_accepted for name in hook.events}
         answers = {
-            f"{name} {answer.status} at {answer.began}": (hook, answer)
+            f"{name}, delivery {number}: {answer.status}": (hook, answer)
             for name, hook in self.hooks.items()
-            for answer in hook.answers
+            for number, answer in enumerate(hook.answers, start=1)
         }
         return [
             row("event of a webhook, lost", accepted, lambda marks: not marks),
