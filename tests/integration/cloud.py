@@ -120,12 +120,13 @@ class Cloud:
             sqs.delete_queue(QueueUrl=url)
 
     @contextmanager
-    def events(self) -> Iterator["Bus"]:
-        """Give the events that reach the stack's bus during a test."""
+    def events(self, *sources: str) -> Iterator["Bus"]:
+        """Give the events that reach the stack's bus during a test: of these sources, else Twilio's and our own."""
         events, name = self.client("events"), f"test-{uuid.uuid4().hex}"
         bus = self.outputs["EventBusName"]
         with self.queue() as (url, arn):
-            events.put_rule(Name=name, EventBusName=bus, EventPattern='{"source": ["twilio", "twilio-connector"]}')
+            pattern = json.dumps({"source": sources or ["twilio", "twilio-connector"]})
+            events.put_rule(Name=name, EventBusName=bus, EventPattern=pattern)
             events.put_targets(Rule=name, EventBusName=bus, Targets=[{"Id": "queue", "Arn": arn}])
             try:
                 yield Bus(self.client("sqs"), url)

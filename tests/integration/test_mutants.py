@@ -25,7 +25,7 @@ def test_mutants_through_the_stack(cloud: Cloud, aws_proxy: AwsProxy) -> None:
     aws_proxy.add(AwsFault(aws.DENY, operation="PutItem", contains=b'"deduplication_id"'))
     target = cloud.target()
     webhooks = [*GENUINE, *WITH_QUERY]
-    with cloud.events() as bus:
+    with cloud.events("twilio") as bus:
         statuses = [
             send(request, target).status
             for each in webhooks

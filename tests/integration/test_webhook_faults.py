@@ -33,7 +33,7 @@ class Begun(NamedTuple):
 @pytest.fixture
 def bus(cloud: Cloud) -> Iterator[Bus]:
     """Return the events of the stack's bus."""
-    with cloud.events() as events:
+    with cloud.events("twilio") as events:
         yield events
 
 
@@ -49,7 +49,7 @@ def begun(cloud: Cloud, aws_proxy: AwsProxy) -> Begun:
         "at the same moment": (50, ""),
     }
     answers, texts = {}, {}
-    with cloud.events() as bus:
+    with cloud.events("twilio") as bus:
         for name, (count, marker) in deliveries.items():
             texts[name] = f"{uuid.uuid4()};{marker}"
             webhook, target = cloud.inbound(texts[name]), cloud.target()

@@ -52,7 +52,7 @@ def test_a_thousand_forged_requests(cloud: Cloud, aws_proxy: AwsProxy) -> None:
         return Answer(answer["statusCode"], answer["body"], answer["headers"]["Content-Type"])
 
     began = time.monotonic()
-    with cloud.events() as bus, ThreadPoolExecutor(AT_ONCE) as pool:
+    with cloud.events("twilio") as bus, ThreadPoolExecutor(AT_ONCE) as pool:
         answers = Counter(pool.map(lambda request: send(request, target), requests))
         answers += Counter(pool.map(invoke, events))
         seconds = time.monotonic() - began

@@ -94,7 +94,7 @@ def telling(asking: Target, folder: Path) -> Target:
 @pytest.fixture
 def bus(cloud: Cloud) -> Iterator[Bus]:
     """Return the events of the stack's bus."""
-    with cloud.events() as events:
+    with cloud.events("twilio") as events:
         yield events
 
 
