@@ -258,7 +258,7 @@ def test_actions_may_read_connections_only(name: str) -> None:
 
 
 SECRETS_ARN = "arn:${AWS::Partition}:secretsmanager:${AWS::Region}:${AWS::AccountId}:secret:${ConnectionPrefix}*"
-REPLY_ARN = "arn:${AWS::Partition}:ssm:${AWS::Region}:${AWS::AccountId}:parameter/${Reply}"
+REPLY_ARN = "arn:${AWS::Partition}:ssm:${AWS::Region}:${AWS::AccountId}:parameter${Reply}"
 
 
 @pytest.mark.parametrize(
