@@ -53,7 +53,8 @@ Many messages, and pages that lead astray:
 
 Credentials that are checked, made and deleted:
 
-    credentials = server.check(Credentials(account_sid, auth_token, {sid: Key(secret)}))
+    credentials = Credentials(account_sid, auth_token, {sid: Key(secret)})
+    server.check(credentials)
     ...
     assert credentials.accepts(user, password)
 """

@@ -44,6 +44,11 @@ class Credentials:
             return password in {self.primary, self.secondary}
         return user in self.keys and password == self.keys[user].secret
 
+    def knows(self, request: Request) -> bool:
+        """Tell whether a request is of this account, whatever its password."""
+        user, _ = request.credentials or ("", "")
+        return user == self.account_sid or user in self.keys
+
     def reply(self, request: Request) -> Reply | None:
         """Return the answer to a request about credentials, or with wrong ones; None leaves it to the account."""
         user, password = request.credentials or ("", "")

@@ -82,11 +82,14 @@ class FaultServer(Listener):
             self._account.history = History(count, **options)
             return self._account.history
 
-    def check(self, credentials: Credentials) -> Credentials:
-        """Take only requests with one of these credentials, and let requests change them."""
+    def check(self, *accounts: Credentials) -> None:
+        """Take only requests with credentials of one of these accounts, and let requests change them."""
+
+        def reply(request: Request) -> Reply | None:
+            return next((each for each in accounts if each.knows(request)), accounts[0]).reply(request)
+
         with self._changed:
-            self._account.first = credentials.reply
-            return credentials
+            self._account.first = reply
 
     def wait_for(self, count: int, seconds: float = 10) -> list[Request]:
         """Wait until so many requests have reached the server, and return all; raises TimeoutError."""

@@ -1,99 +1,140 @@
-"""Credentials are rotated by hand while messages are sent and webhooks come: nothing is refused for that."""
+"""Credentials are rotated by the stack's own function while messages are sent and webhooks come: none is refused."""
 
 import json
+import threading
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 from local import stack as local_stack
-from tests.faults import FaultServer
+from tests.faults import Credentials, FaultServer, Key
 from tests.integration.cloud import Cloud
 from tests.mutants import send
-from tests.torture.rotation import Twilio, Work, under_load
 
-CALLS = 160
-EVERY = 3
-"""Seconds from one rotation to the next. The same token again needs 30: so often a container reads it anew."""
+CALLS = 2000
+ROTATIONS = 2
+EVERY = 60
+"""Seconds from one rotation to the next."""
+STEPS = ("createSecret", "setSecret", "testSecret", "finishSecret")
+
+type Work = Callable[[], str | None]
+"""Makes one call, and returns why it was refused; None is one that went through."""
 
 
-class Owner:
-    """Somebody who rotates what two connections hold."""
+class Outcome(NamedTuple):
+    """How one call ended, and how many rotations were over when it began."""
 
-    def __init__(self, cloud: Cloud, twilio: Twilio) -> None:
-        """Store a connection with an API key, and one with an auth token."""
-        self._cloud = cloud
-        self._twilio = twilio
+    rotations: int
+    refused: str | None
+
+
+class Connection:
+    """A connection, and its account at Twilio."""
+
+    def __init__(self, cloud: Cloud, name: str, credentials: Credentials) -> None:
+        """Store it, with the API key if there is one, and let it be rotated."""
+        self._cloud, self.name, self.credentials = cloud, f"{name}-{uuid.uuid4().hex}", credentials
         self._manager = cloud.client("secretsmanager")
-        self.key, self.token = f"key-{uuid.uuid4().hex}", f"token-{uuid.uuid4().hex}"
-        account = {"account_sid": twilio.account_sid, "auth_token": twilio.primary, "default_from": "+15551234567"}
-        [(sid, secret)] = twilio.keys
-        api_key = {"api_key_sid": sid, "api_key_secret": secret}
-        for name, more in ((self.key, api_key), (self.token, {})):
-            self._manager.create_secret(Name=f"twilio/{name}", SecretString=json.dumps(account | more))
+        fields = {"account_sid": credentials.account_sid, "auth_token": credentials.primary}
+        for sid, key in credentials.keys.items():
+            fields |= {"api_key_sid": sid, "api_key_secret": key.secret}
+        secret = json.dumps(fields | {"default_from": "+15551234567"})
+        self.arn = self._manager.create_secret(Name=f"twilio/{self.name}", SecretString=secret)["ARN"]
+        # Of the emulator's answer only that the secret is to be rotated is true: it calls no function.
+        self._manager.rotate_secret(SecretId=self.arn, RotationLambdaARN=self._function, RotationRules={})
 
-    def _store(self, name: str, **changed: str | None) -> None:
-        secret = json.loads(self._manager.get_secret_value(SecretId=f"twilio/{name}")["SecretString"])
-        whole = {field: value for field, value in (secret | changed).items() if value}
-        self._manager.put_secret_value(SecretId=f"twilio/{name}", SecretString=json.dumps(whole))
+    @property
+    def _function(self) -> str:
+        return self._cloud.outputs["RotateConnectionFunctionArn"]
 
-    def rotate_key(self) -> None:
-        """Make a new API key, store it, delete the old one."""
-        [old] = self._twilio.keys
-        new = (f"SK{uuid.uuid4().hex}", uuid.uuid4().hex)
-        self._twilio.keys.add(new)
-        self._store(self.key, api_key_sid=new[0], api_key_secret=new[1])
-        self._twilio.keys.remove(old)
+    def rotate(self) -> None:
+        """Rotate the credentials as Secrets Manager does, step by step."""
+        version = str(uuid.uuid4())
+        self._manager.put_secret_value(SecretId=self.arn, ClientRequestToken=version, VersionStages=["AWSPENDING"])
+        for step in STEPS:
+            event = {"Step": step, "SecretId": self.arn, "ClientRequestToken": version}
+            answer = self._cloud.client("lambda").invoke(FunctionName=self._function, Payload=json.dumps(event))
+            assert "null" == answer["Payload"].read().decode(), step
 
-    def rotate_token(self) -> None:
-        """Make a secondary token, let the connections have both, the new one first; then promote it."""
-        old, new = self._twilio.primary, uuid.uuid4().hex
-        self._twilio.secondary = new
-        for name in (self.key, self.token):
-            self._store(name, auth_token=new, secondary_auth_token=old)
-        self._twilio.promote()
-        for name in (self.key, self.token):
-            self._store(name, secondary_auth_token=None)
+    def sends(self) -> str | None:
+        """Send a message, and say why that failed."""
+        given = {"to": "+15005550006", "message": "Rotation", "connection": self.name}
+        answer: dict[str, Any] = self._cloud.invoke("SendSms", given)
+        return answer.get("errorType")
 
-    def sends(self, connection: str) -> Work:
-        """Return what sends a message, and says why that failed."""
-
-        def work() -> str | None:
-            given = {"to": "+15005550006", "message": "Rotation", "connection": connection}
-            answer: dict[str, Any] = self._cloud.invoke("SendSms", given)
-            return answer.get("errorType")
-
-        return work
-
-    def delivers(self, connection: str) -> Work:
-        """Return what delivers a message that Twilio signs as it does now, and says how that was answered."""
-
-        def work() -> str | None:
-            target = self._cloud.target(connection, self._twilio.primary)
-            status = send(self._cloud.inbound(str(uuid.uuid4())).request(target), target).status
-            return None if status == 200 else str(status)
-
-        return work
+    def delivers(self) -> str | None:
+        """Deliver a message that Twilio signs as it does at this moment, and say how that was answered."""
+        target = self._cloud.target(self.name, self.credentials.primary)
+        target = target._replace(account_sid=self.credentials.account_sid)
+        status = send(self._cloud.inbound(str(uuid.uuid4())).request(target), target).status
+        return None if status == 200 else str(status)
 
 
 @pytest.fixture
-def twilio(cloud: Cloud, folder: Path, twilio_relay: FaultServer) -> Iterator[Twilio]:
-    """Put a Twilio in the emulator's place whose credentials can change."""
-    account_sid = cloud.info["twilio"]["account_sid"]
-    with Twilio(account_sid, uuid.uuid4().hex, (f"SK{uuid.uuid4().hex}", uuid.uuid4().hex)) as server:
+def connections(cloud: Cloud, folder: Path, twilio_relay: FaultServer) -> Iterator[list[Connection]]:
+    """Put a Twilio in the emulator's place where credentials can change, with two accounts of one kind each."""
+    key = {"SK" + "1" * 32: Key("not-a-secret")}
+    accounts = [Credentials("AC" + "1" * 32, "not-a-token-1", key), Credentials("AC" + "2" * 32, "not-a-token-2", {})]
+    with FaultServer() as server:
+        server.check(*accounts)
         local_stack.redeploy(folder, parameters={"TwilioApiUrl": server.url})
-        yield server
+        yield [Connection(cloud, name, account) for name, account in zip(("key", "token"), accounts, strict=True)]
     local_stack.redeploy(folder, parameters={"TwilioApiUrl": twilio_relay.url})
 
 
-def test_nothing_is_refused_while_credentials_are_rotated(cloud: Cloud, twilio: Twilio) -> None:
-    """Sends with a key and with a token, and webhooks of both connections, go through before, while and after."""
-    owner = Owner(cloud, twilio)
-    work = [make(name) for make in (owner.sends, owner.delivers) for name in (owner.key, owner.token)]
+@pytest.mark.timeout(EVERY * (ROTATIONS + 1) + 120)
+def test_nothing_is_refused_while_credentials_are_rotated(connections: list[Connection]) -> None:
+    """Sends with a key and with a token, and webhooks of both accounts, go through before, while and after."""
+    before = [(each.credentials.primary, set(each.credentials.keys)) for each in connections]
+    work = [make for each in connections for make in (each.sends, each.delivers)]
 
-    outcomes = under_load(work * (CALLS // 4), [owner.rotate_key, owner.rotate_token], every=EVERY, callers=4)
+    outcomes = under_load(work * (CALLS // len(work)), [each.rotate for each in connections])
 
-    assert {0, 1, 2} == {outcome.rotations for outcome in outcomes}
+    assert set(range(ROTATIONS + 1)) == {outcome.rotations for outcome in outcomes}
     assert [] == [outcome for outcome in outcomes if outcome.refused]
+    (_, old_keys), (old_token, _) = before
+    by_key, by_token = (each.credentials for each in connections)
+    assert (2, 0) == (len(by_key.keys), len(by_key.keys.keys() & old_keys))  # the one in use, and the one before it
+    assert by_token.primary != old_token
+    assert by_token.secondary is None
+
+
+def under_load(work: Sequence[Work], rotate: Sequence[Callable[[], None]]) -> list[Outcome]:
+    """Make all calls, evenly over the time of all rotations, in each of which all of `rotate` run side by side.
+
+    Each rotation begins when its share of the calls has begun too, however slow they are.
+    """
+    pause = EVERY * (ROTATIONS + 1) / len(work)
+    share = len(work) // (ROTATIONS + 1)
+    began = time.monotonic()
+    never = threading.Event()
+    begun = [threading.Event() for _ in work]
+    over: list[float] = []
+
+    def wait_until(seconds: float) -> None:
+        never.wait(began + seconds - time.monotonic())
+
+    def one(number: int) -> Outcome:
+        wait_until(number * pause)
+        begun[number].set()
+        rotated = len(over)
+        return Outcome(rotated, work[number]())
+
+    def rotate_all() -> None:
+        for number in range(1, ROTATIONS + 1):
+            wait_until(number * EVERY)
+            begun[number * share].wait()
+            for rotating in [rotators.submit(each) for each in rotate]:
+                rotating.result()
+            over.append(time.monotonic())
+
+    with ThreadPoolExecutor(16) as pool, ThreadPoolExecutor(len(rotate) + 1) as rotators:
+        rotating = rotators.submit(rotate_all)
+        outcomes = list(pool.map(one, range(len(work))))
+        rotating.result()
+    return outcomes

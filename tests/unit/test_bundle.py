@@ -656,6 +656,7 @@ def test_nothing_stops_a_second_stack() -> None:
     }
 
     assert {
+        "Reply.Name": {"Fn::Sub": "/${AWS::StackName}/reply"},
         "EventBus.Name": {"Ref": "AWS::StackName"},
         "ActionsApi.Name": {"Fn::Sub": "${AWS::StackName}-actions"},
         "WebhookApi.Name": {"Fn::Sub": "${AWS::StackName}-webhook"},
@@ -691,7 +692,7 @@ def test_alias_follows_every_change(name: str) -> None:
 def parameters_of(condition: str) -> set[str]:
     """Return the parameters on which a condition depends."""
     tree = TEMPLATE["Conditions"][condition]
-    return {*found("Ref", tree), *re.findall(r"\$\{(\w+)\}", " ".join(found("Fn::Sub", tree)))}
+    return {*found("Ref", tree), *(each for other in found("Condition", tree) for each in parameters_of(other))}
 
 
 def test_reply_is_read_at_run_time() -> None:

@@ -74,7 +74,8 @@ class Rig:
         self.secret = RotatedSecret("twilio/default", json.dumps(connection))
         self.aws_wire.rotated = {self.secret.arn: self.secret}
         held = {KEY_SID: Key(KEY_SECRET)} | keys | OF_SOMEBODY_ELSE
-        self.credentials = self.twilio.check(Credentials(ACCOUNT_SID, TOKEN, held))
+        self.credentials = Credentials(ACCOUNT_SID, TOKEN, held)
+        self.twilio.check(self.credentials)
         self.rest = rest(connection)
         self.calls.clear()
         self._moved_at = len(self.delays)
