@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 TEMPLATE = "template.yaml"
-EXAMPLE = "examples/step-functions/template.yaml"
+EXAMPLES = ("examples/reply/template.yaml", "examples/step-functions/template.yaml")
 TRANSFORMED = ".local/template.json"
 SERVERLESS_RULES = ("--append-rules", "cfn_lint_serverless.rules", "--")
 LOCKS = ("requirements/*.txt", "layers/*/requirements.txt", "local/*/package-lock.json")
@@ -68,9 +68,9 @@ def lint_paths() -> None:
 # The slowest first, so that two at a time end together.
 LINTERS: dict[str, Callable[[], object]] = {
     "checkov, transformed template": lint_transformed,
-    "checkov": partial(run, ".venv-lint/bin/checkov", "--file", TEMPLATE, EXAMPLE),
+    "checkov": partial(run, ".venv-lint/bin/checkov", "--file", TEMPLATE, *EXAMPLES),
     "sam validate": partial(run, ".venv-sam/bin/sam", "validate", "--lint"),
-    "cfn-lint": partial(run, ".venv-lint/bin/cfn-lint", *SERVERLESS_RULES, TEMPLATE, EXAMPLE),
+    "cfn-lint": partial(run, ".venv-lint/bin/cfn-lint", *SERVERLESS_RULES, TEMPLATE, *EXAMPLES),
     "mypy": partial(run, ".venv/bin/python", "-m", "mypy"),
     "ruff check": partial(run, ".venv/bin/ruff", "check", "--quiet", "--output-format", "concise"),
     "ruff format": partial(run, ".venv/bin/ruff", "format", "--check", "--output-format", "concise"),

@@ -398,7 +398,7 @@ class Bookmark:
             "progress": {"S": msgspec.json.encode(progress).decode()},
         }
         try:
-            _call("put_item", Item=item, ReturnValuesOnConditionCheckFailure="ALL_OLD", **condition)
+            _call("PutItem", Item=item, ReturnValuesOnConditionCheckFailure="ALL_OLD", **condition)
         except OvertakenError as error:
             if error.args != (revision,):  # else the answer to our own write was lost
                 raise
@@ -406,7 +406,7 @@ class Bookmark:
 
     def _read(self) -> Progress | None:
         """Return what the table has."""
-        item = _call("get_item", Key={"id": {"S": self._key}}, ConsistentRead=True).get("Item")
+        item = _call("GetItem", Key={"id": {"S": self._key}}, ConsistentRead=True).get("Item")
         if not item:
             return None
         try:

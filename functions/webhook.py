@@ -41,6 +41,7 @@ def _answer(event: Any, deadline: Deadline) -> dict[str, Any]:
         telemetry.count("WebhooksAccepted")
         events = list(twilio_events.of_delivery(delivery, _proven_key(delivery, deadline)))
         outbox.publish(events, deadline)
+        twiml = replies.reply(delivery.about, events[0], deadline)
     except (InternalError, ServiceUnavailableError) as error:
         telemetry.failure(error, function=__name__)
         return _refusal(error.status)
@@ -51,11 +52,7 @@ def _answer(event: Any, deadline: Deadline) -> dict[str, Any]:
         else:
             telemetry.logger.warning("webhook refused", extra={"function": __name__, "reason": str(error)})
         return _refusal(error.status if isinstance(error, Refused) else 403)
-    return {
-        "statusCode": 200,
-        "headers": {"Content-Type": "text/xml"},
-        "body": replies.reply(delivery.about, events[0]),
-    }
+    return {"statusCode": 200, "headers": {"Content-Type": "text/xml"}, "body": twiml}
 
 
 def _refusal(status: int) -> dict[str, Any]:

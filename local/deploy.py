@@ -1,5 +1,6 @@
 """Build the template and deploy it to the AWS emulator, with `sam build` and `sam deploy`."""
 
+import json
 import os
 import platform
 import re
@@ -177,7 +178,8 @@ def _set_parameter(cloudformation: Any, name: str, value: str) -> None:
 
 def _overrides(parameters: Mapping[str, str]) -> list[str]:
     given = {"Architecture": _architecture()} | dict(parameters)
-    return [f"{name}={value}" for name, value in given.items()]
+    # In quotes, or it would take no value that is empty or has a space.
+    return [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in given.items()]
 
 
 def _architecture() -> str:

@@ -3,13 +3,19 @@
 import json
 import threading
 import time
-from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 LOST = (0, "lost")
 PASS = (200, "")
+
+FIRST = "first-version-" + "0" * 32
+"""The id of the version that a rotated secret begins with; AWS takes none with fewer than 32 characters."""
 
 _PROJECTED: dict[str, set[str]] = {"unsettled-index": set(), "content-index": {"state", "sid"}}
 
@@ -24,10 +30,13 @@ class AwsWire:
     def __init__(self) -> None:
         """Listen on a free port."""
         self.secrets: dict[str, str | bytes] = {}
+        """Their present versions, by name."""
         self.previous: dict[str, str] = {}
-        """The versions of secrets before the present ones."""
+        """The versions before them."""
         self.secret_age = 30 * 24 * 3600.0
         """Seconds since the present versions were stored."""
+        self.rotated: dict[str, RotatedSecret] = {}
+        """Secrets with all their versions, by ARN."""
         self.items: dict[str, dict[str, Any]] = {}
         """The ledger's, by id."""
         self.deliveries: dict[str, dict[str, Any]] = {}
@@ -40,8 +49,8 @@ class AwsWire:
         """What a function that is invoked does with its payload: headers and body of the answer."""
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.failures: dict[str, list[tuple[int, str]]] = {}
-        self.refused_entries = 0
-        """How many entries of the next PutEvents the bus refuses."""
+        self.refused: list[int] = []
+        """How many of its last entries the bus refuses of the next PutEvents, of the one after it, and so on."""
         self._one_at_a_time = threading.Lock()
         wire = self
 
@@ -61,12 +70,12 @@ class AwsWire:
                     self.close_connection = True
                     return
                 self.send_response(status)
-                for name, value in headers.items():
+                own = {"Content-Type": "application/x-amz-json-1.1", "Content-Length": str(len(data))}
+                for name, value in (own | headers).items():
                     self.send_header(name, value)
-                self.send_header("Content-Type", "application/x-amz-json-1.1")
-                self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
-                self.wfile.write(data)
+                with suppress(ConnectionError):  # whoever asked may wait no longer
+                    self.wfile.write(data)
 
             def log_message(self, *_: Any) -> None:
                 pass
@@ -126,7 +135,7 @@ class AwsWire:
         return 200, {"Parameter": {"Name": body["Name"], "Value": self.parameters[body["Name"]]}}
 
     def _PutEvents(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:  # noqa: N802 as AWS calls it
-        refused, self.refused_entries = self.refused_entries, 0
+        refused = self.refused.pop(0) if self.refused else 0
         results = [{"EventId": str(index)} for index in range(len(body["Entries"]) - refused)]
         results += [{"ErrorCode": "InternalFailure", "ErrorMessage": "injected"}] * refused
         return 200, {"FailedEntryCount": refused, "Entries": results}
@@ -181,13 +190,25 @@ class AwsWire:
         return 200, {"Items": items, "Count": len(page), **more}
 
     def _GetSecretValue(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:  # noqa: N802 as AWS calls it
+        if body["SecretId"] in self.rotated:
+            return self.rotated[body["SecretId"]].get(body)
         stage = body.get("VersionStage", "AWSCURRENT")
         versions = self.secrets if stage == "AWSCURRENT" else self.previous
         return self._secret(body["SecretId"], versions.get(body["SecretId"]))
 
+    def _DescribeSecret(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:  # noqa: N802 as AWS calls it
+        secret = self.rotated.get(body["SecretId"])
+        return secret.describe() if secret else _refused("ResourceNotFoundException")
+
+    def _PutSecretValue(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:  # noqa: N802 as AWS calls it
+        return self.rotated[body["SecretId"]].put(body)
+
+    def _UpdateSecretVersionStage(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:  # noqa: N802 as AWS
+        return self.rotated[body["SecretId"]].update_stage(body)
+
     def _secret(self, name: str, secret: str | bytes | None) -> tuple[int, dict[str, Any]]:
         if secret is None:
-            return 400, {"__type": "ResourceNotFoundException", "message": "no such secret"}
+            return _refused("ResourceNotFoundException")
         answer = {"Name": name, "CreatedDate": time.time() - self.secret_age}
         if isinstance(secret, bytes):
             return 200, answer | {"SecretBinary": secret.decode("latin-1")}
@@ -208,3 +229,95 @@ def _holds(body: dict[str, Any], old: dict[str, Any] | None) -> bool:
 
     condition = body.get("ConditionExpression")
     return condition is None or all(part_holds(part) for part in condition.split(" AND "))
+
+
+class RotatedSecret:
+    """A secret with versions and their labels, as Secrets Manager keeps them.
+
+    https://docs.aws.amazon.com/secretsmanager/latest/userguide/whats-in-a-secret.html#term_version. `values` and
+    `stages` are by version; a version that a rotation has begun with has labels and no value.
+    """
+
+    def __init__(self, name: str, value: str) -> None:
+        """Begin with one version."""
+        self.name = name
+        self.arn = f"arn:aws:secretsmanager:us-east-1:123456789012:secret:{name}-AbCdEf"
+        self.rotation_enabled = True
+        self.values = {FIRST: value}
+        self.stages: dict[str, set[str]] = {FIRST: {"AWSCURRENT"}}
+        self.takes_pending_off = False
+        """Whether AWSPENDING goes when AWSCURRENT comes, of which AWS says both."""
+
+    @property
+    def current(self) -> str:
+        """The value that is used."""
+        return self.values[self.staged("AWSCURRENT") or ""]
+
+    def staged(self, label: str) -> str | None:
+        """Return the version that has a label."""
+        return next((version for version, labels in self.stages.items() if label in labels), None)
+
+    def rotate(self, version: str) -> None:
+        """Begin a rotation, as RotateSecret does."""
+        pending = self.staged("AWSPENDING")
+        if pending not in {None, version, self.staged("AWSCURRENT")}:
+            raise AssertionError("another rotation is under way")
+        self._put_label("AWSPENDING", version)
+
+    def write(self, version: str, value: str) -> None:
+        """Store a version and use it, as a person does."""
+        self.values[version] = value
+        self._put_label("AWSCURRENT", version)
+
+    def describe(self) -> tuple[int, dict[str, Any]]:
+        """Answer DescribeSecret."""
+        stages = {version: sorted(labels) for version, labels in self.stages.items() if labels}
+        return 200, {
+            "ARN": self.arn,
+            "Name": self.name,
+            "RotationEnabled": self.rotation_enabled,
+            "VersionIdsToStages": stages,
+        }
+
+    def get(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """Answer GetSecretValue."""
+        version = body.get("VersionId") or self.staged(body.get("VersionStage", "AWSCURRENT"))
+        if version not in self.values:
+            return _refused("ResourceNotFoundException")
+        created = time.time() - 30 * 24 * 3600
+        value = self.values[version]
+        return 200, {"Name": self.name, "VersionId": version, "SecretString": value, "CreatedDate": created}
+
+    def put(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """Answer PutSecretValue: a version's value never changes."""
+        version, value = body["ClientRequestToken"], body["SecretString"]
+        if self.values.setdefault(version, value) != value:
+            return _refused("ResourceExistsException")
+        for label in body.get("VersionStages", ["AWSCURRENT"]):
+            self._put_label(label, version)
+        return 200, {"Name": self.name, "VersionId": version}
+
+    def update_stage(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """Answer UpdateSecretVersionStage: a label that is somewhere is taken from there, by name."""
+        label, new, old = body["VersionStage"], body.get("MoveToVersionId"), body.get("RemoveFromVersionId")
+        if self.staged(label) not in ({old} if new is None else {old, new}):
+            return _refused("InvalidParameterException")
+        if new is None:
+            self.stages[str(old)].discard(label)
+        else:
+            self._put_label(label, new)
+        return 200, {"Name": self.name}
+
+    def _put_label(self, label: str, version: str) -> None:
+        old = self.staged(label)
+        for labels in self.stages.values():
+            labels.discard(label)
+        self.stages.setdefault(version, set()).add(label)
+        if label == "AWSCURRENT" and old not in {None, version}:
+            self._put_label("AWSPREVIOUS", str(old))
+            if self.takes_pending_off:
+                self.stages[version].discard("AWSPENDING")
+
+
+def _refused(code: str) -> tuple[int, dict[str, Any]]:
+    return 400, {"__type": code, "message": "as AWS refuses it"}

@@ -11,9 +11,11 @@ from hypothesis import settings
 
 ROOT = Path(__file__).parent.parent
 
-# boto3 wants a region and keys when a client is made; the settings are those of the template's defaults.
+# What Lambda gives to a function; the settings are those of the template's defaults.
 os.environ |= {
     "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_REGION": "us-east-1",
+    "URL_SUFFIX": "amazonaws.com",
     "AWS_ACCESS_KEY_ID": "test",
     "AWS_SECRET_ACCESS_KEY": "test",
     "AWS_EC2_METADATA_DISABLED": "true",

@@ -5,7 +5,7 @@ stack, whose URL before `/webhook` is the `base` of its `Target`:
 
     target = Target("https://hook.example", account_sid, auth_token)
     for mutant in mutants("boundary", target, GENUINE, count=1000):
-        ...  # send mutant.request; what comes of it must be what came of mutant.webhook, or 403
+        ...  # send(mutant.request, target); what comes of it must be what came of mutant.webhook, or 403
 
 The same seed gives the same mutants.
 """
@@ -13,6 +13,7 @@ The same seed gives the same mutants.
 import base64
 import hashlib
 import hmac
+import http.client
 import json
 import random
 import re
@@ -36,11 +37,18 @@ type Event = dict[str, Any]
 
 
 class Target(NamedTuple):
-    """Where requests go: the URL before `/webhook`, and the account whose token signs them."""
+    """Where requests go: the URL before `/webhook`, the account whose token signs them, and its connection's name."""
 
     base: str
     account_sid: str
     auth_token: str
+    connection: str | None = None
+
+    @property
+    def path(self) -> str:
+        """The path of the webhook."""
+        path = f"{urlsplit(self.base).path}/webhook"
+        return f"{path}/{self.connection}" if self.connection else path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,8 +100,8 @@ class Webhook:
 
     def request(self, target: Target) -> Request:
         """Return the genuine request."""
-        parts = urlsplit(target.base)
-        request = Request(host=parts.netloc, path=f"{parts.path}/webhook", method=self.method, query=self.query)
+        host = urlsplit(target.base).netloc
+        request = Request(host=host, path=target.path, method=self.method, query=self.query)
         if self.json is not None:
             added = f"bodySHA256={hashlib.sha256(self.json).hexdigest()}"
             query = "&".join(filter(None, [self.query, added]))
@@ -145,6 +153,34 @@ def posted(request: Request, fields: Sequence[tuple[str, str]]) -> Request:
     """Return the request with a form."""
     headers = tuple((n, v) for n, v in request.headers if n != "content-type")
     return replace(request, headers=(*headers, ("content-type", FORM)), body=urlencode(fields).encode())
+
+
+# On the wire
+
+
+class Answer(NamedTuple):
+    """What came back; status 0 is a request that HTTP's own rules do not let out."""
+
+    status: int
+    body: str = ""
+    content_type: str = ""
+
+
+def send(request: Request, target: Target, *, seconds: float = 30) -> Answer:
+    """Send a request byte for byte to a deployed stack; raises OSError or HTTPException where no answer comes."""
+    connection = http.client.HTTPConnection(urlsplit(target.base).netloc, timeout=seconds)
+    try:
+        url = request.path + (f"?{request.query}" if request.query else "")
+        connection.putrequest(request.method, url, skip_accept_encoding=True)
+        for name, value in (*request.headers, ("content-length", str(len(request.body)))):
+            connection.putheader(name, value.encode())
+        connection.endheaders(request.body)
+        answer = connection.getresponse()
+        return Answer(answer.status, answer.read().decode(), answer.getheader("content-type", "").partition(";")[0])
+    except (http.client.InvalidURL, ValueError):
+        return Answer(0)
+    finally:
+        connection.close()
 
 
 # Events

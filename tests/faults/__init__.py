@@ -50,12 +50,20 @@ Many messages, and pages that lead astray:
 
     history = server.history(2500)  # history.sids, newest first
     server.history(3, evil="foreign_host", elsewhere=canary.url)
+
+Credentials that are checked, made and deleted:
+
+    credentials = Credentials(account_sid, auth_token, {sid: Key(secret)})
+    server.check(credentials)
+    ...
+    assert credentials.accepts(user, password)
 """
 
 from . import aws, faults
 from .aws import AwsFault, AwsProxy
 from .canary import Canary, Visit, black_hole, closed_port, resolve_to
 from .faults import Fault
+from .keys import Credentials, Key
 from .server import FaultServer
 from .twilio import History
 from .wire import Reply, Request
@@ -64,9 +72,11 @@ __all__ = [
     "AwsFault",
     "AwsProxy",
     "Canary",
+    "Credentials",
     "Fault",
     "FaultServer",
     "History",
+    "Key",
     "Reply",
     "Request",
     "Visit",

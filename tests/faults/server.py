@@ -12,6 +12,7 @@ from urllib.parse import unquote_plus
 
 from . import tls as certificates
 from .faults import NAMED, OK, Fault, Stage
+from .keys import Credentials
 from .listener import Listener
 from .tls import Tls
 from .twilio import Account, History
@@ -81,6 +82,15 @@ class FaultServer(Listener):
             self._account.history = History(count, **options)
             return self._account.history
 
+    def check(self, *accounts: Credentials) -> None:
+        """Take only requests with credentials of one of these accounts, and let requests change them."""
+
+        def reply(request: Request) -> Reply | None:
+            return next((each for each in accounts if each.knows(request)), accounts[0]).reply(request)
+
+        with self._changed:
+            self._account.first = reply
+
     def wait_for(self, count: int, seconds: float = 10) -> list[Request]:
         """Wait until so many requests have reached the server, and return all; raises TimeoutError."""
         with self._changed:
@@ -89,7 +99,7 @@ class FaultServer(Listener):
             return list(self._requests)
 
     def reset(self) -> None:
-        """Forget requests, script, history and names; what hangs is released, connections stay open."""
+        """Forget requests, script, history, credentials and names; what hangs is released, connections stay open."""
         with self._changed:
             self._start_anew()
         self.release()

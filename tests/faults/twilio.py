@@ -38,15 +38,24 @@ class Account:
 
     def __init__(self) -> None:
         self.history = History(0)
+        self.first: Callable[[Request], Reply | None] = lambda _: None
+        """What may answer in the account's place."""
         self._sids = itertools.count(1)
 
     def reply(self, request: Request) -> Reply:
         """Return the normal answer: 201, 200 or 204; what is no message is answered with what was asked."""
+        return self.first(request) or self._about_media(request) or self._about_messages(request)
+
+    def _about_media(self, request: Request) -> Reply | None:
+        match = _MEDIA.fullmatch(request.path)
+        if match is None or match[2] not in self.history.media or request.method == "DELETE":
+            return None
+        return Reply.json(200, {"media_list": _media_list(match[1], match[2], self.history.media[match[2]])})
+
+    def _about_messages(self, request: Request) -> Reply:
         match = _RESOURCE.fullmatch(request.path)
         if request.method == "DELETE":
             return Reply(204)
-        if (media := _MEDIA.fullmatch(request.path)) and media[2] in self.history.media:
-            return Reply.json(200, {"media_list": _media_list(media[1], media[2], self.history.media[media[2]])})
         if not match:
             return Reply.json(200, {"method": request.method, "uri": request.target})
         account, sid = match.groups()

@@ -14,6 +14,8 @@ from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
+from tests.mutants import Target, Webhook
+
 SECONDS = 30
 """How long a test waits for what must come."""
 
@@ -79,6 +81,33 @@ class Cloud:
         path = f"/2010-04-01/Accounts/{self.info['twilio']['account_sid']}/Messages.json?PageSize=1000"
         return [message for message in self.twilio("GET", path)["messages"] if message["body"] == text]
 
+    def inbound(self, text: str) -> Webhook:
+        """Return a message to the number, which nobody sent before."""
+        sid = f"SM{uuid.uuid4().hex}"
+        fields = {"MessageSid": sid, "SmsSid": sid, "SmsStatus": "received", "Body": text, "NumMedia": "0"}
+        return Webhook(name=text, fields=fields | {"From": "+15550100123", "To": self.info["twilio"]["number"]})
+
+    def target(self, connection: str | None = None, token: str | None = None) -> Target:
+        """Return where webhooks of a connection go, and who signs them."""
+        twilio, base = self.info["twilio"], self.info["webhook_url"].removesuffix("/webhook")
+        return Target(base, twilio["account_sid"], token or twilio["auth_token"], connection)
+
+    def published(self, bus: "Bus", *texts: str) -> list[list[dict[str, Any]]]:
+        """Wait until events with these texts are there and the buffer is empty; return all events of each text."""
+        eventually(
+            lambda: json.dumps(bus.drain(wait=1)), until=lambda every: all(text in every for text in texts), seconds=60
+        )
+        eventually(lambda: self.in_queue("BufferQueue"), until=lambda count: not count, seconds=60)
+        every = [(event, json.dumps(event)) for event in bus.drain(wait=1)]
+        return [[event for event, whole in every if text in whole] for text in texts]
+
+    def in_queue(self, logical_id: str) -> int:
+        """Return how many records one of the stack's queues has, those that wait or are under way too."""
+        names = [f"ApproximateNumberOfMessages{which}" for which in ("", "NotVisible", "Delayed")]
+        url = self.resource(logical_id)
+        attributes = self.client("sqs").get_queue_attributes(QueueUrl=url, AttributeNames=names)["Attributes"]
+        return sum(int(attributes[name]) for name in names)
+
     @contextmanager
     def queue(self) -> Iterator[tuple[str, str]]:
         """Give URL and ARN of a queue for one test."""
@@ -91,12 +120,13 @@ class Cloud:
             sqs.delete_queue(QueueUrl=url)
 
     @contextmanager
-    def events(self) -> Iterator["Bus"]:
-        """Give the events that reach the stack's bus during a test."""
+    def events(self, *sources: str) -> Iterator["Bus"]:
+        """Give the events that reach the stack's bus during a test: of these sources, else Twilio's and our own."""
         events, name = self.client("events"), f"test-{uuid.uuid4().hex}"
         bus = self.outputs["EventBusName"]
         with self.queue() as (url, arn):
-            events.put_rule(Name=name, EventBusName=bus, EventPattern='{"source": ["twilio", "twilio-connector"]}')
+            pattern = json.dumps({"source": sources or ["twilio", "twilio-connector"]})
+            events.put_rule(Name=name, EventBusName=bus, EventPattern=pattern)
             events.put_targets(Rule=name, EventBusName=bus, Targets=[{"Id": "queue", "Arn": arn}])
             try:
                 yield Bus(self.client("sqs"), url)
@@ -132,9 +162,9 @@ class Bus:
         self._url = url
         self.events: list[dict[str, Any]] = []
 
-    def wait_for(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    def wait_for(self, wanted: Callable[[dict[str, Any]], bool], seconds: float = SECONDS) -> dict[str, Any]:
         """Return the first event that is wanted; TimeoutError where none comes."""
-        deadline = time.monotonic() + SECONDS
+        deadline = time.monotonic() + seconds
         while not (found := [event for event in self.events if wanted(event)]):
             if time.monotonic() > deadline:
                 raise TimeoutError
@@ -153,9 +183,9 @@ class Bus:
         return self.events
 
 
-def eventually[T](attempt: Callable[[], T], *, until: Callable[[T], bool]) -> T:
+def eventually[T](attempt: Callable[[], T], *, until: Callable[[T], bool], seconds: float = SECONDS) -> T:
     """Return what an attempt brings once it is as wanted; fails with the last where that does not come."""
-    deadline = time.monotonic() + SECONDS
+    deadline = time.monotonic() + seconds
     while not until(result := attempt()):
         assert time.monotonic() < deadline, result
         time.sleep(0.1)

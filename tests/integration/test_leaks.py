@@ -9,6 +9,7 @@ from urllib.parse import quote, quote_plus
 
 import pytest
 
+from tests.faults import AwsFault, AwsProxy, aws
 from tests.integration.cloud import Cloud, eventually
 
 NUMBER = "+15005559873"
@@ -39,7 +40,7 @@ def secrets(cloud: Cloud) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def text(cloud: Cloud, other_connections: None) -> str:  # noqa: ARG001 they are used by name
+def text(cloud: Cloud, aws_proxy: AwsProxy, other_connections: None) -> str:  # noqa: ARG001 they are used by name
     """Return a text that went through every function, with success and with failure."""
     text = f"marker-{uuid.uuid4().hex}"
     sms = {"to": NUMBER, "message": text}
@@ -60,6 +61,14 @@ def text(cloud: Cloud, other_connections: None) -> str:  # noqa: ARG001 they are
     with cloud.events() as bus:
         cloud.twilio("POST", "/_twilio/simulate/inbound-message", To=number, From=CALLER, Body=text)
         bus.wait_for(lambda event: event["detail"].get("message", {}).get("body") == text)
+        # Through the buffer; and to nowhere, while the table of published events does not answer either.
+        for fault in ("PutEvents.1.fail+PutEvents.2.fail", "PutEvents.1.deny+PutEvents.2.deny+SendMessage.1.deny"):
+            failing = f"{text};aws={fault}"
+            cloud.twilio("POST", "/_twilio/simulate/inbound-message", To=number, From=CALLER, Body=failing)
+        aws_proxy.add(AwsFault(aws.FAIL, operation="PutItem", contains=b'"deduplication_id"'))
+        cloud.twilio("POST", "/_twilio/simulate/inbound-message", To=number, From=CALLER, Body=text)
+        aws_proxy.clear()
+        cloud.published(bus, "PutEvents.1.fail", '"unavailable"')
     for body in (f"Body={text}&From={quote(CALLER)}", text):
         event: dict[str, Any] = {"version": "2.0", "requestContext": {"http": {"method": "POST"}, "domainName": "x"}}
         event |= {"rawPath": "/webhook", "rawQueryString": text, "body": body}
@@ -74,6 +83,20 @@ def test_no_log_group_holds_personal_data_or_secrets(cloud: Cloud, text: str) ->
     lines = eventually(cloud.log_lines, until=lambda lines: any("InvalidInputError" in line for line in lines))
 
     assert [] == found(lines, [text, NUMBER, CALLER, *secrets(cloud)])
+
+
+def test_the_table_of_published_events_holds_no_personal_data_or_secrets(cloud: Cloud, text: str) -> None:
+    """It knows events by SIDs and hashes; none of them has a marker."""
+    scan = cloud.client("dynamodb").get_paginator("scan").paginate(TableName=cloud.resource("Deliveries"))
+    items = [json.dumps(item) for page in scan for item in page["Items"]]
+
+    assert items
+    assert [] == found(items, [text, NUMBER, CALLER, *secrets(cloud)])
+
+
+def test_nothing_is_left_in_the_webhooks_queues(cloud: Cloud, text: str) -> None:  # noqa: ARG001 it went through them
+    """What was published from the buffer is not kept there, nor set aside."""
+    assert [0, 0] == [cloud.in_queue(name) for name in ("BufferQueue", "BufferDeadLetterQueue")]
 
 
 def test_tools_log_no_personal_data_or_secrets(cloud: Cloud, folder: Path, text: str) -> None:

@@ -1,1 +1,1 @@
-"""Bugs that would send twice, or lose a message without a word: each a patch, and the test that must see it."""
+"""Bugs that would send or publish twice, or lose something without a word: each a patch, and the test that sees it."""

@@ -33,7 +33,8 @@ def main(arguments: list[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     journal = Journal(folder)
-    print(f"seed {seed}, {size.sends:,} sends, records in {folder.relative_to(FOLDER.parent)}")
+    much = f"{size.sends:,} sends, {size.webhooks:,} webhooks"
+    print(f"seed {seed}, {much}, records in {folder.relative_to(FOLDER.parent)}")
     try:
         with ExitStack() as ending:
             ending.enter_context(processes.exclusive(_FOLDER / "run.lock", busy="Another run is at work: wait for it."))

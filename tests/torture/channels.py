@@ -46,6 +46,14 @@ TAKEN = Answer("taken")
 """The queue, topic, bus or Lambda took the input."""
 
 
+def start_few_at_a_time(count: int, *calls: Callable[[], object]) -> None:
+    """Let so many processes start for each call: all at once would take too long for each."""
+    for width in range(_STARTS, count + _STARTS, _STARTS):
+        with ThreadPoolExecutor(len(calls) * width) as pool:
+            for future in [pool.submit(call) for call in calls for _ in range(width)]:
+                future.result()
+
+
 class Callers:
     """All who send through one stack."""
 
@@ -128,14 +136,9 @@ class Callers:
         self._slots = threading.Semaphore(AT_ONCE)
 
     def warm_up(self, count: int) -> None:
-        """Let so many processes of each function start, a few at a time: all at once would take too long for each."""
+        """Let so many processes of each function start."""
         dry_run = {"to": "+15005550006", "message": "Torture", "dry_run": True}
-        for width in range(_STARTS, count + _STARTS, _STARTS):
-            with ThreadPoolExecutor(2 * width) as pool:
-                calls = [pool.submit(self._direct, dry_run) for _ in range(width)]
-                calls += [pool.submit(self._knock) for _ in range(width)]
-                for call in calls:
-                    call.result()
+        start_few_at_a_time(count, lambda: self._direct(dry_run), self._knock)
 
     def confirm(self, send: Send) -> None:
         """Ask what became of an asynchronous invocation, with the same key."""

@@ -6,10 +6,11 @@ from typing import Any
 
 from local import loopback
 from tests.torture.journal import BUS, FAILED, TRUTH, Journal
+from tests.torture.webhooks import NAIVE
 
 _PAGE_SIZE = 1000
 _RULE = "torture"
-_OURS = {"source": ["twilio-connector"]}
+_PUBLISHED = {"source": ["twilio-connector", "twilio", NAIVE]}
 
 
 class Twilio:
@@ -75,14 +76,18 @@ class Reports:
             for message in messages:
                 attributes = message.get("MessageAttributes", {})
                 yield message["Body"], {name: value["StringValue"] for name, value in attributes.items()}
-                self._sqs.delete_message(QueueUrl=url, ReceiptHandle=message["ReceiptHandle"])
+            entries = [
+                {"Id": str(number), "ReceiptHandle": message["ReceiptHandle"]}
+                for number, message in enumerate(messages)
+            ]
+            self._sqs.delete_message_batch(QueueUrl=url, Entries=entries)
 
 
 def bus_queue(sqs: Any, events: Any, bus: str) -> str:
     """Make a queue that gets what the connector publishes; return its URL."""
     url = sqs.create_queue(QueueName=_RULE)["QueueUrl"]
     arn = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
-    rule = events.put_rule(Name=_RULE, EventBusName=bus, EventPattern=json.dumps(_OURS))["RuleArn"]
+    rule = events.put_rule(Name=_RULE, EventBusName=bus, EventPattern=json.dumps(_PUBLISHED))["RuleArn"]
     policy = {
         "Effect": "Allow",
         "Principal": {"Service": "events.amazonaws.com"},
@@ -97,7 +102,7 @@ def bus_queue(sqs: Any, events: Any, bus: str) -> str:
 
 
 def in_queue(sqs: Any, url: str) -> int:
-    """Return how many records a queue holds, those under way too."""
-    names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
+    """Return how many records a queue holds, those under way and those that wait too."""
+    names = [f"ApproximateNumberOfMessages{which}" for which in ("", "NotVisible", "Delayed")]
     attributes = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=names)["Attributes"]
     return sum(int(attributes[name]) for name in names)

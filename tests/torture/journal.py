@@ -14,6 +14,8 @@ TRUTH = "truth"
 BUS = "bus"
 FAILED = "failed"
 CONTROL = "control"
+HOOKS = "webhooks"
+HOOK_ANSWERS = "webhook_answers"
 
 
 class Journal:
@@ -26,7 +28,7 @@ class Journal:
         self._lock = threading.Lock()
         self._files = {
             name: (folder / f"{name}.jsonl").open("a", encoding="utf-8")
-            for name in (INTENTS, ANSWERS, FAULTS, TRUTH, BUS, FAILED, CONTROL)
+            for name in (INTENTS, ANSWERS, FAULTS, TRUTH, BUS, FAILED, CONTROL, HOOKS, HOOK_ANSWERS)
         }
 
     def write(self, name: str, **line: Any) -> None:

@@ -1,13 +1,23 @@
-"""A client as it is written on the first day: it repeats whatever failed. The faults must make it send twice."""
+"""A client and a receiver as they are written on the first day. The faults must make them send twice, and lose events.
 
+The client repeats whatever failed; the receiver believes that the bus took what was answered 200.
+"""
+
+import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 
+import boto3
 import requests
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
 
+from local.aws import REGION, ROOT_USER
+from tests.torture.deliver import Receive
 from tests.torture.journal import CONTROL, Journal
 from tests.torture.schedule import Send, make_key, twilio_faults
+from tests.torture.webhooks import NAIVE, Hook
 
 TRIES = 4
 _SECONDS = 2
@@ -56,3 +66,27 @@ def post(url: str, auth: tuple[str, str], send: Send) -> tuple[int, bool]:
         except (requests.RequestException, ValueError, LookupError):
             continue
     return TRIES, False
+
+
+def receiver(aws_url: str, bus: str) -> Receive:
+    """Return what takes webhooks for a bus."""
+    key_id, secret = ROOT_USER
+    config = Config(proxies={}, connect_timeout=1, read_timeout=_SECONDS, max_pool_connections=_THREADS)
+    events = boto3.client(
+        "events",
+        endpoint_url=aws_url,
+        region_name=REGION,
+        aws_access_key_id=key_id,
+        aws_secret_access_key=secret,
+        config=config,
+    )
+
+    def receive(hook: Hook) -> int:
+        entry = {"EventBusName": bus, "Source": NAIVE, "DetailType": "Webhook"}
+        try:
+            events.put_events(Entries=[entry | {"Detail": json.dumps(each)} for each in hook.parameters])
+        except (BotoCoreError, ClientError):
+            return 500
+        return 200
+
+    return receive

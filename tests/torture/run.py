@@ -1,16 +1,19 @@
 """One run: send everything while things fail, wait until each key has ended, and take down what the witnesses have."""
 
+import functools
+import json
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from typing import Any, Self
 
-from tests.torture import drain, naive
-from tests.torture.channels import AT_ONCE, Callers
+from tests.torture import deliver, drain, naive, webhooks
+from tests.torture.channels import AT_ONCE, Callers, start_few_at_a_time
+from tests.torture.deliver import Deliveries
 from tests.torture.journal import Journal
 from tests.torture.schedule import Channel, Part, Send, Size, plan
-from tests.torture.setting import Setting
+from tests.torture.setting import Setting, bus_away, token_away
 from tests.torture.verdict import Key
 
 _THREADS = 96
@@ -29,6 +32,7 @@ class Torture:
         self._seed = seed
         self._size = size
         self._void: list[str] = []
+        self._published: set[str] = set()
         self._sends = plan(seed, size)
         self._keys = {send.key: Key(send.channel, send.part) for send in self._sends}
         self._callers = Callers(setting.stack, setting.topic, setting.machine, journal, self._keys)
@@ -53,6 +57,7 @@ class Torture:
         controls = naive.control(ordinary[: self._size.control], self._seed)
         for wave in range(waves):
             self._wave(wave, waves, self._sends[wave::waves], controls[wave::waves])
+        self._webhooks()
         self._state(finished=True)
 
     def _wave(self, wave: int, waves: int, sends: Sequence[Send], controls: Sequence[Send]) -> None:
@@ -81,6 +86,53 @@ class Torture:
             facts.append(f"{self._setting.twilio.drain(self._journal):,} messages")
             if self._setting.twilio.requests_left() < _LEAST_REQUESTS:
                 self._void.append(f"{name}: the emulator of Twilio had no requests left")
+
+    def _webhooks(self) -> None:
+        """Deliver webhooks, for a while without the bus, and wait until the buffer is empty."""
+        place, size, stopped = self._setting, self._size, self._callers.stopped
+        stages = webhooks.plan(self._seed, size)
+        for hook in (hook for units in stages for unit in units for hook in unit.hooks if hook.markers):
+            if name := hook.deduplication_id(place.target):
+                place.proxy.keys[name] = hook.key
+        twilio = Deliveries(deliver.post(place.target), self._journal, stopped, size.webhook_callers)
+        naive_one = naive.receiver(place.proxy.url, self._outputs["EventBusName"])
+        control = Deliveries(naive_one, self._journal, stopped, AT_ONCE)
+        with step("webhooks: start processes of the function"):
+            start_few_at_a_time(size.webhook_callers, functools.partial(deliver.greet, place.target))
+        for title, units, faults in zip(
+            ("deliver", "deliver while the bus is away", "deliver when it is back"),
+            stages,
+            ([*token_away(f"first {self._seed}")], [bus_away()], [*token_away(f"second {self._seed}")]),
+            strict=True,
+        ):
+            with step(f"webhooks: {title}") as facts:
+                place.proxy.clear()
+                for fault in faults:
+                    place.proxy.add(fault)
+                twilio.run(units)
+                facts.append(f"{sum(len(unit.hooks) for unit in units):,} deliveries")
+            place.proxy.clear()
+        with step("webhooks: deliver to the naive receiver") as facts:
+            units = webhooks.control([*stages[0], *stages[2]], size.webhook_control)
+            control.run(units)
+            facts.append(f"{len(units):,} deliveries")
+        with step("webhooks: wait for what the buffer holds") as facts:
+            left = self._drained(twilio.accepted)
+            facts.append(f"{len(twilio.accepted):,} events, {len(left):,} of them did not come")
+
+    def _drained(self, accepted: set[str]) -> set[str]:
+        """Wait until all these events were published and the buffer is empty; return those that never came."""
+        deadline = time.monotonic() + _SETTLED_SECONDS
+        while True:
+            is_quiet = not drain.in_queue(self._callers.sqs, self._setting.buffer_url)
+            self._reports.drain(self._learn)
+            if (accepted <= self._published and is_quiet) or time.monotonic() > deadline:
+                if not is_quiet:
+                    self._void.append("the buffer did not become empty")
+                if dead := drain.in_queue(self._callers.sqs, self._setting.dead_letter_url):
+                    self._void.append(f"the buffer's dead-letter queue has {dead} records")
+                return accepted - self._published
+            self._callers.stopped.wait(1)
 
     def _all(self, futures: Sequence[Future[None]]) -> None:
         for future in as_completed(futures):
@@ -121,6 +173,7 @@ class Torture:
     def _learn(self, event: dict[str, Any]) -> None:
         if key := self._keys.get(event["detail"].get("idempotency_key")):
             key.learn(event)
+        self._published.update(webhooks.names(json.dumps(event["detail"])))
 
     def _state(self, *, finished: bool) -> None:
         self._journal.state(seed=self._seed, size=self._size._asdict(), finished=finished, void=self._void)

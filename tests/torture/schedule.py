@@ -50,7 +50,10 @@ class Send(NamedTuple):
 
 
 class Size(NamedTuple):
-    """How much is tried; `race_callers` send each key of a race at the same time."""
+    """How much is tried; `race_callers` send each key of a race at the same time.
+
+    `orders` messages have their statuses told in each order there is; so many `webhook_callers` are at work together.
+    """
 
     sends: int
     crashes: int
@@ -59,10 +62,21 @@ class Size(NamedTuple):
     redeliveries: int
     conflicts: int
     control: int
+    webhooks: int
+    webhook_crashes: int
+    orders: int
+    webhook_callers: int
+    webhook_control: int
 
 
-FULL = Size(sends=3000, crashes=60, races=100, race_callers=50, redeliveries=60, conflicts=40, control=1000)
-SHORT = Size(sends=240, crashes=3, races=4, race_callers=20, redeliveries=8, conflicts=6, control=300)
+FULL = Size(
+    sends=3000, crashes=60, races=100, race_callers=50, redeliveries=60, conflicts=40, control=1000,
+    webhooks=4000, webhook_crashes=12, orders=2, webhook_callers=64, webhook_control=1000,
+)  # fmt: skip
+SHORT = Size(
+    sends=240, crashes=3, races=4, race_callers=20, redeliveries=8, conflicts=6, control=300,
+    webhooks=400, webhook_crashes=2, orders=1, webhook_callers=24, webhook_control=300,
+)  # fmt: skip
 
 WAITING = frozenset({Channel.API, Channel.DIRECT, Channel.STEP_FUNCTIONS})
 QUEUED = frozenset({Channel.SQS, Channel.SNS, Channel.EVENTBRIDGE})

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,9 +12,11 @@ from typing import Any, NamedTuple
 from local import ROOT, emulators, furnish, loopback
 from local import stack as local_stack
 from local.aws import client
+from local.deploy import STACK_NAME
 from tests.faults import AwsFault, AwsProxy, Fault, FaultServer, Request, aws, faults
 from tests.faults.aws import AwsCall
 from tests.faults.wire import Closed, Exchange
+from tests.mutants import Target
 from tests.torture.drain import Twilio
 from tests.torture.journal import FAULTS, Journal
 from tests.torture.schedule import key_of
@@ -32,6 +35,9 @@ PARAMETERS = {
 
 _NAME = "torture"
 _MACHINE = ROOT / "examples" / "step-functions" / "send-sms.asl.json"
+_DEDUPLICATION_ID = re.compile(rb'"deduplication_id": ?\{"S": ?"([^"]+)"')
+_BUFFER_SECONDS = "5"
+"""The buffer's visibility timeout, which is minutes in the template."""
 _WAIT_SCALE = 1 / 30
 """The state machine's minutes are two seconds."""
 
@@ -53,14 +59,20 @@ class Relay(FaultServer):
 
 
 class Proxy(AwsProxy):
-    """The proxy in front of AWS, which writes down what it did to a call."""
+    """The proxy in front of AWS, which writes down what it did to a call.
+
+    An item of the table of published events shows no key: `keys` tells whose it is, by its `deduplication_id`.
+    """
 
     def __init__(self, journal: Journal) -> None:
         """Write to a journal."""
         self._journal = journal
+        self.keys: dict[str, str] = {}
         super().__init__()
 
     def _chosen(self, call: AwsCall, body: bytes) -> tuple[AwsCall, aws.Kind | None]:
+        if call.operation == "PutItem" and (found := _DEDUPLICATION_ID.search(body)):
+            body += b'"%b"' % self.keys.get(found[1].decode(), "").encode()
         call, kind = super()._chosen(call, body)
         if kind:
             name = f"{call.operation}.{kind.name}"
@@ -93,6 +105,15 @@ class Setting(NamedTuple):
     topic: str
     machine: str
     relay_url: str
+    proxy: Proxy
+    buffer_url: str
+    dead_letter_url: str
+
+    @property
+    def target(self) -> Target:
+        """Where webhooks go, and who signs them."""
+        base = self.stack["webhook_url"].removesuffix("/webhook")
+        return Target(base, furnish.ACCOUNT_SID, furnish.AUTH_TOKEN)
 
     @property
     def owner(self) -> tuple[str, str]:
@@ -124,9 +145,23 @@ def setting(folder: Path, journal: Journal, seed: int) -> Iterator[Setting]:
             stack = local_stack.redeploy(folder, parameters={"SendTopicArn": topic})
             for fault in unmarked(seed):
                 proxy.add(fault)
-            yield Setting(folder, stack, topic, _machine(aws_url, stack["outputs"]), relay.url)
+            machine, queues = _machine(aws_url, stack["outputs"]), _buffer(aws_url)
+            yield Setting(folder, stack, topic, machine, relay.url, proxy, *queues)
         finally:
             local_stack.down(folder)
+
+
+def bus_away() -> AwsFault:
+    """Return the fault of a bus that takes nothing, and says so."""
+    return AwsFault(aws.THROTTLE, operation="PutEvents")
+
+
+def token_away(seed: str) -> Iterator[AwsFault]:
+    """Yield faults for functions that read a token: both attempts of some fail, by turn."""
+    chance = random.Random(seed)
+    for turn in sorted(chance.sample(range(0, 40, 2), 8)):
+        kind = chance.choice((aws.THROTTLE, aws.FAIL, aws.DROP_BEFORE))
+        yield AwsFault(kind, operation="GetSecretValue", skip=turn, times=2)
 
 
 def unmarked(seed: int) -> Iterator[AwsFault]:
@@ -137,6 +172,21 @@ def unmarked(seed: int) -> Iterator[AwsFault]:
             if chance.random() < 1 / one_in:
                 kind = chance.choice((aws.THROTTLE, aws.FAIL, aws.DROP_BEFORE, aws.DROP_AFTER))
                 yield AwsFault(kind, operation=operation, skip=turn, times=1)
+
+
+def _buffer(aws_url: str) -> tuple[str, str]:
+    """Let the buffer deliver again soon; return its URL and its dead-letter queue's."""
+    cloudformation = client("cloudformation", aws_url)
+    buffer, dead_letters = (
+        str(
+            cloudformation.describe_stack_resource(StackName=STACK_NAME, LogicalResourceId=name)["StackResourceDetail"][
+                "PhysicalResourceId"
+            ]
+        )
+        for name in ("BufferQueue", "BufferDeadLetterQueue")
+    )
+    client("sqs", aws_url).set_queue_attributes(QueueUrl=buffer, Attributes={"VisibilityTimeout": _BUFFER_SECONDS})
+    return buffer, dead_letters
 
 
 def _machine(aws_url: str, outputs: dict[str, str]) -> str:

@@ -3,13 +3,16 @@
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tests.torture import journal
+from tests.torture.published import Published
 from tests.torture.schedule import CRASHES, key_of
+from tests.torture.table import Row, figure, row
+from tests.torture.webhooks import names
 
 _COLUMNS = 3
 LEAST_KINDS = 20
@@ -110,14 +113,6 @@ class Key:
                 self.unknown = True
 
 
-class Row(NamedTuple):
-    """What must not be, the keys that are it, and out of how many."""
-
-    name: str
-    keys: list[str]
-    of: int
-
-
 class Run:
     """A run, as its files tell it."""
 
@@ -133,7 +128,7 @@ class Run:
                 continue
             markers = tuple(line.get("markers", ()))
             self.keys.setdefault(line["key"], Key(line["channel"], line["part"], line.get("crash"), markers))
-        self.faults = [*journal.read(folder, journal.FAULTS)]
+        self.faults = [line for line in journal.read(folder, journal.FAULTS) if not names(line["key"] or "")]
         self.strangers: list[str] = []
         self.control: dict[str | None, int] = {line["key"]: 0 for line in journal.read(folder, journal.CONTROL)}
         for line in journal.read(folder, journal.TRUTH):
@@ -150,6 +145,7 @@ class Run:
         for line in journal.read(folder, journal.BUS):
             self._learn(line["event"])
         self.failed_queue = [*journal.read(folder, journal.FAILED)]
+        self.published = Published(folder)
 
     def _learn(self, event: Mapping[str, Any]) -> None:
         name = event["detail"].get("idempotency_key")
@@ -165,16 +161,18 @@ class Run:
         every, races, conflicts = self.keys, self.of_part("race"), self.of_part("conflict")
         unknown = {name: key for name, key in every.items() if key.unknown or key.last_error == "OutcomeUnknownError"}
         queued = {line["body"]: line for line in self.failed_queue}
+        strangers = [*self.strangers, *self.published.strangers]
         return [
-            _row("sent twice", every, lambda key: len(key.stored) > 1),
-            _row("said sent, not stored", every, lambda key: bool(key.said_sent - {*key.stored})),
-            _row("said not sent, but stored", every, _lied),
-            _row("without a final state", every, lambda key: key.state is None),
-            _row("unknown, stored, never resolved", unknown, lambda key: bool(key.stored) and not key.said_sent),
-            _row("same-key race, not stored once", races, lambda key: len(key.stored) != 1),
-            _row("other input, no conflict", conflicts, _accepted),
-            _row("failed queue, no key", queued, lambda line: not _has_key(line)),
-            Row("nobody's message or event", self.strangers, len(self.strangers)),
+            row("sent twice", every, lambda key: len(key.stored) > 1),
+            row("said sent, not stored", every, lambda key: bool(key.said_sent - {*key.stored})),
+            row("said not sent, but stored", every, _lied),
+            row("without a final state", every, lambda key: key.state is None),
+            row("unknown, stored, never resolved", unknown, lambda key: bool(key.stored) and not key.said_sent),
+            row("same-key race, not stored once", races, lambda key: len(key.stored) != 1),
+            row("other input, no conflict", conflicts, _accepted),
+            row("failed queue, no key", queued, lambda line: not _has_key(line)),
+            *self.published.violations(),
+            Row("nobody's message or event", strangers, len(strangers)),
         ]
 
     def void(self) -> list[str]:
@@ -194,7 +192,7 @@ class Run:
         ]
         if self.control_rate() <= LEAST_CONTROL:
             reasons.append(f"the naive client sent {self.control_rate():.0f} duplicates per 1,000: faults do not bite")
-        return reasons
+        return reasons + self.published.void()
 
     def of_part(self, part: str) -> dict[str, Key]:
         """Return the keys of one part."""
@@ -224,10 +222,6 @@ class Run:
         return 1000 * duplicates / len(self.control) if self.control else 0.0
 
 
-def _row[T](name: str, among: Mapping[str, T], is_it: Callable[[T], bool]) -> Row:
-    return Row(name, [key for key, value in among.items() if is_it(value)], len(among))
-
-
 def _lied(key: Key) -> bool:
     """Tell whether something said that nothing was sent, and Twilio has the message: but for what was put back then."""
     if key.redriven and key.said_sent:
@@ -253,36 +247,31 @@ def table(run: Run) -> Iterator[str]:
     """Yield the lines that a person reads."""
     states = Counter(key.state or "open" for key in run.keys.values())
     stored = sum(len(key.stored) for key in run.keys.values())
-    yield _line("seed", run.facts.get("seed", "?"))
-    yield _line("keys", len(run.keys), f"{run.calls:,} calls; {stored:,} messages stored")
+    yield figure("seed", run.facts.get("seed", "?"))
+    yield figure("keys", len(run.keys), f"{run.calls:,} calls; {stored:,} messages stored")
     for channel, count in Counter(key.channel for key in run.keys.values()).most_common():
-        yield _line(f"  {channel}", count)
-    yield _line("ended", len(run.keys) - states["open"], ", ".join(f"{name} {n:,}" for name, n in states.most_common()))
-    yield _line("events", run.events.total(), ", ".join(f"{name} {n:,}" for name, n in run.events.most_common()))
+        yield figure(f"  {channel}", count)
+    yield figure(
+        "ended", len(run.keys) - states["open"], ", ".join(f"{name} {n:,}" for name, n in states.most_common())
+    )
+    yield figure("events", run.events.total(), ", ".join(f"{name} {n:,}" for name, n in run.events.most_common()))
     redriven = sum(key.redriven for key in run.keys.values())
-    yield _line("failed queue", len(run.failed_queue), f"{redriven:,} keys put back in the send queue")
+    yield figure("failed queue", len(run.failed_queue), f"{redriven:,} keys put back in the send queue")
     kinds = run.kinds()
-    yield _line("faults", kinds.total(), f"{len(kinds)} kinds, in {run.hit():.0%} of the keys that name one")
+    yield figure("faults", kinds.total(), f"{len(kinds)} kinds, in {run.hit():.0%} of the keys that name one")
     for start in range(0, len(kinds), _COLUMNS):
         few = sorted(kinds.items(), key=lambda each: (-each[1], each[0]))[start : start + _COLUMNS]
         yield "  " + "".join(f"{kind:<31}{count:>5}   " for kind, count in few).rstrip()
     for point, (keys, killed) in run.crashes().items():
-        yield _line(f"killed {point}", killed, f"of {keys} keys")
+        yield figure(f"killed {point}", killed, f"of {keys} keys")
     races = run.of_part("race")
-    yield _line("same-key races", len(races), f"messages stored {sum(len(key.stored) for key in races.values()):,}")
+    yield figure("same-key races", len(races), f"messages stored {sum(len(key.stored) for key in races.values()):,}")
     rate = f"{sum(run.control.values()):,} stored, {run.control_rate():.0f} duplicates per 1,000"
-    yield _line("naive client", len(run.control), rate)
+    yield figure("naive client", len(run.control), rate)
+    yield from run.published.table()
     yield ""
-    for row in run.violations():
-        count, chance = len(row.keys), ""
-        if row.of and not count:
-            chance = f"   < {300 / row.of:.2g} % at 95 %"  # the rule of three
-        yield f"{'✗' if count else '✓'} {row.name:<36} {count:>7,}   of {row.of:,}{chance}"
-
-
-def _line(name: str, value: object, more: str = "") -> str:
-    figure = f"{value:,}" if isinstance(value, int) else str(value)
-    return f"{name:<38} {figure:>7}   {more}".rstrip()
+    for each in run.violations():
+        yield str(each)
 
 
 def judge(folder: Path) -> int:
@@ -293,10 +282,10 @@ def judge(folder: Path) -> int:
     run = Run(folder)
     for line in table(run):
         print(line)
-    bad = [row for row in run.violations() if row.keys]
-    for row in bad:
-        for key in row.keys[:10]:
-            print(f"{row.name}: {key}", file=sys.stderr)
+    bad = [each for each in run.violations() if each.keys]
+    for each in bad:
+        for key in each.keys[:10]:
+            print(f"{each.name}: {key}", file=sys.stderr)
     for reason in run.void():
         print(f"void: {reason}", file=sys.stderr)
     return 1 if bad or run.void() else 0

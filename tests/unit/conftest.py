@@ -3,10 +3,12 @@
 import json
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from io import StringIO
+from typing import Any
 
 import pytest
-from twilio_connector import aws, client
+from twilio_connector import aws, client, telemetry
 from twilio_connector.connection import Connections
 
 from tests.aws_wire import AwsWire
@@ -22,6 +24,8 @@ API_KEY = {
     "default_from": "+15551234567",
 }
 
+type Log = Callable[[], list[dict[str, Any]]]
+
 
 @pytest.fixture
 def aws_wire(monkeypatch: pytest.MonkeyPatch) -> Iterator[AwsWire]:
@@ -30,9 +34,23 @@ def aws_wire(monkeypatch: pytest.MonkeyPatch) -> Iterator[AwsWire]:
         wire.secrets["twilio/default"] = json.dumps(API_KEY)
         monkeypatch.setenv("AWS_ENDPOINT_URL", wire.url)
         monkeypatch.setattr(client, "CONNECTIONS", Connections())
-        aws._client.cache_clear()
         yield wire
-        aws._client.cache_clear()
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> Log:
+    """Return what gives the lines of the function's log so far."""
+    stream = StringIO()
+    monkeypatch.setattr(telemetry.logger.registered_handler, "stream", stream)
+    return lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+@pytest.fixture
+def counted() -> Iterator[Callable[[str], float]]:
+    """Return what tells how often a metric was counted in this test."""
+    telemetry.metrics.metric_set.clear()
+    yield lambda name: sum(telemetry.metrics.metric_set.get(name, {}).get("Value", []))
+    telemetry.metrics.metric_set.clear()
 
 
 @pytest.fixture

@@ -1,13 +1,15 @@
 """Do calls to AWS say whether they were refused or not answered, and do threads not wait for each other?"""
 
+import json
+import re
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
-import boto3
+import botocore.session
 import pytest
-from botocore.config import Config
-from twilio_connector import aws
+from twilio_connector import aws, transport
 from twilio_connector.transport import MAX_THREADS
 
 from tests.aws_wire import LOST, PASS, AwsWire
@@ -18,7 +20,7 @@ MARKER = "xqzjvmarker"
 
 def read() -> dict[str, Any]:
     """Read the secret."""
-    return aws.call("secretsmanager", "get_secret_value", SecretId="twilio/default")
+    return aws.call("secretsmanager", "GetSecretValue", SecretId="twilio/default")
 
 
 @pytest.mark.usefixtures("aws_wire")
@@ -89,7 +91,7 @@ def test_a_service_that_is_not_there_is_an_outage(monkeypatch: pytest.MonkeyPatc
         with pytest.raises(aws.UnavailableError) as error:
             read()
 
-    assert "EndpointConnectionError" == error.value.code == str(error.value)
+    assert "the connection was refused or broken off" == error.value.code == str(error.value)
 
 
 def test_an_error_shows_its_code_alone(aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,59 +100,222 @@ def test_an_error_shows_its_code_alone(aws_wire: AwsWire, monkeypatch: pytest.Mo
     monkeypatch.setattr(aws_wire, "answer", lambda *_: (400, refusal))
 
     with pytest.raises(aws.RefusedError) as error:
-        aws.call("dynamodb", "put_item", TableName="t", Item={"id": {"S": "1"}})
+        aws.call("dynamodb", "PutItem", TableName="t", Item={"id": {"S": "1"}})
     assert {"id": {"S": MARKER}} == error.value.answer["Item"]
     assert MARKER not in f"{error.value}{error.value!r}"
-    assert (None, True) == (error.value.__cause__, error.value.__suppress_context__)
+    assert (None, None) == (error.value.__cause__, error.value.__context__)
 
 
 def test_calls_do_not_wait_for_each_other(aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of a batch are there at the same time, or none is answered."""
+    """All of a batch are there at the same time, or none is answered; each thread keeps its connection."""
     aws_wire._server.socket.listen(1024)
-    all_there, answer = threading.Barrier(50, timeout=10), aws_wire.answer
+    all_there, answer = threading.Barrier(MAX_THREADS, timeout=10), aws_wire.answer
 
     def answer_together(operation: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         all_there.wait()
         return answer(operation, body)
 
-    monkeypatch.setattr(aws, "_CONFIG", aws._CONFIG.merge(Config(read_timeout=20)))
+    monkeypatch.setattr(aws, "_READ_SECONDS", 20)
     monkeypatch.setattr(aws_wire, "answer", answer_together)
-    with ThreadPoolExecutor(50) as pool:
-        answers = list(pool.map(lambda _: read(), range(50)))
+    with ThreadPoolExecutor(MAX_THREADS) as pool:
+        answers = list(pool.map(lambda _: read(), range(MAX_THREADS)))
 
-    assert ["twilio/default"] * 50 == [each["Name"] for each in answers]
-    assert 50 == aws_wire.count("GetSecretValue")
-
-
-def test_a_client_is_made_once(aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One at a time too: boto3's session is not made for threads."""
-    aws_wire._server.socket.listen(1024)
-    made, overlaps, busy = [], [], threading.Lock()
-    client = boto3.client
-
-    def make(service: str, **options: Any) -> Any:
-        overlaps.append(not busy.acquire(blocking=False))
-        try:
-            made.append(service)
-            return client(service, **options)
-        finally:
-            if not overlaps[-1]:
-                busy.release()
-
-    monkeypatch.setattr(boto3, "client", make)
-    with ThreadPoolExecutor(20) as pool:
-        list(pool.map(lambda _: read(), range(20)))
-
-    assert (["secretsmanager"], [False]) == (made, overlaps)
+    assert ["twilio/default"] * MAX_THREADS == [each["Name"] for each in answers]
+    assert MAX_THREADS == aws_wire.count("GetSecretValue")
 
 
-def test_each_thread_keeps_its_connection() -> None:
-    """With fewer, all the others would connect anew for each call."""
-    assert MAX_THREADS <= aws._CONFIG.max_pool_connections
+@pytest.mark.usefixtures("delays")
+def test_a_call_takes_no_longer_than_it_says(aws_wire: AwsWire, delays: list[float]) -> None:
+    """Both attempts with all their waits, and the pause between them."""
+    aws_wire.failures["GetSecretValue"] = [LOST]
+    read()
+
+    assert aws.SECONDS == aws._ATTEMPTS * (aws._CONNECT_SECONDS + aws._READ_SECONDS) + max(delays)
+    assert 2 == aws_wire.count("GetSecretValue")
 
 
-def test_a_call_takes_no_longer_than_it_says() -> None:
-    """Both attempts with all their waits, and up to a second between them."""
-    attempts = aws._CONFIG.retries["total_max_attempts"]
+# Requests as AWS wants them
 
-    assert aws.SECONDS >= attempts * (aws._CONFIG.connect_timeout + aws._CONFIG.read_timeout) + attempts - 1
+
+class Sent(NamedTuple):
+    """A request that arrived."""
+
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[Sent]:
+    """Record each request instead of sending it."""
+    requests: list[Sent] = []
+
+    def exchange(_: Any, request: Any, **__: Any) -> transport.Reply:
+        requests.append(Sent(request.url, dict(request.headers), request.body))
+        return transport.Reply(200, {}, b"{}")
+
+    monkeypatch.setattr(transport.Session, "exchange", exchange)
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    return requests
+
+
+@pytest.mark.parametrize(
+    ("service", "operation", "host", "target", "version"),
+    [
+        ("dynamodb", "PutItem", "dynamodb", "DynamoDB_20120810.PutItem", "1.0"),
+        ("events", "PutEvents", "events", "AWSEvents.PutEvents", "1.1"),
+        ("secretsmanager", "GetSecretValue", "secretsmanager", "secretsmanager.GetSecretValue", "1.1"),
+        ("sqs", "SendMessage", "sqs", "AmazonSQS.SendMessage", "1.0"),
+        ("ssm", "GetParameter", "ssm", "AmazonSSM.GetParameter", "1.1"),
+    ],
+)
+def test_a_service_is_spoken_to_as_boto3_does(  # the model that boto3 has of each service says how
+    sent: list[Sent], service: str, operation: str, host: str, target: str, version: str
+) -> None:
+    """At its host, with its target and its version of the protocol."""
+    aws.call(service, operation)
+    model = botocore.session.get_session().get_service_model(service).metadata
+
+    assert [f"https://{host}.us-east-1.amazonaws.com/"] == [each.path for each in sent]
+    assert target == sent[0].headers["X-Amz-Target"] == f"{model['targetPrefix']}.{operation}"
+    assert f"application/x-amz-json-{version}" == sent[0].headers["Content-Type"]
+    assert version == model["jsonVersion"]
+    assert host == model["endpointPrefix"]
+
+
+def test_a_function_is_invoked_by_its_arn(aws_wire: AwsWire) -> None:
+    """Whose colons are no part of a path; a failure of its own is told from Lambda's."""
+    arn = "arn:aws:lambda:us-east-1:123456789012:function:reply:live"
+
+    assert b"null" == aws.invoke(arn, b'{"a":1}')
+    assert [("Invoke", {"a": 1})] == [(called, body["payload"]) for called, body in aws_wire.calls]
+    assert f"/2015-03-31/functions/{arn.replace(':', '%3A')}/invocations" == aws_wire.calls[0][1]["path"]
+    aws_wire.function = lambda _: ({"X-Amz-Function-Error": "Unhandled"}, b"{}")
+    assert aws.invoke(arn, b"{}") is None
+    aws_wire.failures["Invoke"] = [(403, "AccessDeniedException:http://internal")]
+    with pytest.raises(aws.RefusedError, match=r"^AccessDeniedException$"):
+        aws.invoke(arn, b"{}")
+
+
+@pytest.mark.parametrize("token", [None, "session-token"])
+def test_a_request_is_signed_with_the_roles_keys(
+    sent: list[Sent], monkeypatch: pytest.MonkeyPatch, token: str | None
+) -> None:
+    """For the service and the region; the session's token is signed with it."""
+    monkeypatch.setenv("AWS_REGION", "eu-central-1")
+    if token:
+        monkeypatch.setenv("AWS_SESSION_TOKEN", token)
+    aws.call("sqs", "SendMessage", QueueUrl="q", MessageBody="Grüße")
+    headers = sent[0].headers
+
+    assert re.fullmatch(
+        r"AWS4-HMAC-SHA256 Credential=test/\d{8}/eu-central-1/sqs/aws4_request, "
+        rf"SignedHeaders=content-type;host;x-amz-date;{'x-amz-security-token;' if token else ''}x-amz-target, "
+        r"Signature=[0-9a-f]{64}",
+        headers["Authorization"],
+    )
+    assert token == headers.get("X-Amz-Security-Token")
+    assert {"QueueUrl": "q", "MessageBody": "Grüße"} == json.loads(sent[0].body)
+
+
+@pytest.mark.parametrize("body", [b"[]", b"<html>", b"\xff", b'"text"'])
+def test_an_answer_that_is_no_object_is_lost(
+    aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch, delays: list[float], body: bytes
+) -> None:
+    """The call may have been carried out."""
+    monkeypatch.setattr(transport.Session, "exchange", lambda *_, **__: transport.Reply(200, {}, body))
+
+    with pytest.raises(aws.LostError):
+        read()
+    assert (0, 1) == (len(aws_wire.calls), len(delays))
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b"[]"])
+@pytest.mark.parametrize(("status", "kind"), [(403, aws.RefusedError), (502, aws.LostError)])
+@pytest.mark.usefixtures("delays")
+def test_a_refusal_without_a_code_has_its_status(
+    monkeypatch: pytest.MonkeyPatch, body: bytes, status: int, kind: type[Exception]
+) -> None:
+    """As a proxy answers."""
+    monkeypatch.setattr(transport.Session, "exchange", lambda *_, **__: transport.Reply(status, {}, body))
+
+    with pytest.raises(aws.RefusedError, match=f"^HTTP {status}$") as error:
+        read()
+    assert kind is error.type
+
+
+def test_a_function_is_waited_for_longer() -> None:
+    """But less long than Twilio waits, which is 15 seconds."""
+    assert 10 > aws._CONNECT_SECONDS + aws.REPLY_SECONDS > aws.SECONDS
+
+
+@pytest.mark.usefixtures("delays")
+@pytest.mark.parametrize("failure", [(500, "InternalFailure"), (400, "ThrottlingException"), LOST])
+@pytest.mark.parametrize(
+    ("operation", "call"),
+    [
+        ("PutEvents", lambda: aws.call("events", "PutEvents", Entries=[{"Detail": "{}"}])),
+        ("Invoke", lambda: aws.invoke("arn:aws:lambda:us-east-1:123456789012:function:f", b"{}")),
+    ],
+    ids=["event", "function"],
+)
+def test_what_is_not_idempotent_is_asked_once(
+    aws_wire: AwsWire, failure: tuple[int, str], operation: str, call: Callable[[], Any]
+) -> None:
+    """An event that is put again has to say so, and a function that was asked is not asked again."""
+    aws_wire.failures[operation] = [failure]
+
+    with pytest.raises(aws.UnavailableError):
+        call()
+    assert 1 == aws_wire.count(operation)
+
+
+@pytest.mark.usefixtures("delays")
+@pytest.mark.parametrize(
+    ("failure", "is_lost"),
+    [
+        (LOST, True),
+        ((500, "InternalFailure"), True),
+        ((503, "ServiceUnavailable"), True),
+        ((400, "ThrottlingException"), False),
+        ((400, "InternalFailure"), False),
+        ((403, "AccessDeniedException"), False),
+    ],
+)
+def test_what_may_have_been_carried_out_is_lost(
+    aws_wire: AwsWire,
+    failure: tuple[int, str],
+    is_lost: bool,  # noqa: FBT001 a table
+) -> None:
+    """Silence and 5xx; with 4xx the service says that it did nothing."""
+    aws_wire.failures["PutEvents"] = [failure]
+
+    with pytest.raises(aws.RefusedError) as error:
+        aws.call("events", "PutEvents", Entries=[{"Detail": "{}"}])
+    assert is_lost == isinstance(error.value, aws.LostError)
+
+
+@pytest.mark.usefixtures("aws_wire")
+def test_a_service_that_is_not_reached_lost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing was sent."""
+    with closed_port() as port:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        with pytest.raises(aws.UnavailableError) as error:
+            aws.call("events", "PutEvents", Entries=[{"Detail": "{}"}])
+
+    assert not isinstance(error.value, aws.LostError)
+
+
+@pytest.mark.parametrize("character", ["\ufffe", "\uffff"])
+def test_a_message_has_no_character_that_sqs_refuses(aws_wire: AwsWire, character: str) -> None:
+    """JSON's escapes spell it, so whoever reads it sees the same."""
+    aws.send_message(
+        "https://sqs.us-east-1.amazonaws.com/123456789012/q",
+        json.dumps({"a": character}, ensure_ascii=False),
+        DelaySeconds=3,
+    )
+    (sent,) = aws_wire.sent
+
+    assert character not in sent["MessageBody"]
+    assert {"a": character} == json.loads(sent["MessageBody"])
+    assert 3 == sent["DelaySeconds"]

@@ -26,6 +26,9 @@ DEFAULTS = {
     "Architecture": "arm64",
     "WebhookRateLimit": 1000,
     "WebhookBurstLimit": 2000,
+    "ReplyFunctionArn": "",
+    "AutoReply": "",
+    "PollingSchedule": "",
     "LogLevel": "INFO",
     "LogRetentionDays": 30,
     "AlarmTopicArn": "",
@@ -54,7 +57,13 @@ OUTPUTS = {
     "SendQueueArn",
     "FailedQueueUrl",
     "DeadLetterQueueUrl",
+    "BufferQueueArn",
+    "BufferDeadLetterQueueUrl",
+    "PollMessagesFunctionArn",
+    "RotateConnectionFunctionArn",
 }
+GIVEN_UP = {"SendQueue": "FailedQueue", "BufferQueue": "BufferDeadLetterQueue"}
+"""The queues that functions read, and where SQS puts what was received too often."""
 ROUTES = {
     ("ActionsApi", "POST", "/messages", "send_sms"),
     ("ActionsApi", "GET", "/messages", "list_sms"),
@@ -206,12 +215,17 @@ def test_nothing_is_allowed_everywhere() -> None:
 
 
 def test_all_actions_that_are_allowed() -> None:
-    """Functions read secrets, keep the ledger, use the queues, and put events; nothing else."""
+    """Functions read secrets and a setting, keep their tables, use the queues, put events, and ask for replies."""
     assert {
         "secretsmanager:GetSecretValue",
+        "secretsmanager:DescribeSecret",
+        "secretsmanager:PutSecretValue",
+        "secretsmanager:UpdateSecretVersionStage",
         "kms:Decrypt",
+        "kms:GenerateDataKey",
         "events:PutEvents",
         "dynamodb:GetItem",
+        "dynamodb:BatchGetItem",
         "dynamodb:PutItem",
         "dynamodb:Query",
         "sqs:ReceiveMessage",
@@ -219,6 +233,8 @@ def test_all_actions_that_are_allowed() -> None:
         "sqs:GetQueueAttributes",
         "sqs:ChangeMessageVisibility",
         "sqs:SendMessage",
+        "ssm:GetParameter",
+        "lambda:InvokeFunction",
     } == set(allowed(RESOURCES))
 
 
@@ -239,6 +255,10 @@ def test_connections_policy() -> None:
 def test_actions_may_read_connections_only(name: str) -> None:
     """An action that keeps no ledger has the connections' policy and no other."""
     assert [{"Ref": "ConnectionsPolicy"}] == RESOURCES[resource(name)]["Properties"]["Policies"]
+
+
+SECRETS_ARN = "arn:${AWS::Partition}:secretsmanager:${AWS::Region}:${AWS::AccountId}:secret:${ConnectionPrefix}*"
+REPLY_ARN = "arn:${AWS::Partition}:ssm:${AWS::Region}:${AWS::AccountId}:parameter${Reply}"
 
 
 @pytest.mark.parametrize(
@@ -270,17 +290,50 @@ def test_actions_may_read_connections_only(name: str) -> None:
             },
         ),
         (
+            "PollMessagesFunction",
+            {
+                "dynamodb:GetItem Deliveries",
+                "dynamodb:BatchGetItem Deliveries",
+                "dynamodb:PutItem Deliveries",
+                "sqs:SendMessage BufferQueue",
+                "sqs:SendMessage BufferDeadLetterQueue",
+                "events:PutEvents EventBus twilio",
+            },
+        ),
+        (
+            "RotateConnectionFunction",
+            {
+                f"secretsmanager:DescribeSecret {SECRETS_ARN}",
+                f"secretsmanager:PutSecretValue {SECRETS_ARN}",
+                f"secretsmanager:UpdateSecretVersionStage {SECRETS_ARN}",
+                "kms:GenerateDataKey ConnectionKmsKeyArn if HasConnectionKmsKey",
+            },
+        ),
+        (
             "WebhookFunction",
-            {"dynamodb:GetItem Ledger", "dynamodb:PutItem Ledger", "events:PutEvents EventBus twilio"},
+            {
+                "dynamodb:GetItem Ledger",
+                "dynamodb:PutItem Ledger",
+                "dynamodb:PutItem Deliveries",
+                "sqs:SendMessage BufferQueue",
+                "sqs:SendMessage BufferDeadLetterQueue",
+                "sqs:ReceiveMessage BufferQueue",
+                "sqs:DeleteMessage BufferQueue",
+                "sqs:GetQueueAttributes BufferQueue",
+                "events:PutEvents EventBus twilio",
+                f"ssm:GetParameter {REPLY_ARN} if HasReply",
+                "lambda:InvokeFunction ReplyFunctionArn if HasReplyFunction",
+            },
         ),
     ],
 )
 def test_other_functions_may(name: str, rights: set[str]) -> None:
     """Each has the rights that it needs, on the one thing it needs them for; only the webhook speaks as `twilio`."""
     connections, own = RESOURCES[name]["Properties"]["Policies"]
+    statements = [unconditional(statement) for statement in own["Statement"]]
     given = {
-        " ".join([action, next(iter(target.values())) if "Fn::Sub" in target else target["Fn::GetAtt"][0], *sources])
-        for statement in own["Statement"]
+        " ".join([action, listed(next(iter(target.values())))[0], *sources, *condition])
+        for statement, condition in statements
         for action in listed(statement["Action"])
         for target in listed(statement["Resource"])
         for sources in [found("events:source", statement)]
@@ -288,14 +341,25 @@ def test_other_functions_may(name: str, rights: set[str]) -> None:
 
     assert {"Ref": "ConnectionsPolicy"} == connections
     assert rights == given
-    assert {"Allow"} == {statement["Effect"] for statement in own["Statement"]}
+    assert {"Allow"} == {statement["Effect"] for statement, _ in statements}
+
+
+def unconditional(statement: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return a policy's statement, and the condition on which it is there at all."""
+    if "Fn::If" not in statement:
+        return statement, []
+    condition, inner, otherwise = statement["Fn::If"]
+    assert {"Ref": "AWS::NoValue"} == otherwise
+    return inner, ["if", condition]
 
 
 def test_only_the_rule_and_the_topic_may_write_to_the_queues() -> None:
     """No service may put anything in a queue but for the stack's rule, and the topic that the parameter names."""
+    (policy,) = of_type("AWS::SQS::QueuePolicy").values()
     rule, topic = RESOURCES["QueuePolicy"]["Properties"]["PolicyDocument"]["Statement"]
     condition, topic, otherwise = topic["Fn::If"]
 
+    assert [{"Ref": "SendQueue"}, {"Ref": "FailedQueue"}] == policy["Queues"]
     assert ("HasSendTopic", {"Ref": "AWS::NoValue"}) == (condition, otherwise)
     assert {"ArnEquals": {"aws:SourceArn": {"Fn::GetAtt": ["SendSmsRequestedRule", "Arn"]}}} == rule["Condition"]
     assert {"ArnEquals": {"aws:SourceArn": {"Ref": "SendTopicArn"}}} == topic["Condition"]
@@ -320,7 +384,9 @@ def test_routes() -> None:
             properties["Handler"].removesuffix(".handler"),
         )
         for properties in of_type(FUNCTION).values()
-        for event in (source["Properties"] for source in properties["Events"].values() if source["Type"] == "HttpApi")
+        for event in (
+            source["Properties"] for source in properties.get("Events", {}).values() if source["Type"] == "HttpApi"
+        )
     }
 
     assert ROUTES == routes
@@ -331,7 +397,9 @@ def test_actions_need_a_signature() -> None:
     apis = of_type("AWS::Serverless::HttpApi")
 
     assert {"EnableIamAuthorizer": True, "DefaultAuthorizer": "AWS_IAM"} == apis["ActionsApi"]["Auth"]
-    assert [] == [name for name, properties in of_type(FUNCTION).items() if list(found("Auth", properties["Events"]))]
+    assert [] == [
+        name for name, properties in of_type(FUNCTION).items() if list(found("Auth", properties.get("Events", {})))
+    ]
     assert [] == list(found("FunctionUrlConfig", RESOURCES))
 
 
@@ -392,11 +460,14 @@ def test_nothing_is_given_up_without_a_trace() -> None:
     schedules = [
         event["Properties"]
         for function in of_type(FUNCTION).values()
-        for event in function["Events"].values()
+        for event in function.get("Events", {}).values()
         if event["Type"].startswith("Schedule")
     ]
-    read = {
-        mapping["EventSourceArn"]["Fn::GetAtt"][0] for mapping in of_type("AWS::Lambda::EventSourceMapping").values()
+    mappings = of_type("AWS::Lambda::EventSourceMapping").values()
+    redrives = {
+        name: properties["RedrivePolicy"]["deadLetterTargetArn"]["Fn::GetAtt"][0]
+        for name, properties in of_type("AWS::SQS::Queue").items()
+        if "RedrivePolicy" in properties
     }
 
     assert (
@@ -405,6 +476,8 @@ def test_nothing_is_given_up_without_a_trace() -> None:
             "SendSmsLatestInvokeConfig": "FailedQueue",
             "RawRequestLatestInvokeConfig": "DeadLetterQueue",
             "ResolveFunction": "DeadLetterQueue",
+            "PollMessagesFunction": "DeadLetterQueue",
+            "RotateConnectionFunction": "DeadLetterQueue",
         }
         == asynchronous
     )
@@ -412,11 +485,23 @@ def test_nothing_is_given_up_without_a_trace() -> None:
     assert [["FailedQueue", "Arn"]] == [
         each["RedrivePolicy"]["deadLetterTargetArn"]["Fn::GetAtt"] for each in subscriptions
     ]
-    assert [["DeadLetterQueue", "Arn"]] == [each["DeadLetterConfig"]["Arn"]["Fn::GetAtt"] for each in schedules]
-    assert {"SendQueue"} == read
-    redrive = RESOURCES["SendQueue"]["Properties"]["RedrivePolicy"]
-    assert ["FailedQueue", "Arn"] == redrive["deadLetterTargetArn"]["Fn::GetAtt"]
-    assert send_queue.MOST_RECEIVES < redrive["maxReceiveCount"]
+    assert [["DeadLetterQueue", "Arn"]] * 2 == [each["DeadLetterConfig"]["Arn"]["Fn::GetAtt"] for each in schedules]
+    assert GIVEN_UP.keys() == {mapping["EventSourceArn"]["Fn::GetAtt"][0] for mapping in mappings}
+    assert redrives == GIVEN_UP
+    assert send_queue.MOST_RECEIVES < RESOURCES["SendQueue"]["Properties"]["RedrivePolicy"]["maxReceiveCount"]
+
+
+def test_the_buffer_is_patient() -> None:
+    """A record comes again only after any invocation has ended, and for as long as the README says."""
+    buffer = RESOURCES["BufferQueue"]["Properties"]
+    timeout = RESOURCES["WebhookFunction"]["Properties"].get("Timeout", TEMPLATE["Globals"]["Function"]["Timeout"])
+    window = RESOURCES["BufferToWebhook"]["Properties"].get("MaximumBatchingWindowInSeconds", 0)
+    visibility = buffer["VisibilityTimeout"]
+
+    # https://docs.aws.amazon.com/lambda/latest/dg/services-sqs-configure.html
+    assert 6 * timeout + window <= visibility
+    assert (180, 10 * 3600) == (visibility, visibility * buffer["RedrivePolicy"]["maxReceiveCount"])
+    assert "every three minutes for ten hours" in section("Webhook")
 
 
 def test_queues_are_encrypted_and_patient() -> None:
@@ -442,14 +527,33 @@ def test_time_limits_fit_together() -> None:
     assert timeout < lease
 
 
-def test_ledger() -> None:
-    """The ledger is encrypted, can be restored, forgets keys by itself, and costs nothing when nobody sends."""
-    table = RESOURCES["Ledger"]["Properties"]
+@pytest.mark.parametrize("name", ["Ledger", "Deliveries"])
+def test_table(name: str) -> None:
+    """A table is encrypted, can be restored, forgets keys by itself, and costs nothing when nothing happens."""
+    table = RESOURCES[name]["Properties"]
 
     assert "PAY_PER_REQUEST" == table["BillingMode"]
     assert {"SSEEnabled": True} == table["SSESpecification"]
     assert {"PointInTimeRecoveryEnabled": True} == table["PointInTimeRecoverySpecification"]
     assert {"AttributeName": "expires_at", "Enabled": True} == table["TimeToLiveSpecification"]
+
+
+def test_tables_go_with_their_stack() -> None:
+    """Only where one would be replaced is the ledger kept: without it keys would be sent again."""
+    policies = {
+        name: (RESOURCES[name]["DeletionPolicy"], RESOURCES[name]["UpdateReplacePolicy"])
+        for name in of_type("AWS::DynamoDB::Table")
+    }
+
+    assert {"Ledger": ("Delete", "Retain"), "Deliveries": ("Delete", "Delete")} == policies
+
+
+def test_mapping_of_the_buffer() -> None:
+    """Of a batch only the records that the bus did not take come again."""
+    mapping = RESOURCES["BufferToWebhook"]["Properties"]
+
+    assert {"Ref": "WebhookFunction.Alias"} == mapping["FunctionName"]
+    assert ["ReportBatchItemFailures"] == mapping["FunctionResponseTypes"]
 
 
 def test_mapping_of_the_send_queue() -> None:
@@ -496,6 +600,7 @@ def test_environment() -> None:
         "DEFAULT_COUNTRY": {"Ref": "DefaultCountry"},
         "TWILIO_API_URL": {"Ref": "TwilioApiUrl"},
         "LOG_LEVEL": {"Ref": "LogLevel"},
+        "URL_SUFFIX": {"Ref": "AWS::URLSuffix"},
         "RES_OPTIONS": "timeout:1 attempts:2",
         "POWERTOOLS_SERVICE_NAME": {"Ref": "AWS::StackName"},
     } == shared
@@ -504,6 +609,16 @@ def test_environment() -> None:
             "WEBHOOK_BASE_URL": {"Ref": "WebhookBaseUrl"},
             "EVENT_BUS_NAME": {"Ref": "EventBus"},
             "LEDGER_TABLE": {"Ref": "Ledger"},
+            "DELIVERIES_TABLE": {"Ref": "Deliveries"},
+            "BUFFER_QUEUE_URL": {"Ref": "BufferQueue"},
+            "BUFFER_DEAD_LETTER_QUEUE_URL": {"Ref": "BufferDeadLetterQueue"},
+            "REPLY_PARAMETER": {"Fn::If": ["HasReply", {"Ref": "Reply"}, ""]},
+        },
+        "PollMessagesFunction": {
+            "EVENT_BUS_NAME": {"Ref": "EventBus"},
+            "DELIVERIES_TABLE": {"Ref": "Deliveries"},
+            "BUFFER_QUEUE_URL": {"Ref": "BufferQueue"},
+            "BUFFER_DEAD_LETTER_QUEUE_URL": {"Ref": "BufferDeadLetterQueue"},
         },
         "SendSmsFunction": {
             "WEBHOOK_URL": TEMPLATE["Outputs"]["WebhookUrl"]["Value"],
@@ -541,6 +656,7 @@ def test_nothing_stops_a_second_stack() -> None:
     }
 
     assert {
+        "Reply.Name": {"Fn::Sub": "/${AWS::StackName}/reply"},
         "EventBus.Name": {"Ref": "AWS::StackName"},
         "ActionsApi.Name": {"Fn::Sub": "${AWS::StackName}-actions"},
         "WebhookApi.Name": {"Fn::Sub": "${AWS::StackName}-webhook"},
@@ -559,19 +675,41 @@ def test_alias_follows_every_change(name: str) -> None:
         shared["Function"]["Architectures"],
         properties.get("Environment", {}),
     ]
-    named = [*found("Ref", environment), *re.findall(r"\$\{(\w+)\}", " ".join(found("Fn::Sub", environment)))]
-    used = {name for name in named if name in PARAMETERS}
+    named = {*found("Ref", environment), *re.findall(r"\$\{(\w+)\}", " ".join(found("Fn::Sub", environment)))}
+    used = named & PARAMETERS.keys()
+    conditions = {condition for condition, *_ in found("Fn::If", environment)}
+    chosen = {condition for condition in conditions if not parameters_of(condition) <= used}
 
-    assert used == {part["Ref"] for part in parts}
+    assert used == {part["Ref"] for part in parts if "Ref" in part}
+    assert chosen == {part["Fn::If"][0] for part in parts if "Fn::If" in part}
     assert properties["AutoPublishAliasAllProperties"]
     assert "live" == shared["Function"]["AutoPublishAlias"]
     assert shared["LayerVersion"]["PublishLambdaVersion"]
     # https://docs.aws.amazon.com/lambda/latest/api/API_PublishVersion.html
-    assert 256 >= sum(longest(PARAMETERS[part["Ref"]]) for part in parts) + len(separator) * (len(parts) - 1)
+    assert 256 >= sum(map(longest, parts)) + len(separator) * (len(parts) - 1)
 
 
-def longest(parameter: dict[str, Any]) -> int:
-    """Return the length of a parameter's longest value."""
+def parameters_of(condition: str) -> set[str]:
+    """Return the parameters on which a condition depends."""
+    tree = TEMPLATE["Conditions"][condition]
+    return {*found("Ref", tree), *(each for other in found("Condition", tree) for each in parameters_of(other))}
+
+
+def test_reply_is_read_at_run_time() -> None:
+    """Function and text are too long for a version's description: they are in a parameter, one after the other."""
+    reply = RESOURCES["Reply"]
+
+    assert ("AWS::SSM::Parameter", "HasReply") == (reply["Type"], reply["Condition"])
+    assert {"ReplyFunctionArn", "AutoReply"} == parameters_of("HasReply")
+    assert {"ReplyFunctionArn"} == parameters_of("HasReplyFunction")
+    assert {"Fn::Sub": "${ReplyFunctionArn}\n${AutoReply}"} == reply["Properties"]["Value"]
+
+
+def longest(part: dict[str, Any]) -> int:
+    """Return the length of the longest value that a part of a description can have."""
+    if "Fn::If" in part:
+        return max(map(len, part["Fn::If"][1:]))
+    parameter = PARAMETERS[part["Ref"]]
     if parameter["Type"] == "Number":
         return len(str(parameter["MaxValue"]))
     if "MaxLength" in parameter:
@@ -623,9 +761,10 @@ def test_alarms() -> None:
         ("AWS/ApiGateway", "5xx", "ApiId", name, 1) for name in of_type("AWS::Serverless::HttpApi")
     } | {
         ("TwilioConnector", "OutcomeUnknown", "service", "AWS::StackName", 1),
-        ("AWS/SQS", "ApproximateNumberOfMessagesVisible", "QueueName", "FailedQueue", 1),
+        ("TwilioConnector", "RepliesFailed", "service", "AWS::StackName", 1),
         ("AWS/SQS", "ApproximateNumberOfMessagesVisible", "QueueName", "DeadLetterQueue", 1),
-        ("AWS/SQS", "ApproximateAgeOfOldestMessage", "QueueName", "SendQueue", 900),
+    } | {("AWS/SQS", "ApproximateNumberOfMessagesVisible", "QueueName", name, 1) for name in GIVEN_UP.values()} | {
+        ("AWS/SQS", "ApproximateAgeOfOldestMessage", "QueueName", name, 900) for name in GIVEN_UP
     } == watched
     assert all(alarm["AlarmActions"] == actions for alarm in alarms)
 

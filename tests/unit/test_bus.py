@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 from twilio_connector import bus, telemetry
+from twilio_connector.bus import End
 from twilio_connector.errors import InternalError, ServiceUnavailableError
 
 from tests.aws_wire import LOST, AwsWire
+from tests.faults import closed_port
 
 MAX_BYTES = 256 * 1024
 
@@ -98,46 +100,104 @@ def test_an_entry_that_is_too_large_goes_alone(aws_wire: AwsWire) -> None:
     assert [1, 1, 1] == [len(call) for call in calls(aws_wire)]
 
 
+@pytest.mark.usefixtures("delays")
 @pytest.mark.parametrize("refused", [1, 2, 3])
-def test_an_entry_that_is_refused_is_an_error(aws_wire: AwsWire, refused: int) -> None:
-    """The others were published, and are counted."""
-    aws_wire.refused_entries = refused
+def test_entries_that_are_refused_are_put_again(aws_wire: AwsWire, refused: int) -> None:
+    """They alone."""
+    aws_wire.refused = [refused]
+    bus.put(entries(3))
 
-    with pytest.raises(ServiceUnavailableError, match=rf"^the event bus refused {refused} entries .InternalFailure.$"):
+    assert [[0, 1, 2], [0, 1, 2][3 - refused :]] == calls(aws_wire)
+    assert 3 == published()
+
+
+@pytest.mark.usefixtures("delays")
+@pytest.mark.parametrize("refused", [1, 2, 3])
+def test_an_entry_that_is_refused_twice_is_an_error(aws_wire: AwsWire, refused: int) -> None:
+    """The others were published, and are counted."""
+    aws_wire.refused = [refused, refused]
+
+    with pytest.raises(
+        ServiceUnavailableError, match=rf"^the event bus did not take {refused} entries .InternalFailure"
+    ):
         bus.put(entries(3))
     assert 3 - refused == published()
 
 
-def test_what_was_published_before_an_error_is_counted(aws_wire: AwsWire) -> None:
-    """Each call for itself."""
-    aws_wire.failures["PutEvents"] = [(200, ""), (400, "AccessDeniedException")]
+@pytest.mark.usefixtures("delays")
+@pytest.mark.parametrize(
+    ("failure", "end"),
+    [
+        ((400, "AccessDeniedException"), End.REFUSED),
+        ((400, "ThrottlingException"), End.REFUSED),
+        ((500, "InternalException"), End.LOST),
+        (LOST, End.LOST),
+    ],
+)
+def test_an_attempt_tells_what_became_of_each_entry(aws_wire: AwsWire, failure: tuple[int, str], end: End) -> None:
+    """What was never answered may be on the bus; each request ends by itself, and none is made twice."""
+    aws_wire.failures["PutEvents"] = [failure]
+    outcomes = bus.attempt(entries(15))
 
-    with pytest.raises(ServiceUnavailableError, match=r"^the event bus does not answer .AccessDeniedException.$"):
-        bus.put(entries(15))
-    assert 10 == published()
+    assert [end] * 10 + [End.TAKEN] * 5 == [outcome.end for outcome in outcomes]
+    assert [10, 5] == [len(call) for call in calls(aws_wire)]
+    assert 5 == published()
+
+
+def test_an_entry_that_the_bus_refuses_is_known(aws_wire: AwsWire) -> None:
+    """By its place, and with the bus's code."""
+    aws_wire.refused = [1]
+
+    assert [bus.Outcome(End.TAKEN), bus.Outcome(End.REFUSED, "InternalFailure")] == bus.attempt(entries(2))
+
+
+def test_a_bus_that_is_not_reached_took_nothing(aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No connection, no event."""
+    with closed_port() as port:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+
+        assert [End.REFUSED] == [outcome.end for outcome in bus.attempt(entries(1))]
+    assert [] == calls(aws_wire)
+
+
+@pytest.mark.parametrize(
+    ("answer", "ends"),
+    [
+        ({"FailedEntryCount": 0, "Entries": [{"EventId": "1"}]}, [End.TAKEN, End.LOST]),
+        ({"FailedEntryCount": 0, "Entries": []}, [End.LOST, End.LOST]),
+        ({}, [End.LOST, End.LOST]),
+        ({"Entries": [{}, {"ErrorCode": "InternalFailure"}]}, [End.REFUSED, End.REFUSED]),
+    ],
+)
+def test_an_answer_that_is_not_about_all_says_nothing_of_the_others(
+    aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch, answer: dict[str, Any], ends: list[End]
+) -> None:
+    """They may be on the bus."""
+    monkeypatch.setattr(aws_wire, "answer", lambda *_: (200, answer))
+
+    assert ends == [outcome.end for outcome in bus.attempt(entries(2))]
 
 
 @pytest.mark.usefixtures("delays")
 @pytest.mark.parametrize(
     "failures",
-    [[(400, "ResourceNotFoundException")], [(500, "InternalException")] * 2, [LOST] * 2],
+    [[(400, "ResourceNotFoundException")] * 2, [(500, "InternalException")] * 2, [LOST] * 2],
     ids=["no bus", "broken", "lost"],
 )
 def test_a_bus_that_does_not_answer_is_an_error(aws_wire: AwsWire, failures: list[tuple[int, str]]) -> None:
-    """Nothing is taken for published."""
+    """After two attempts; nothing is taken for published."""
     aws_wire.failures["PutEvents"] = [*failures]
 
-    with pytest.raises(ServiceUnavailableError, match=r"^the event bus does not answer"):
+    with pytest.raises(ServiceUnavailableError, match=r"^the event bus did not take 1 entries"):
         bus.put(entries(1))
-    assert (0, len(failures)) == (published(), len(calls(aws_wire)))
+    assert (0, 2) == (published(), len(calls(aws_wire)))
 
 
-@pytest.mark.usefixtures("delays")
 @pytest.mark.parametrize("failure", [(500, "InternalException"), (400, "ThrottlingException"), LOST])
-def test_a_call_is_tried_twice(aws_wire: AwsWire, failure: tuple[int, str]) -> None:
-    """An event that comes twice is better than none."""
+def test_a_call_is_tried_twice(aws_wire: AwsWire, delays: list[float], failure: tuple[int, str]) -> None:
+    """With a pause; an event that comes twice is better than none."""
     aws_wire.failures["PutEvents"] = [failure]
     bus.put(entries(1))
 
     assert [[0], [0]] == calls(aws_wire)
-    assert 1 == published()
+    assert (1, [0.3]) == (published(), delays)

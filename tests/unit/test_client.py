@@ -15,6 +15,7 @@ import responses
 import send_sms
 from twilio_connector import client, entrypoint, errors
 from twilio_connector.client import Retries, Twilio
+from twilio_connector.connection import Connection
 from twilio_connector.deadline import Deadline
 from twilio_connector.errors import (
     ConnectionNotFoundError,
@@ -533,6 +534,23 @@ def test_credentials_that_are_gone_when_renewed(twilio: FaultServer, aws_wire: A
     twilio.script(faults.UNAUTHORIZED)
 
     assert (ConnectionNotFoundError, 1) == (type(failure(send)), len(twilio.requests))
+
+
+def test_credentials_that_are_given_are_used_as_they_are(twilio: FaultServer, aws_wire: AwsWire) -> None:
+    """They are not looked up, and not renewed; another of Twilio's hosts gets the path alone."""
+    given = Connection(account_sid=ACCOUNT_SID, auth_token="given")
+    twilio.script(faults.UNAUTHORIZED)
+    error = failure(
+        Twilio(None, Deadline(30), credentials=given).request, "POST", "/v1/Things", host="https://elsewhere.example"
+    )
+    (request,) = twilio.requests
+
+    assert (TwilioAuthenticationError, "/v1/Things", (ACCOUNT_SID, "given")) == (
+        type(error),
+        request.target,
+        request.credentials,
+    )
+    assert [] == aws_wire.calls
 
 
 def test_old_credentials_are_kept_while_secrets_manager_is_away(twilio: FaultServer, aws_wire: AwsWire) -> None:

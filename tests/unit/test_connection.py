@@ -2,8 +2,9 @@
 
 import json
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -11,7 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.pretty import pretty_repr
 from twilio_connector import connection as module
-from twilio_connector.connection import FRESH_SECONDS, STALE_SECONDS, Connection, Connections, parse_secret
+from twilio_connector.connection import (
+    FRESH_SECONDS,
+    PREVIOUS_SECONDS,
+    REFRESH_SECONDS,
+    STALE_SECONDS,
+    Connection,
+    Connections,
+    parse_secret,
+)
 from twilio_connector.errors import (
     ConnectionInvalidError,
     ConnectionNotFoundError,
@@ -30,16 +39,23 @@ SUBACCOUNT = "AC" + "1" * 32
 SERVICE = "MG" + "0" * 32
 MARKER = "xqzjvmarker"
 
+pytestmark = pytest.mark.usefixtures("delays")
+
 
 @dataclass
 class Clock:
     """A clock that goes on when it is told to."""
 
     now: float = 1000.0
+    began: float = field(default_factory=time.time)
 
     def monotonic(self) -> float:
         """Return seconds."""
         return self.now
+
+    def time(self) -> float:
+        """Return the seconds since the epoch; at the beginning those by which AWS dates versions."""
+        return self.began + self.now - 1000
 
 
 @pytest.fixture
@@ -77,8 +93,8 @@ def told(fields: dict[str, Any]) -> str:
 
 
 def throttle(wire: AwsWire, times: int = 1, code: str = "InternalServiceError") -> None:
-    """Make so many look-ups fail, with a code that boto3 does not try again."""
-    wire.failures["GetSecretValue"] = [(400, code)] * times
+    """Make so many look-ups fail, both attempts of each."""
+    wire.failures["GetSecretValue"] = [(400, code)] * 2 * times
 
 
 # What a secret may hold
@@ -225,7 +241,7 @@ def test_a_secret_has_the_prefix_and_the_name(connections: Connections, aws_wire
     aws_wire.secrets["other/support"] = json.dumps(TOKEN)
     connections.get("other/", "support")
 
-    assert [("GetSecretValue", {"SecretId": "other/support"})] == aws_wire.calls
+    assert [("GetSecretValue", {"SecretId": "other/support", "VersionStage": "AWSCURRENT"})] == aws_wire.calls
 
 
 def test_a_secret_is_kept_for_five_minutes(connections: Connections, aws_wire: AwsWire, clock: Clock) -> None:
@@ -296,7 +312,7 @@ def test_a_refusal_of_secrets_manager_has_its_error(
     connections: Connections, aws_wire: AwsWire, code: str, error: type[ConnectorError]
 ) -> None:
     """The message has AWS's code, and the cause is not chained."""
-    aws_wire.failures["GetSecretValue"] = [(400, code)]
+    aws_wire.failures["GetSecretValue"] = [(400, code)] * 2
 
     with pytest.raises(error, match=code) as refusal:
         connections.get("twilio/", "default")
@@ -323,7 +339,7 @@ def test_a_binary_secret_is_no_connection(connections: Connections, aws_wire: Aw
 
 def test_throttling_is_tried_twice_and_then_unavailable(connections: Connections, aws_wire: AwsWire) -> None:
     """Nothing was sent, so the caller may try again."""
-    throttle(aws_wire, 2, "ThrottlingException")
+    throttle(aws_wire, 1, "ThrottlingException")
 
     with pytest.raises(ServiceUnavailableError, match="ThrottlingException"):
         connections.get("twilio/", "default")
@@ -337,7 +353,7 @@ def test_a_service_that_is_away_is_unavailable(
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     aws_wire.secrets.clear()
 
-    with pytest.raises(ServiceUnavailableError, match="EndpointConnectionError"):
+    with pytest.raises(ServiceUnavailableError, match="the connection was refused"):
         connections.get("twilio/", "default")
 
 
@@ -399,7 +415,7 @@ def test_a_secret_is_used_while_secrets_manager_is_away(
         assert ACCOUNT_SID == connections.get("twilio/", "default").account_sid
         counts.append(aws_wire.count("GetSecretValue"))
 
-    assert [2, 2, 3, 3, 4] == counts
+    assert [3, 3, 5, 5, 7] == counts
 
 
 def test_a_secret_is_not_used_for_ever(connections: Connections, aws_wire: AwsWire, clock: Clock) -> None:
@@ -502,6 +518,267 @@ def test_one_name_costs_a_stranger_one_look_up(connections: Connections, aws_wir
 
     assert {"ConnectionNotFoundError"} == answers
     assert 1 == aws_wire.count("GetSecretValue")
+
+
+# After a signature that does not hold
+
+
+def store(wire: AwsWire, *tokens: str) -> None:
+    """Store another version of the secret, with these tokens."""
+    wire.previous["twilio/default"] = str(wire.secrets["twilio/default"])
+    names = ("auth_token", "secondary_auth_token")
+    wire.secrets["twilio/default"] = json.dumps({"account_sid": ACCOUNT_SID} | dict(zip(names, tokens, strict=False)))
+
+
+def get(connections: Connections) -> Connection:
+    """Return the connection."""
+    return connections.get("twilio/", "default")
+
+
+def refresh(connections: Connections, seconds: float = 100) -> list[str] | None:
+    """Return the tokens of the connection that is read anew, if it is."""
+    connection = connections.refresh("twilio/", "default", seconds=seconds)
+    return connection.webhook_tokens if connection else None
+
+
+def tokens(connections: Connections) -> list[str]:
+    """Return the tokens that may have signed a webhook."""
+    return connections.webhook_tokens("twilio/", "default", get(connections))
+
+
+def stages(wire: AwsWire) -> list[str]:
+    """Return which versions were read."""
+    return [body["VersionStage"] for called, body in wire.calls if called == "GetSecretValue"]
+
+
+def test_a_secret_is_read_anew_for_a_signature(connections: Connections, aws_wire: AwsWire) -> None:
+    """It may be signed with a new token; the others who ask get that too."""
+    get(connections)
+    store(aws_wire, "new")
+
+    assert ["new"] == refresh(connections)
+    assert (["new"], 2) == (get(connections).webhook_tokens, aws_wire.count("GetSecretValue"))
+
+
+def test_a_secret_is_read_anew_every_half_minute(connections: Connections, aws_wire: AwsWire, clock: Clock) -> None:
+    """However many signatures do not hold: anybody can send one."""
+    get(connections)
+    counts = []
+    for seconds in (0, 0, REFRESH_SECONDS - 0.1, 0.1, REFRESH_SECONDS - 0.1, 0.1):
+        clock.now += seconds
+        refresh(connections)
+        counts.append(aws_wire.count("GetSecretValue") - 1)
+
+    assert ([1, 1, 1, 2, 2, 3], 30) == (counts, REFRESH_SECONDS)
+
+
+def test_a_thousand_signatures_read_a_secret_once(connections: Connections, aws_wire: AwsWire) -> None:
+    """Also where they come at the same time."""
+    get(connections)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: refresh(connections), range(1000)))
+
+    assert (999, 2) == (found.count(None), aws_wire.count("GetSecretValue"))
+
+
+def test_each_connection_is_read_anew_for_itself(connections: Connections, aws_wire: AwsWire) -> None:
+    """Somebody else's strangers do not keep a new token out."""
+    aws_wire.secrets["twilio/other"] = json.dumps(TOKEN)
+    refresh(connections)
+
+    assert connections.refresh("twilio/", "other") is not None
+    assert connections.refresh("twilio/", "other") is None
+
+
+@pytest.mark.usefixtures("delays")
+@pytest.mark.parametrize(
+    "failure", [(400, "ResourceNotFoundException"), (400, "AccessDeniedException"), (500, "InternalServiceError")]
+)
+def test_a_secret_that_cannot_be_read_anew_is_used_as_it_is(
+    connections: Connections, aws_wire: AwsWire, failure: tuple[int, str]
+) -> None:
+    """Until it is no longer fresh; nor is it asked for again at once."""
+    get(connections)
+    aws_wire.failures["GetSecretValue"] = [failure] * 2
+
+    assert refresh(connections) is None
+    aws_wire.failures.clear()
+    aws_wire.calls.clear()
+    assert (None, [AUTH_TOKEN], 0) == (refresh(connections), tokens(connections), aws_wire.count("GetSecretValue"))
+
+
+def test_without_time_a_secret_is_not_read_anew(connections: Connections, aws_wire: AwsWire) -> None:
+    """The answer would come too late."""
+    get(connections)
+
+    assert refresh(connections, seconds=6.9) is None
+    assert 1 == aws_wire.count("GetSecretValue")
+
+
+def test_a_broken_secret_is_not_taken(connections: Connections, aws_wire: AwsWire) -> None:
+    """For a signature that does not hold nobody loses the connection."""
+    get(connections)
+    aws_wire.secrets["twilio/default"] = "{}"
+
+    assert (None, [AUTH_TOKEN]) == (refresh(connections), tokens(connections))
+
+
+# Tokens that were replaced
+
+
+@pytest.mark.parametrize("how", ["refresh", "get", "renew"])
+def test_a_token_that_was_replaced_is_good_for_an_hour(
+    connections: Connections, aws_wire: AwsWire, clock: Clock, how: str
+) -> None:
+    """However and whenever the container found out: Twilio signs with the old one until the new one is promoted."""
+    old = get(connections)
+    store(aws_wire, "new")
+    aws_wire.secret_age = 0
+    end = clock.now + PREVIOUS_SECONDS
+    if how == "refresh":
+        refresh(connections)
+    elif how == "renew":
+        connections.renew("twilio/", "default", old)
+    else:
+        clock.now += FRESH_SECONDS
+        get(connections)
+    at_once = tokens(connections)
+    clock.now = end - 10  # versions are dated by another clock
+    before = tokens(connections)
+    clock.now = end + 10
+
+    assert ["new", AUTH_TOKEN] == at_once == before
+    assert (["new"], 3600) == (tokens(connections), PREVIOUS_SECONDS)
+
+
+def test_who_finds_out_too_late_does_not_take_the_old_token(
+    connections: Connections, aws_wire: AwsWire, clock: Clock
+) -> None:
+    """A container may have had nothing to do for hours."""
+    get(connections)
+    store(aws_wire, "new")
+    clock.now += 2 * PREVIOUS_SECONDS
+    aws_wire.secret_age = 0
+    get(connections)
+
+    assert ["new"] == tokens(connections)
+
+
+def test_each_token_that_was_replaced_is_good_for_an_hour(
+    connections: Connections, aws_wire: AwsWire, clock: Clock
+) -> None:
+    """A second change takes nothing from the first."""
+    seen = []
+    get(connections)
+    for token, seconds in (("b", 1000), ("c", 1000), ("d", PREVIOUS_SECONDS - 2000)):
+        store(aws_wire, token)
+        aws_wire.secret_age = 1000 - clock.now  # it is stored now
+        clock.now += FRESH_SECONDS
+        seen.append(tokens(connections))
+        clock.now += seconds - FRESH_SECONDS
+
+    assert [["b", AUTH_TOKEN], ["c", AUTH_TOKEN, "b"], ["d", AUTH_TOKEN, "b", "c"]] == seen
+    clock.now += FRESH_SECONDS
+    assert ["d", "b", "c"] == tokens(connections)
+
+
+def test_a_token_that_comes_back_is_there_once(connections: Connections, aws_wire: AwsWire, clock: Clock) -> None:
+    """As the present one; the secondary that was taken out is an old one."""
+    store(aws_wire, AUTH_TOKEN, "secondary")
+    aws_wire.secret_age = 0
+    get(connections)
+    for others in (("new",), (AUTH_TOKEN,)):
+        store(aws_wire, *others)
+        clock.now += FRESH_SECONDS
+        get(connections)
+
+    assert [AUTH_TOKEN, "new", "secondary"] == sorted(tokens(connections), key=[AUTH_TOKEN, "new", "secondary"].index)
+    assert AUTH_TOKEN == tokens(connections)[0]
+
+
+def test_an_account_has_no_tokens_of_another(connections: Connections, aws_wire: AwsWire) -> None:
+    """Each connection has its own."""
+    get(connections)
+    store(aws_wire, "new")
+    refresh(connections)
+    aws_wire.secrets["twilio/other"] = json.dumps(TOKEN | {"auth_token": "other"})
+
+    assert ["other"] == connections.webhook_tokens("twilio/", "other", connections.get("twilio/", "other"))
+
+
+@pytest.mark.parametrize(("age", "expected"), [(0, True), (PREVIOUS_SECONDS - 10, True), (PREVIOUS_SECONDS, False)])
+def test_a_container_that_starts_finds_the_tokens_before(
+    connections: Connections,
+    aws_wire: AwsWire,
+    age: float,
+    expected: bool,  # noqa: FBT001 a table
+) -> None:
+    """In the version before, if the present one is younger than an hour; else that is not even read."""
+    store(aws_wire, "new")
+    aws_wire.secret_age = age
+    get(connections)
+
+    assert ["new"] == refresh(connections)
+    assert ["new", *[AUTH_TOKEN] * expected] == tokens(connections)
+    assert ["AWSCURRENT", "AWSCURRENT", *["AWSPREVIOUS"] * expected] == stages(aws_wire)
+
+
+def test_the_tokens_before_are_good_until_the_secret_is_an_hour_old(
+    connections: Connections, aws_wire: AwsWire, clock: Clock
+) -> None:
+    """Not for an hour from when they were found; within it the version before is read once."""
+    store(aws_wire, "new")
+    aws_wire.secret_age = PREVIOUS_SECONDS - 100
+    refresh(connections)
+    seen = []
+    for _ in range(4):
+        clock.now += 31
+        refresh(connections)
+        seen.append(tokens(connections))
+
+    assert [["new", AUTH_TOKEN]] * 3 + [["new"]] == seen
+    assert 1 == stages(aws_wire).count("AWSPREVIOUS")
+
+
+def test_a_container_that_saw_a_change_needs_no_version_before(connections: Connections, aws_wire: AwsWire) -> None:
+    """It knows the tokens."""
+    get(connections)
+    store(aws_wire, "new")
+    aws_wire.secret_age = 0
+    refresh(connections)
+
+    assert ["AWSCURRENT"] * 2 == stages(aws_wire)
+    assert ["new", AUTH_TOKEN] == tokens(connections)
+
+
+@pytest.mark.parametrize("previous", [None, "", "{}", "[]"], ids=repr)
+def test_a_version_before_that_is_none_is_no_fault(
+    connections: Connections, aws_wire: AwsWire, previous: str | None
+) -> None:
+    """A secret that was never changed has none."""
+    aws_wire.secret_age = 0
+    if previous is not None:
+        aws_wire.previous["twilio/default"] = previous
+
+    assert [AUTH_TOKEN] == refresh(connections) == tokens(connections)
+    assert ["AWSCURRENT", "AWSPREVIOUS"] == stages(aws_wire)
+
+
+def test_without_time_the_version_before_is_not_read(
+    connections: Connections, aws_wire: AwsWire, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The present one took it."""
+    store(aws_wire, "new")
+    aws_wire.secret_age = 0
+    read = aws_wire._GetSecretValue
+
+    def read_slowly(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        clock.now += 4
+        return read(body)
+
+    monkeypatch.setattr(aws_wire, "_GetSecretValue", read_slowly)
+
+    assert (["new"], ["AWSCURRENT"]) == (refresh(connections, seconds=10), stages(aws_wire))
 
 
 # After a 401

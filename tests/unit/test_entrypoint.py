@@ -563,7 +563,7 @@ def test_an_input_names_its_connection(twilio: FaultServer, aws_wire: AwsWire, c
     aws_wire.secrets["twilio/other"] = aws_wire.secrets["twilio/default"]
     send({"message": "x", "connection": "other"}, context)
 
-    assert [{"SecretId": "twilio/other"}] == [parameters for _, parameters in aws_wire.calls]
+    assert ["twilio/other"] == [parameters["SecretId"] for _, parameters in aws_wire.calls]
     assert 1 == len(twilio.requests)
 
 
@@ -574,7 +574,7 @@ def test_a_connection_may_be_a_query_parameter(
     request = event("send_sms_api") | {"rawQueryString": "connection=other"}
 
     assert 404 == send(request, context)["statusCode"]
-    assert [{"SecretId": "twilio/other"}] == [parameters for _, parameters in aws_wire.calls]
+    assert ["twilio/other"] == [parameters["SecretId"] for _, parameters in aws_wire.calls]
     assert [] == twilio.requests
 
 

@@ -16,7 +16,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from tests.faults import Canary, Fault, FaultServer, black_hole, closed_port, faults, resolve_to
+from tests.faults import Canary, Credentials, Fault, FaultServer, Key, black_hole, closed_port, faults, resolve_to
 from tests.faults.tls import Tls
 from tests.faults.twilio import Evil
 
@@ -311,6 +311,30 @@ def test_the_canary_sees_who_is_led_astray(server: FaultServer) -> None:
         assert 5 == len(canary.visits)
         assert 4 == sum(visit.authorization == "Basic eDp5" for visit in canary.visits)
         assert ("api.twilio.com", 80) in canary.names
+
+
+def test_credentials_are_checked_once_they_are_given(server: FaultServer) -> None:
+    """Until then, and after a reset, everybody may do everything."""
+    assert 201 == outcome(server)
+    credentials = Credentials("AC" + "0" * 32, "token", {"x": Key("z")})
+    server.check(credentials)
+
+    assert (True, False) == (credentials.accepts("x", "z"), credentials.accepts("x", "y"))
+    assert 401 == outcome(server)
+    credentials.keys["x"] = Key("y")
+    assert 201 == outcome(server)
+    server.reset()
+    assert 201 == outcome(server)
+
+
+@pytest.mark.parametrize(("key", "status"), [(Key("y"), 401), (Key("y", is_main=True), 200)], ids=["standard", "main"])
+def test_only_a_main_key_may_touch_keys(server: FaultServer, key: Key, status: int) -> None:
+    """A standard one may do all else."""
+    server.check(Credentials("AC" + "0" * 32, "token", {"x": key}))
+    target = MESSAGES.replace("Messages", "Keys")
+
+    assert status == exchange(plain("127.0.0.1", server.port), "GET", target).status
+    assert 401 == exchange(plain("127.0.0.1", server.port), "POST", "/v1/AuthTokens/Secondary").status
 
 
 def test_a_closed_port_refuses() -> None:

@@ -4,16 +4,16 @@ Ledger and rules are the real ones; DynamoDB is a table in memory, and Twilio is
 of `resolve` is an actor that stops before and after each of its calls, so that others can act in between.
 """
 
+import json
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from itertools import product
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
-import boto3
 import pytest
-from botocore.exceptions import ClientError, ConnectionClosedError
+import requests
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -25,8 +25,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from msgspec.structs import replace
-from twilio_connector import aws, ledger
-from twilio_connector.errors import ServiceUnavailableError
+from twilio_connector import aws, ledger, transport
 from twilio_connector.ledger import (
     Accepted,
     Claim,
@@ -45,6 +44,7 @@ from twilio_connector.ledger import (
     new_claim,
 )
 
+from tests.actors import Actor, attempt
 from tests.aws_wire import AwsWire
 
 KEY = key_id("default", "key")
@@ -71,105 +71,35 @@ SETTINGS = settings(
 )
 
 
-class Crash(BaseException):
-    """The function dies at this moment."""
-
-
-class Actor(threading.Thread):
-    """Something that goes on one step at a time, and can be ended between any two."""
-
-    def __init__(self, work: Callable[["Actor"], None], faults: Iterable[str] = ()) -> None:
-        """`faults` are those of its writes, in order."""
-        super().__init__(daemon=True)
-        self.faults = list(faults)
-        self.is_over = False
-        self._work = work
-        self._error: BaseException | None = None
-        self._crashes = False
-        self._goes_on, self._stands = threading.Lock(), threading.Lock()
-        self._goes_on.acquire()
-        self._stands.acquire()
-        self.start()
-        self._stands.acquire()
-
-    def run(self) -> None:
-        """Do the work, from the first step on."""
-        try:
-            self.stop()
-            self._work(self)
-        except (Crash, ServiceUnavailableError):
-            pass
-        except BaseException as error:  # noqa: BLE001 raised again where the step is made
-            self._error = error
-        finally:
-            self.is_over = True
-            self._stands.release()
-
-    def stop(self) -> None:
-        """Let others go on, until it is this one's turn."""
-        self._stands.release()
-        self._goes_on.acquire()
-        if self._crashes:
-            raise Crash
-
-    def step(self) -> bool:
-        """Go on to the next stop, and tell whether there is one."""
-        self._goes_on.release()
-        self._stands.acquire()
-        if self._error:
-            raise self._error
-        return not self.is_over
-
-    def crash(self) -> None:
-        """Die."""
-        self._crashes = True
-        self.step()
-
-
 class Table:
-    """boto3's client of a table in memory, whose calls stop before and after they are carried out."""
+    """DynamoDB as a table in memory, whose calls stop before and after they are carried out."""
 
     def __init__(self, wire: AwsWire) -> None:
         """Take what keeps the items."""
         self._wire = wire
 
-    def put_item(self, **body: Any) -> dict[str, Any]:
-        """Write, as often as the answer does not come."""
-        actor = threading.current_thread()
-        assert isinstance(actor, Actor)
-        fault = actor.faults.pop(0) if actor.faults else ""
-        actor.stop()
-        if fault == "throttled":
-            raise ConnectionClosedError(endpoint_url="")
-        try:
-            answer = self._call("PutItem", body)
-        finally:
-            actor.stop()
-        if fault == "answer lost":  # boto3 tries again by itself
-            answer = self._call("PutItem", body)
-            actor.stop()
-        if fault == "both answers lost":
-            raise ConnectionClosedError(endpoint_url="")
+    def exchange(self, request: requests.PreparedRequest, **_: Any) -> transport.Reply:
+        """Answer a request."""
+        operation = request.headers["X-Amz-Target"].rpartition(".")[2]
+        body = json.loads(request.body or b"")
+        if operation == "PutItem":
+            faults = actor().faults
+            return attempt(actor(), lambda: faults.pop(0) if faults else "", lambda: self._call(operation, body))
+        answer = self._call(operation, body)
+        if operation == "GetItem":
+            actor().stop()
         return answer
 
-    def get_item(self, **body: Any) -> dict[str, Any]:
-        """Read."""
-        answer = self._call("GetItem", body)
-        actor = threading.current_thread()
-        assert isinstance(actor, Actor)
-        actor.stop()
-        return answer
-
-    def query(self, **body: Any) -> dict[str, Any]:
-        """Read an index."""
-        return self._call("Query", body)
-
-    def _call(self, operation: str, body: dict[str, Any]) -> dict[str, Any]:
+    def _call(self, operation: str, body: dict[str, Any]) -> transport.Reply:
         status, answer = self._wire.answer(operation, body)
-        if status == 200:
-            return answer
-        error = {"Error": {"Code": answer["__type"]}, "ResponseMetadata": {"HTTPStatusCode": status}}
-        raise ClientError(answer | error, operation)
+        return transport.Reply(status, {}, json.dumps(answer).encode())
+
+
+def actor() -> Actor:
+    """Return who is at work."""
+    thread = threading.current_thread()
+    assert isinstance(thread, Actor)
+    return thread
 
 
 class Sends(RuleBasedStateMachine):
@@ -363,16 +293,15 @@ class Resends(Sends):
 
 
 @pytest.fixture(autouse=True)
-def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def world(monkeypatch: pytest.MonkeyPatch) -> None:
     """Put the table in the place of DynamoDB, and the machine's clock in that of the ledger."""
     wire = AwsWire()
     wire._server.server_close()  # it is asked without a network
     monkeypatch.setattr(Sends, "wire", wire, raising=False)
-    monkeypatch.setattr(boto3, "client", lambda *_, **__: Table(wire))
+    table = Table(wire)
+    monkeypatch.setattr(transport.Session, "exchange", lambda _, *given, **named: table.exchange(*given, **named))
+    monkeypatch.setattr(aws, "_LONGEST_PAUSE", 0)
     monkeypatch.setattr(ledger, "time", SimpleNamespace(time=lambda: Sends.now))
-    aws._client.cache_clear()
-    yield
-    aws._client.cache_clear()
 
 
 def every_interruption(machine: type[Sends]) -> None:

@@ -13,7 +13,7 @@ import requests
 import responses
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from twilio_connector import aws, client
+from twilio_connector import client
 from twilio_connector.connection import Connections
 from twilio_connector.errors import ConnectorError, InvalidInputError, TwilioUnavailableError
 
@@ -281,11 +281,9 @@ def stages(request: pytest.FixtureRequest) -> Iterator[Stage]:
         patch.setenv("AWS_ENDPOINT_URL", wire.url)
         patch.setenv("TWILIO_API_URL", "" if request.param else server.url)
         patch.setattr(client, "CONNECTIONS", Connections())
-        aws._client.cache_clear()
         aws_port = int(wire.url.rpartition(":")[2])
         with resolve_to(canary, allow=[server.port, aws_port]):
             yield Stage(server, canary, request.param)
-        aws._client.cache_clear()
 
 
 @pytest.fixture

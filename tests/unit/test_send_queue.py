@@ -619,12 +619,12 @@ def test_doubt_is_not_forgotten_in_the_failed_queue(twilio: FaultServer, aws_wir
 
 def refused_entry(aws_wire: AwsWire) -> None:
     """Let the bus refuse the next event."""
-    aws_wire.refused_entries = 1
+    aws_wire.refused = [1, 1]
 
 
 def bus_away(aws_wire: AwsWire) -> None:
-    """Let the bus refuse the next call."""
-    aws_wire.failures["PutEvents"] = [AWAY]
+    """Let the bus refuse both attempts."""
+    aws_wire.failures["PutEvents"] = [AWAY] * 2
 
 
 def bus_broken(aws_wire: AwsWire) -> None:
@@ -720,9 +720,10 @@ def test_what_was_refused_is_given_up_with_its_error(twilio: FaultServer, aws_wi
     assert 1 == len(posts(twilio))
 
 
+@pytest.mark.usefixtures("delays")
 def test_what_was_sent_is_told_however_often_it_came(twilio: FaultServer, aws_wire: AwsWire) -> None:
     """The bus was away all the time."""
-    aws_wire.failures["PutEvents"] = [AWAY]
+    aws_wire.failures["PutEvents"] = [AWAY] * 2
     deliver(record(SMS, receives=10))
     aws_wire.calls.clear()
 
@@ -791,10 +792,11 @@ def test_garbage_that_came_too_often_is_set_aside(aws_wire: AwsWire, body: str) 
     assert ([body], ["Message Failed"]) == (set_aside(aws_wire), names(aws_wire))
 
 
-@pytest.mark.parametrize("operation", ["GetItem", "SendMessage", "PutEvents"])
-def test_what_cannot_be_given_up_comes_again(aws_wire: AwsWire, operation: str) -> None:
+@pytest.mark.usefixtures("delays")
+@pytest.mark.parametrize(("operation", "times"), [("GetItem", 1), ("SendMessage", 1), ("PutEvents", 2)])
+def test_what_cannot_be_given_up_comes_again(aws_wire: AwsWire, operation: str, times: int) -> None:
     """Until it can, or SQS itself sets it aside."""
-    aws_wire.failures[operation] = [AWAY]
+    aws_wire.failures[operation] = [AWAY] * times
 
     assert ["1"] == deliver(record(SMS, receives=11))
     aws_wire.calls.clear()
@@ -816,6 +818,7 @@ def unsupported(_: AwsWire, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEFAULT_COUNTRY", "")
 
 
+@pytest.mark.usefixtures("delays")
 @pytest.mark.parametrize("spoil", [unreadable, unsupported])
 @pytest.mark.parametrize("receives", [2, 11])
 def test_what_was_sent_is_not_told_to_have_failed(
@@ -826,7 +829,7 @@ def test_what_was_sent_is_not_told_to_have_failed(
     receives: int,
 ) -> None:
     """Whatever comes in the way of asking again: it was sent, and only the bus was away."""
-    aws_wire.failures["PutEvents"] = [AWAY]
+    aws_wire.failures["PutEvents"] = [AWAY] * 2
     sms = SMS | {"to": "(500) 555-0006"}
     deliver(record(sms))
     aws_wire.calls.clear()
@@ -1254,9 +1257,10 @@ def test_a_group_goes_on_behind_what_does_not_come_again(twilio: FaultServer, aw
     assert ["fault=status_400", "fault=status_500", "a4"] == texts(twilio)
 
 
+@pytest.mark.usefixtures("delays")
 def test_a_group_waits_for_what_could_not_be_told(twilio: FaultServer, aws_wire: AwsWire) -> None:
     """The bus was away: the message comes again, and those behind it."""
-    aws_wire.failures["PutEvents"] = [AWAY]
+    aws_wire.failures["PutEvents"] = [AWAY] * 2
 
     assert ["a1", "a2"] == deliver(fifo("a1"), fifo("a2"))
     assert ["a1"] == texts(twilio)

@@ -10,6 +10,7 @@ import pytest
 from tests.torture import verdict
 from tests.torture.journal import ANSWERS, BUS, CONTROL, FAILED, FAULTS, INTENTS, TRUTH, Journal
 from tests.torture.schedule import CRASHES
+from tests.unit import test_torture_webhooks
 
 KEY = "api-7-00001"
 
@@ -22,6 +23,7 @@ class Records:
         self.folder = folder
         self.journal = Journal(folder)
         self.journal.state(seed=7, finished=True, void=[])
+        test_torture_webhooks.Records(folder).journal.close()
         for number in range(10):
             self.asked(f"api-7-{number:05}")
             self.stored(f"api-7-{number:05}")

@@ -2,19 +2,23 @@
 
 import hashlib
 import json
+import string
+import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from io import StringIO
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote, quote_plus
 
 import pytest
 import webhook
-from twilio_connector import client, connection, telemetry
+from twilio_connector import client, connection
 from twilio_connector.connection import Connections
+from twilio_connector.errors import InternalError
 from twilio_connector.ledger import Accepted, Claim, Ledger, Lost, Record, new_claim
 
-from tests.aws_wire import AwsWire
+from tests.aws_wire import LOST, PASS, AwsWire
 from tests.conftest import Context, LoadEvent
 from tests.mutants import (
     CALL_SID,
@@ -33,7 +37,7 @@ from tests.mutants import (
     posted,
     signed,
 )
-from tests.unit.conftest import ACCOUNT_SID, API_KEY, AUTH_TOKEN
+from tests.unit.conftest import ACCOUNT_SID, API_KEY, AUTH_TOKEN, Log
 
 BASE = "https://hook.example"
 TARGET = Target(BASE, ACCOUNT_SID, AUTH_TOKEN)
@@ -41,6 +45,7 @@ OTHER_TOKEN = "2" * 32
 SUBACCOUNT_SID = "AC" + "5" * 32
 BY_NAME = {each.name: each for each in GENUINE}
 SMS = BY_NAME["plain"]
+AWAY = (400, "AccessDeniedException")
 ACCEPTED = {"statusCode": 200, "headers": {"Content-Type": "text/xml"}, "body": "<Response/>"}
 
 type Answer = dict[str, Any]
@@ -72,17 +77,19 @@ def send(aws_wire: AwsWire, context: Context) -> Send:
     return send
 
 
-@pytest.fixture
-def log(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[dict[str, Any]]]:
-    """Return the lines of the function's log so far."""
-    stream = StringIO()
-    monkeypatch.setattr(telemetry.logger.registered_handler, "stream", stream)
-    return lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
-
-
 def details(wire: AwsWire) -> list[dict[str, Any]]:
     """Return the details of what was published."""
     return [json.loads(entry["Detail"]) for entry in wire.entries]
+
+
+def buffered(wire: AwsWire) -> dict[str, Any]:
+    """Return the batch that SQS makes of what was put in the buffer."""
+    bodies = [each["MessageBody"] for each in wire.sent if each["QueueUrl"].endswith("/buffer")]
+    return {
+        "Records": [
+            {"messageId": str(number), "eventSource": "aws:sqs", "body": body} for number, body in enumerate(bodies)
+        ]
+    }
 
 
 def form(name: str = "form", *, query: str = "", **fields: str) -> Webhook:
@@ -254,21 +261,49 @@ def test_a_name_that_repeats_is_a_list(send: Send, aws_wire: AwsWire) -> None:
     ]
 
 
-def test_the_same_delivery_has_the_same_deduplication_id(send: Send, aws_wire: AwsWire) -> None:
-    """Whatever the headers say, which are not signed; another one has another."""
-    for each in (SMS, BY_NAME["call"], BY_NAME["JSON object"]):
-        request = each.request(TARGET)
-        for token in ("1", "2"):
-            send(request.with_header("i-twilio-idempotency-token", token))
-        send(
-            replace(
-                each, fields={**each.fields, "MessageSid": OTHER_SID, "SmsSid": OTHER_SID, "SmsMessageSid": OTHER_SID}
-            )
-        )
+OTHER_MESSAGE = {"MessageSid": OTHER_SID, "SmsSid": OTHER_SID, "SmsMessageSid": OTHER_SID}
 
-    ids = [detail["deduplication_id"] for detail in details(aws_wire)]
-    assert [1, 1] == [len(set(ids[0:2])), len(set(ids[3:5]))]
-    assert ids[0] != ids[2]
+
+@pytest.mark.parametrize(
+    ("each", "other"),
+    [
+        (SMS, replace(SMS, fields=SMS.fields | OTHER_MESSAGE)),
+        (BY_NAME["status"], replace(BY_NAME["status"], fields=BY_NAME["status"].fields | {"MessageStatus": "sent"})),
+        (BY_NAME["call"], replace(BY_NAME["call"], fields=BY_NAME["call"].fields | {"SequenceNumber": "1"})),
+        (
+            BY_NAME["debugger"],
+            replace(BY_NAME["debugger"], fields=BY_NAME["debugger"].fields | {"Sid": "NO" + "2" * 32}),
+        ),
+        (BY_NAME["JSON object"], replace(BY_NAME["JSON object"], json=b"{}")),
+        (BY_NAME["GET status"], replace(BY_NAME["GET status"], fields=BY_NAME["status"].fields | OTHER_MESSAGE)),
+    ],
+    ids=lambda value: value.name,
+)
+def test_the_same_delivery_is_published_once(send: Send, aws_wire: AwsWire, each: Webhook, other: Webhook) -> None:
+    """Whatever the headers say, which are not signed; another one has another `deduplication_id`."""
+    answers = [send(each.request(TARGET).with_header("i-twilio-idempotency-token", str(n))) for n in range(20)]
+    first, *more = details(aws_wire)
+
+    assert ([ACCEPTED] * 20, []) == (answers, more)
+    assert ACCEPTED == send(other)
+    assert 2 == len({first["deduplication_id"], details(aws_wire)[-1]["deduplication_id"]}) == len(details(aws_wire))
+
+
+def test_a_message_is_the_same_though_something_else_is_told_of_it(send: Send, aws_wire: AwsWire) -> None:
+    """Twilio's own advice: a message is known by its SID and status."""
+    send(BY_NAME["status"])
+    send(replace(BY_NAME["status"], fields=BY_NAME["status"].fields | {"RawDlrDoneDate": "2611231201"}, query="x=1"))
+
+    assert 1 == len(aws_wire.entries)
+
+
+def test_each_account_has_its_own_messages(send: Send, aws_wire: AwsWire) -> None:
+    """The same SID in another account is another message."""
+    secret(aws_wire, "default", auth_token=AUTH_TOKEN, subaccount_sids=[SUBACCOUNT_SID])
+    send(SMS)
+    send(SMS.request(TARGET._replace(account_sid=SUBACCOUNT_SID)))
+
+    assert [ACCOUNT_SID, SUBACCOUNT_SID] == [detail["account_sid"] for detail in details(aws_wire)]
 
 
 # JSON and Event Streams
@@ -310,6 +345,44 @@ def test_large_events_are_put_256_kb_at_a_time(send: Send, aws_wire: AwsWire) ->
     assert 2 == len(sizes)
 
 
+def sink_test(test_id: Any = "1", **more: Any) -> Webhook:
+    """Return what a sink sends when somebody tests it."""
+    event = {
+        "specversion": "1.0",
+        "type": "com.twilio.eventstreams.test-event",
+        "source": "Sink",
+        "id": ACCOUNT_SID,
+        "data": {"test_id": test_id},
+    }
+    return Webhook(name="sink test", fields={}, json=json.dumps([event | more]).encode())
+
+
+def test_each_test_of_a_sink_is_an_event(send: Send, aws_wire: AwsWire) -> None:
+    """Their id is the account's, and so the same every time; `Validate` wants the `test_id` of each."""
+    tests = [sink_test("1"), sink_test("2"), sink_test("2"), sink_test("3")]
+
+    assert [ACCEPTED] * 4 == [send(each) for each in tests]
+    assert ["1", "2", "3"] == [detail["parameters"]["data"]["test_id"] for detail in details(aws_wire)]
+    assert 3 == len({detail["deduplication_id"] for detail in details(aws_wire)})
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        sink_test("2", type="com.twilio.messaging.message.sent"),
+        sink_test("2", data="2"),
+        sink_test("2", data=None),
+        sink_test("2", type=["com.twilio.eventstreams.test-event"]),
+    ],
+    ids=["another type", "text", "null", "list"],
+)
+def test_only_a_test_of_a_sink_has_another_id(send: Send, aws_wire: AwsWire, other: Webhook) -> None:
+    """All others are known by their own."""
+    send(other)
+
+    assert [ACCOUNT_SID] == [detail["deduplication_id"] for detail in details(aws_wire)]
+
+
 @pytest.mark.parametrize(
     "body", [b"{}", b"[]", b"null", b'"x"', b"1", '{"a":"é"}'.encode(), b'[{"specversion":"1.0"}]']
 )
@@ -332,37 +405,51 @@ def test_what_is_no_json_is_refused(send: Send, aws_wire: AwsWire, body: bytes) 
 # The bus and Secrets Manager
 
 
+@pytest.mark.usefixtures("delays")
 @pytest.mark.parametrize("refused", [1, 2, 5])
 def test_an_entry_that_the_bus_refuses_is_not_forgotten(send: Send, aws_wire: AwsWire, refused: int) -> None:
-    """HTTP 200 with FailedEntryCount: Twilio is told to come again."""
-    aws_wire.refused_entries = refused
+    """HTTP 200 with FailedEntryCount: it goes to the buffer."""
+    aws_wire.refused = [refused, refused]
 
-    assert refusal(503) == send(cloud_events(5))
+    assert ACCEPTED == send(cloud_events(5))
+    assert refused == len(aws_wire.sent)
 
 
+@pytest.mark.usefixtures("delays")
 @pytest.mark.parametrize(
-    "code", [(400, "ThrottlingException"), (500, "InternalFailure"), (400, "AccessDeniedException")]
+    "code", [(400, "ThrottlingException"), (500, "InternalFailure"), (400, "AccessDeniedException"), LOST]
 )
-def test_a_bus_that_fails_is_503(send: Send, aws_wire: AwsWire, code: tuple[int, str]) -> None:
-    """Also where it fails after the first ten."""
+def test_a_bus_that_fails_is_nothing_to_twilio(send: Send, aws_wire: AwsWire, code: tuple[int, str]) -> None:
+    """The event is in the buffer, from which the same function publishes it."""
     aws_wire.failures["PutEvents"] = [code] * 2
 
-    assert refusal(503) == send(SMS)
-    aws_wire.failures["PutEvents"] = []
-    assert ACCEPTED == send(SMS)
+    assert (ACCEPTED, 1) == (send(SMS), len(aws_wire.sent))
+    batch = buffered(aws_wire)
+    aws_wire.calls.clear()
+    assert {"batchItemFailures": []} == send(batch)
+    assert [f"{ACCOUNT_SID}:{MESSAGE_SID}:received"] == [each["deduplication_id"] for each in details(aws_wire)]
 
 
-def test_the_second_ten_may_fail_alone(send: Send, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then the whole delivery is to come again."""
-    answer = aws_wire.answer
-    results = iter([answer, lambda *_: (400, {"__type": "AccessDeniedException"})])
-    monkeypatch.setattr(
-        aws_wire,
-        "answer",
-        lambda operation, body: (answer if "Secret" in operation else next(results))(operation, body),
+@pytest.mark.usefixtures("delays")
+def test_the_second_ten_may_fail_alone(send: Send, aws_wire: AwsWire) -> None:
+    """Then they alone are put again, and kept."""
+    aws_wire.failures["PutEvents"] = [PASS, AWAY, AWAY]
+
+    assert ACCEPTED == send(cloud_events(12))
+    assert [f"EZ{number:032}" for number in (10, 11)] == sorted(
+        json.loads(each["MessageBody"])["detail"]["deduplication_id"] for each in aws_wire.sent
     )
 
-    assert refusal(503) == send(cloud_events(12))
+
+@pytest.mark.usefixtures("delays")
+def test_bus_and_buffer_away_is_503(send: Send, aws_wire: AwsWire) -> None:
+    """Twilio is told that it is not done; what it repeats later is published."""
+    aws_wire.failures |= {"PutEvents": [AWAY] * 2, "SendMessage": [AWAY]}
+
+    assert refusal(503) == send(SMS)
+    aws_wire.deliveries.clear()  # as when its lease has ended
+    aws_wire.calls.clear()
+    assert (ACCEPTED, 1) == (send(SMS), len(aws_wire.entries))
 
 
 @pytest.mark.parametrize("code", [(400, "ThrottlingException"), (500, "InternalServiceError"), (503, "")])
@@ -380,7 +467,7 @@ def test_a_token_is_read_once(send: Send, aws_wire: AwsWire) -> None:
         send(SMS)
         send(SMS.request(TARGET).with_header(SIGNATURE, "x"))
 
-    assert (1, 10) == (aws_wire.count("GetSecretValue"), len(aws_wire.entries))
+    assert 2 == aws_wire.count("GetSecretValue")  # once more at the first bad signature: it may be new
 
 
 def test_strangers_cannot_run_up_look_ups(send: Send, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -659,20 +746,28 @@ def test_a_webhook_that_is_lost_is_logged_as_an_error(
     send: Send, aws_wire: AwsWire, log: Callable[[], list[Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With what AWS said."""
-    aws_wire.refused_entries = 1
+    aws_wire.refused = [1, 1]
+    aws_wire.failures["SendMessage"] = [AWAY]
     send(cloud_events(3, "MARK"))
-    (line,) = log()
+    buffer, line = log()
 
-    assert ("ERROR", "ServiceUnavailableError", "the event bus refused 1 entries (InternalFailure)") == (
+    assert ("ERROR", "the buffer took no event", AWAY[1]) == (buffer["level"], buffer["message"], buffer["code"])
+    assert ("ERROR", "ServiceUnavailableError", "neither the event bus nor the buffer queue took 1 events") == (
         line["level"],
         line["error"],
         line["message"],
     )
     assert {"WebhooksAccepted": [1], "EventsPublished": [1, 1]} == metrics(capsys.readouterr().out)
-    assert "MARK" not in json.dumps(line)
+    assert "MARK" not in json.dumps([buffer, line])
 
 
-@pytest.mark.parametrize("name", ["CONNECTION_PREFIX", "DEFAULT_CONNECTION", "WEBHOOK_BASE_URL", "EVENT_BUS_NAME"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "CONNECTION_PREFIX", "DEFAULT_CONNECTION", "WEBHOOK_BASE_URL", "EVENT_BUS_NAME", "DELIVERIES_TABLE",
+        "REPLY_PARAMETER",
+    ],
+)  # fmt: skip
 def test_a_setting_that_is_missing_is_500(
     send: Send, log: Callable[[], list[Any]], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -686,16 +781,23 @@ def test_a_setting_that_is_missing_is_500(
 def test_a_bug_is_500_and_logged_without_data(
     send: Send, aws_wire: AwsWire, log: Callable[[], list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An answer of the bus that nobody expects."""
-    answer = aws_wire.answer
-    monkeypatch.setattr(
-        aws_wire, "answer", lambda name, body: answer(name, body) if "Secret" in name else (200, {"Entries": []})
-    )
+    """An answer of Secrets Manager that nobody expects."""
+    monkeypatch.setattr(aws_wire, "answer", lambda *_: (200, {"SecretString": json.dumps(API_KEY)}))
 
     assert refusal(500) == send(form(**{**SMS.fields, **MARKS}))
     (line,) = log()
     assert "unexpected exception" == line["message"]
     assert "MARK" not in json.dumps(line)
+
+
+@pytest.mark.parametrize(
+    "records", [[{"eventSource": "aws:sqs", "body": "MARK"}], [{"eventSource": "aws:sqs", "messageId": "MARK"}]]
+)
+def test_a_batch_that_is_none_raises(send: Send, log: Log, records: list[dict[str, Any]]) -> None:
+    """Nobody could be told which records failed, so all of them come again."""
+    with pytest.raises(InternalError):
+        send({"Records": records})
+    assert "MARK" not in json.dumps(log())
 
 
 def test_containers_do_not_share_what_they_know(aws_wire: AwsWire, send: Send, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -730,6 +832,195 @@ def test_a_hash_needs_no_query_of_its_own(send: Send) -> None:
 
         assert hashlib.sha256(b'{"a":1}').hexdigest() in request.query
         assert ACCEPTED == send(request)
+
+
+# Strangers
+
+
+def without(request: Request, header: str) -> Request:
+    """Return a request without a header."""
+    return replace(request, headers=tuple(each for each in request.headers if each[0] != header))
+
+
+def in_event(request: Request, **changes: Any) -> dict[str, Any]:
+    """Return an event in which something is not as API Gateway writes it."""
+    event = event_2(request)
+    return event | {name: event[name] | value if isinstance(value, dict) else value for name, value in changes.items()}
+
+
+def on_domain(request: Request, domain: Any) -> dict[str, Any]:
+    """Return an event that says that the API has another domain."""
+    event = event_2(request)
+    return event | {"requestContext": event["requestContext"] | {"domainName": domain}}
+
+
+def cut(request: Request, old: str, new: str) -> Request:
+    """Return a form whose signed text is the same, and whose fields are others."""
+    return replace(request, body=request.body.replace(old.encode(), new.encode()))
+
+
+# What arrives of it is some number's, so that no two are the same.
+STRANGERS: dict[str, Callable[[Request, Request, str], Any]] = {
+    "no signature": lambda form, _, n: without(form, SIGNATURE).with_header("x-mark", n),
+    "empty signature": lambda form, _, n: form.with_header(SIGNATURE, "").with_header("x-mark", n),
+    "garbage": lambda form, _, n: form.with_header(SIGNATURE, f"MARK{n}"),
+    "no ASCII": lambda form, _, n: form.with_header(SIGNATURE, f"é{n}"),
+    "two signatures": lambda form, _, n: form.with_header(SIGNATURE, f"{form.header(SIGNATURE)}, {n}"),
+    "long signature": lambda form, _, n: form.with_header(SIGNATURE, n * 5000),
+    "another token": lambda form, _, n: signed(form, TARGET._replace(auth_token=f"{n:0>32}")),
+    "another body": lambda form, _, n: replace(form, body=form.body + f"&MARK={n}".encode()),
+    "another query": lambda form, _, n: replace(form, query=f"MARK={n}"),
+    "another path": lambda form, _, n: replace(form, path=f"/MARK{n}/webhook"),
+    "another host": lambda form, _, n: replace(form, host=f"h{n}.example"),
+    "JSON without hash": lambda _, json_, n: replace(json_, query="", body=b"[%s]" % n.encode()),
+    "JSON with another body": lambda _, json_, n: replace(json_, body=b"[%s]" % n.encode()),
+    "JSON taken for a form": lambda _, json_, n: posted(json_, [("AccountSid", ACCOUNT_SID), ("Body", n)]),
+    "two hashes": lambda _, json_, n: replace(json_, query=f"{json_.query}&bodySHA256={n:0>64}"),
+    "upper case hash": lambda _, json_, n: replace(json_, query=f"BODYSHA256={n:0>64}", body=n.encode()),
+    "form taken for JSON": lambda form, _, n: replace(form, body=b"[%s]" % n.encode()).with_header(
+        "content-type", JSON
+    ),
+    "form taken for GET": lambda form, _, n: replace(form, method="GET", query=f"{form.body.decode()}&n={n}", body=b""),
+    "deep JSON": lambda _, json_, n: replace(json_, body=b"[" * (1000 + int(n))),
+    "large number": lambda _, json_, n: replace(json_, body=b"9" * (5000 + int(n))),
+    "no UTF-8": lambda form, _, n: replace(form, body=b"\xff\xfe" + n.encode()),
+    "no text": lambda form, _, n: in_event(form, body=f"\ud800{n}", isBase64Encoded=False),
+    "no Base64": lambda form, _, n: in_event(form, body=f"%{n}", isBase64Encoded=True),
+    "list as body": lambda form, _, n: in_event(form, body=[n]),
+    "list as header": lambda form, _, n: in_event(form, headers={SIGNATURE: [n]}),
+    "number as header": lambda form, _, n: in_event(form, headers={SIGNATURE: int(n)}),
+    "list as path": lambda form, _, n: in_event(form, rawPath=[n]),
+    "list as query": lambda form, _, n: in_event(form, rawQueryString=[n]),
+    "surrogate in path": lambda form, _, n: in_event(form, rawPath=f"/\udfff{n}/webhook"),
+    "surrogate in query": lambda form, _, n: in_event(form, rawQueryString=f"a=\udfff{n}"),
+    "surrogate in header": lambda form, _, n: in_event(form, headers={"user-agent": f"\udfff{n}"}),
+    "surrogate in signature": lambda form, _, n: in_event(form, headers={SIGNATURE: f"\udfff{n}"}),
+    "bad port": lambda form, _, n: on_domain(form, f"hook.example:x{n}"),
+    "bad IPv6 host": lambda form, _, n: on_domain(form, f"[::{n}"),
+    "no domain": lambda form, _, n: on_domain(form, [n]),
+    "bad host header": lambda form, _, n: form.with_header("host", f"[::{n}:x").with_header(SIGNATURE, n),
+    "spoofed host": lambda form, _, n: replace(
+        signed(replace(form, host=f"h{n}.example"), TARGET), host="hook.example"
+    ).with_header("host", f"h{n}.example"),
+    "spoofed forwarding": lambda form, _, n: replace(
+        signed(replace(form, host=f"h{n}.example"), TARGET), host="hook.example"
+    ).with_header("x-forwarded-host", f"h{n}.example"),
+    "many fields": lambda form, _, n: posted(form, [(f"X{number}", n) for number in range(1000)]),
+    "account cut": lambda form, _, n: cut(form, "AccountSid=AC", "Account=SidAC").with_header("x-mark", n),
+    "field cut": lambda form, _, n: cut(form, "Body=Hi", "BodyH=i").with_header("x-mark", n),
+    "another method": lambda form, _, n: replace(form, method=f"M{n}"),
+    "another type": lambda form, _, n: form.with_header("content-type", f"text/{n}"),
+    "fragment": lambda form, _, n: replace(form, query=f"#{n}"),
+    "large form": lambda form, _, n: replace(form, body=b"x" * (128 * 1024 + 1 + int(n))),
+    "large JSON": lambda _, json_, n: replace(json_, body=b"x" * (256 * 1024 + 1 + int(n))),
+}
+
+
+def test_a_thousand_strangers_get_nothing(
+    send: Send,
+    aws_wire: AwsWire,
+    log: Log,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One answer for all, no event, no note of one, no trace in the log, and one more look at the secret."""
+    monkeypatch.setattr(connection, "time", SimpleNamespace(monotonic=lambda: 1000.0, time=time.time))
+    form, json_ = SMS.request(TARGET), BY_NAME["JSON object"].request(TARGET)
+    answers: dict[str, set[str]] = {}
+    for number in range(1012):
+        kind = list(STRANGERS)[number % len(STRANGERS)]
+        answers.setdefault(kind, set()).add(json.dumps(send(STRANGERS[kind](form, json_, str(number)))))
+    lines = log()
+
+    assert {
+        kind: {json.dumps(refusal(413 if kind.startswith("large ") and kind != "large number" else 403))}
+        for kind in STRANGERS
+    } == answers
+    assert {"GetSecretValue": 2} == Counter(called for called, _ in aws_wire.calls)
+    assert {} == aws_wire.deliveries
+    assert 1012 == len(lines)
+    assert {"webhook refused"} == {line["message"] for line in lines}
+    output = capsys.readouterr()
+    for trace in ("Traceback", "MARK", ".py", "exception", AUTH_TOKEN):
+        assert trace not in json.dumps(lines) + output.out + output.err
+
+
+def test_no_other_signature_is_taken(send: Send, aws_wire: AwsWire) -> None:
+    """Not one of those in which one character is another, though Base64 reads some of them as the same bytes."""
+    request = SMS.request(TARGET)
+    genuine = str(request.header(SIGNATURE))
+    others = [
+        genuine[:place] + character + genuine[place + 1 :]
+        for place in range(len(genuine))
+        for character in f"{string.ascii_letters}{string.digits}+/="
+        if character != genuine[place]
+    ]
+
+    assert 28 * 64 == len(others)
+    assert [] == [each for each in others if refusal(403) != send(request.with_header(SIGNATURE, each))]
+    assert [] == aws_wire.entries
+
+
+@pytest.mark.parametrize(
+    "each", [SMS, BY_NAME["status"], BY_NAME["call"], BY_NAME["Event Streams"]], ids=lambda e: e.name
+)
+@pytest.mark.parametrize("signature", [None, "", "x"], ids=["none", "empty", "wrong"])
+def test_a_stranger_cannot_keep_an_event_out(
+    send: Send, aws_wire: AwsWire, each: Webhook, signature: str | None
+) -> None:
+    """Who knows what will be told has nothing written of it before."""
+    request = each.request(TARGET)
+    forged = without(request, SIGNATURE) if signature is None else request.with_header(SIGNATURE, signature)
+    refused = [send(forged) for _ in range(20)]
+
+    assert [refusal(403)] * 20 == refused
+    assert ({}, 0) == (aws_wire.deliveries, aws_wire.count("PutItem"))
+    assert ACCEPTED == send(request)
+    assert [None] * len(details(aws_wire)) == [detail.get("deduplication") for detail in details(aws_wire)] != []
+
+
+def test_what_is_refused_for_its_content_keeps_no_event_out(send: Send, aws_wire: AwsWire) -> None:
+    """Though its signature holds: it may be cut out of the genuine one."""
+    genuine = SMS.request(TARGET)
+    send(cut(genuine, "Body=Hi", "BodyH=i"))
+
+    assert {} == aws_wire.deliveries
+    assert ACCEPTED == send(genuine)
+    assert 1 == len(aws_wire.entries)
+
+
+# A token that is rotated
+
+
+@pytest.mark.parametrize("knows_the_old", [True, False], ids=["warm", "cold"])
+def test_both_tokens_sign_while_one_is_replaced(
+    send: Send,
+    aws_wire: AwsWire,
+    log: Log,
+    knows_the_old: bool,  # noqa: FBT001 a table
+) -> None:
+    """The new one at once, the old one for an hour; one look at the secret finds out. No line tells any token."""
+    if knows_the_old:
+        send(BY_NAME["call"])
+    secret(aws_wire, "default", auth_token=OTHER_TOKEN)
+    aws_wire.previous["twilio/default"] = json.dumps(API_KEY)
+    aws_wire.secret_age = 60
+    third = "3" * 32
+
+    assert ACCEPTED == send(SMS.request(TARGET._replace(auth_token=OTHER_TOKEN)))
+    assert ACCEPTED == send(BY_NAME["status"].request(TARGET))
+    assert refusal(403) == send(BY_NAME["MMS"].request(TARGET._replace(auth_token=third)))
+    for token in (AUTH_TOKEN, OTHER_TOKEN, third):
+        assert token not in json.dumps(log())
+
+
+def test_an_old_token_is_not_good_for_ever(send: Send, aws_wire: AwsWire) -> None:
+    """An hour after it was replaced it may be in anybody's hands."""
+    secret(aws_wire, "default", auth_token=OTHER_TOKEN)
+    aws_wire.previous["twilio/default"] = json.dumps(API_KEY)
+    aws_wire.secret_age = 3601
+
+    assert refusal(403) == send(SMS)
 
 
 # Callbacks that prove a send with a key
@@ -786,7 +1077,7 @@ def test_a_callback_never_goes_back(send: Send, aws_wire: AwsWire, record: Recor
     aws_wire.calls.clear()
 
     assert ACCEPTED == send(about(record.id))
-    assert 0 == aws_wire.count("PutItem")
+    assert ["deliveries"] * 2 == [body["TableName"] for called, body in aws_wire.calls if called == "PutItem"]
     assert "order-7" == details(aws_wire)[0]["idempotency_key"]
 
 
@@ -816,6 +1107,7 @@ def test_another_connection_proves_nothing(send: Send, aws_wire: AwsWire, record
     assert record.state == state(aws_wire)
 
 
+@pytest.mark.usefixtures("delays")
 @pytest.mark.parametrize("operation", ["GetItem", "PutItem"])
 def test_without_the_ledger_the_event_goes_out(send: Send, aws_wire: AwsWire, record: Record, operation: str) -> None:
     """There are more callbacks, and `resolve`."""
@@ -823,6 +1115,14 @@ def test_without_the_ledger_the_event_goes_out(send: Send, aws_wire: AwsWire, re
 
     assert ACCEPTED == send(about(record.id))
     assert ["Message Status Changed"] == [entry["DetailType"] for entry in aws_wire.entries]
+
+
+@pytest.mark.parametrize(("seconds", "asked"), [(27.9, 0), (29, 1)])
+def test_without_time_the_ledger_is_not_asked(aws_wire: AwsWire, record: Record, seconds: float, asked: int) -> None:
+    """The event comes first; there are more callbacks, and `resolve`."""
+    answer = webhook.handler(event_2(about(record.id).request(TARGET)), Context(seconds))
+
+    assert (ACCEPTED, asked, 1) == (answer, aws_wire.count("GetItem"), len(aws_wire.entries))
 
 
 def test_other_deliveries_do_not_ask_the_ledger(send: Send, aws_wire: AwsWire) -> None:

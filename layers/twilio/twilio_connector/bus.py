@@ -102,12 +102,12 @@ def _batches(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
 
 def _put(batch: list[Entry]) -> list[Outcome]:
     try:
-        answer = aws.call("events", "put_events", Entries=batch)
+        answer = aws.call("events", "PutEvents", Entries=batch)
     except aws.LostError as error:
         return [Outcome(End.LOST, error.code)] * len(batch)
     except aws.RefusedError as error:
         return [Outcome(End.REFUSED, error.code)] * len(batch)
-    results = answer["Entries"]
+    results = answer.get("Entries", [])
     outcomes = [
         Outcome(End.TAKEN) if "EventId" in each else Outcome(End.REFUSED, str(each.get("ErrorCode")))
         for each in results

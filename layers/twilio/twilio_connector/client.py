@@ -125,11 +125,22 @@ PROVABLY_SAFE = Retries(limit=2, when=lambda failure: failure.verdict.retry, del
 class Twilio:
     """One connection, for one caller's call."""
 
-    def __init__(self, connection: str | None, deadline: Deadline, caller: Caller = _DIRECT) -> None:
-        """Take the connection of that name; None is the stack's default."""
+    def __init__(
+        self,
+        connection: str | None,
+        deadline: Deadline,
+        caller: Caller = _DIRECT,
+        *,
+        credentials: Connection | None = None,
+    ) -> None:
+        """Take the connection of that name; None is the stack's default.
+
+        `credentials` are used as they are, in place of what the connection's secret has.
+        """
         self._settings = Settings.from_env()
         self._deadline = deadline
         self._reserve = RESERVE_SECONDS
+        self._credentials = credentials
         self.name = connection or self._settings.default_connection
         self.caller = caller
         self.may_have_changed = False
@@ -137,6 +148,8 @@ class Twilio:
     @property
     def connection(self) -> Connection:
         """The account and its credentials, read from Secrets Manager when first needed."""
+        if self._credentials:
+            return self._credentials
         return CONNECTIONS.get(self._settings.connection_prefix, self.name, seconds=self._seconds_left())
 
     @property
@@ -167,6 +180,7 @@ class Twilio:
         method: str,
         path: str,
         *,
+        host: str | None = None,
         query: Pairs = (),
         form: Pairs = (),
         body: bytes | None = None,
@@ -180,7 +194,8 @@ class Twilio:
     ) -> Answer:
         """Make a request and return its 2xx answer; raises the ConnectorError that says how else it ended.
 
-        `path` is below the connection's account, or below the API's version where it begins with a slash.
+        `path` is below the connection's account, or below the API's version where it begins with a slash. With
+        `host`, another of Twilio's (`https://accounts.twilio.com`), it is below that and has its version.
         `form` and `files` (as requests takes them) or `body` is what is sent; a list of values is a field that
         repeats. `proof` is what Twilio's JSON answer must have: anything else does not count as an answer.
         `timeout` is in seconds, for the whole answer. A redirect to a URL that `follow` matches is followed, once,
@@ -188,7 +203,7 @@ class Twilio:
         """
         if not path.startswith("/"):
             path = f"/Accounts/{self.connection.account_sid}/{path}"
-        url = f"{self.api_url}{API_PATH}{path}"
+        url = f"{self._settings.twilio_api_url or host}{path}" if host else f"{self.api_url}{API_PATH}{path}"
         if query:
             url += f"?{urlencode(query, doseq=True)}"
         data = form if body is None else body
@@ -201,7 +216,7 @@ class Twilio:
         """Send the request until it is answered, or may not be sent again, or there is no time for it."""
         connection = self.connection
         attempts = retried = 0
-        renewed = False
+        renewed = self._credentials is not None  # there are no others to look for
         doubt: Failure | None = None
         try:
             while True:

@@ -118,21 +118,14 @@ class _Known:
     fresh_until: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Replaced:
-    """The tokens that a secret had before its present ones, and until when they are accepted."""
-
-    tokens: tuple[str, ...]
-    until: float
-
-
 class Connections:
     """Reads connections, keeps them in memory, and asks for each at most once at a time."""
 
     def __init__(self) -> None:
         """Know nothing yet."""
         self._known: dict[tuple[str, str], _Known] = {}
-        self._replaced: dict[tuple[str, str], _Replaced] = {}
+        self._replaced: dict[tuple[str, str], dict[str, float]] = {}
+        """The tokens that a secret had, and until when each is accepted."""
         self._refreshed: dict[tuple[str, str], float] = {}
         self._strangers: deque[float] = deque(maxlen=_STRANGERS_PER_MINUTE)
         self._lock = threading.Lock()
@@ -164,8 +157,8 @@ class Connections:
 
     def webhook_tokens(self, prefix: str, name: str, connection: Connection) -> list[str]:
         """Return the tokens that may have signed a webhook: the connection's, and those it had until recently."""
-        replaced = self._replaced.get((prefix, name))
-        older = replaced.tokens if replaced and time.monotonic() < replaced.until else ()
+        now = time.monotonic()
+        older = [token for token, until in self._replaced.get((prefix, name), {}).items() if now < until]
         return list(dict.fromkeys([*connection.webhook_tokens, *older]))
 
     def refresh(self, prefix: str, name: str, *, seconds: float = math.inf) -> Connection | None:
@@ -184,19 +177,22 @@ class Connections:
                 found, age = _read(*key, seconds)
             except ConnectorError:
                 return None  # what is known is used until it is no longer fresh
-            self._replace(key, known, found)
+            self._replace(key, known, found, age)
             self._remember(key, _Known(found, now, now + FRESH_SECONDS))
-            if age < PREVIOUS_SECONDS and key not in self._replaced:
+            if age < PREVIOUS_SECONDS and all(until <= now for until in self._replaced.get(key, {}).values()):
                 with suppress(ConnectorError):
                     before, _ = _read(*key, seconds - (time.monotonic() - now), stage="AWSPREVIOUS")
-                    self._replaced[key] = _Replaced(tuple(before.webhook_tokens), now + PREVIOUS_SECONDS - age)
+                    self._replaced[key] = dict.fromkeys(before.webhook_tokens, now + PREVIOUS_SECONDS - age)
             return found
 
-    def _replace(self, key: tuple[str, str], known: _Known | None, found: Connection) -> None:
-        """Keep the tokens that a secret had, and no longer has."""
+    def _replace(self, key: tuple[str, str], known: _Known | None, found: Connection, age: float) -> None:
+        """Keep the tokens that a secret had, and no longer has since its present version was stored."""
         old = known.result if known and isinstance(known.result, Connection) else None
-        if old and (tokens := tuple(token for token in old.webhook_tokens if token not in found.webhook_tokens)):
-            self._replaced[key] = _Replaced(tokens, time.monotonic() + PREVIOUS_SECONDS)
+        tokens = [token for token in old.webhook_tokens if token not in found.webhook_tokens] if old else []
+        if tokens and age < PREVIOUS_SECONDS:
+            now = time.monotonic()
+            kept = {token: until for token, until in self._replaced.get(key, {}).items() if now < until}
+            self._replaced[key] = kept | dict.fromkeys(tokens, now + PREVIOUS_SECONDS - age)
 
     def _look_up(
         self, key: tuple[str, str], known: _Known | None, seconds: float, *, asked_by_stranger: bool = False
@@ -206,7 +202,7 @@ class Connections:
         if asked_by_stranger and old is None:
             self._limit_strangers(now)
         try:
-            found, _ = _read(*key, seconds)
+            found, age = _read(*key, seconds)
         except ServiceUnavailableError:
             if known is None or old is None or now - known.read_at >= STALE_SECONDS:
                 raise
@@ -215,7 +211,7 @@ class Connections:
         except ConnectorError as error:
             self._remember(key, _Known(error, now, now + _PAUSE_SECONDS))
             raise
-        self._replace(key, known, found)
+        self._replace(key, known, found, age)
         self._remember(key, _Known(found, now, now + FRESH_SECONDS))
         return found
 
@@ -241,7 +237,7 @@ def _read(prefix: str, name: str, seconds: float, stage: str = "AWSCURRENT") -> 
     if seconds < aws.SECONDS:
         raise ServiceUnavailableError("too little time was left to read the connection; nothing was sent")
     try:
-        answer = aws.call("secretsmanager", "get_secret_value", SecretId=prefix + name, VersionStage=stage)
+        answer = aws.call("secretsmanager", "GetSecretValue", SecretId=prefix + name, VersionStage=stage)
     except aws.UnavailableError as error:
         raise ServiceUnavailableError(f"Secrets Manager does not answer ({error.code})") from None
     except aws.RefusedError as error:
@@ -250,4 +246,4 @@ def _read(prefix: str, name: str, seconds: float, stage: str = "AWSCURRENT") -> 
         ) from None
     if "SecretString" not in answer:
         raise ConnectionInvalidError(f"connection {name}: the secret is binary, and must be text")
-    return parse_secret(name, answer["SecretString"]), time.time() - answer["CreatedDate"].timestamp()
+    return parse_secret(name, answer["SecretString"]), time.time() - answer["CreatedDate"]

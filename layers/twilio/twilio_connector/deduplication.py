@@ -115,7 +115,7 @@ class Deduplication:
             if number:
                 time.sleep(backoff(number - 1))
             try:
-                answer = aws.call("dynamodb", "batch_get_item", RequestItems=left)
+                answer = aws.call("dynamodb", "BatchGetItem", RequestItems=left)
             except aws.RefusedError as error:
                 raise ServiceUnavailableError(f"the table of published events does not answer ({error.code})") from None
             yield from answer["Responses"].get(self._table, ())
@@ -182,7 +182,7 @@ class Deduplication:
         try:
             aws.call(
                 "dynamodb",
-                "put_item",
+                "PutItem",
                 TableName=self._table,
                 Item=item,
                 ReturnValuesOnConditionCheckFailure="ALL_OLD",

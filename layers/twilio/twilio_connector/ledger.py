@@ -250,7 +250,7 @@ class Ledger:
 
     def find(self, record_id: str) -> Record | None:
         """Return a record; raises ServiceUnavailableError."""
-        answer = _call("get_item", TableName=self._table, Key={"id": {"S": record_id}}, ConsistentRead=True)
+        answer = _call("GetItem", TableName=self._table, Key={"id": {"S": record_id}}, ConsistentRead=True)
         record = _record(answer["Item"]) if "Item" in answer else None
         return None if record is None or record.expires_at <= time.time() else record
 
@@ -281,7 +281,7 @@ class Ledger:
         start: dict[str, Any] = {}
         while True:
             answer = _call(
-                "query",
+                "Query",
                 TableName=self._table,
                 IndexName=index,
                 KeyConditionExpression="#name = :value",
@@ -305,7 +305,7 @@ class Ledger:
                 "ExpressionAttributeValues": {":revision": {"S": old.revision}},
             }
         _call(
-            "put_item",
+            "PutItem",
             TableName=self._table,
             Item=_item(new),
             ReturnValuesOnConditionCheckFailure="ALL_OLD",

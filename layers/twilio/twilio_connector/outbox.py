@@ -61,10 +61,10 @@ def publish(events: Iterable[Event], deadline: Deadline, *, can_wait: bool = Fal
     claimed = _each(lambda event: _claimed(table, event, deadline), distinct)
     others = {Verdict.DUPLICATE, Verdict.BUSY} | ({Verdict.UNAVAILABLE} if can_wait else set())
     due = [each for each in claimed if each.claim.verdict not in others]
-    untaken = [each for each in _put(table, due) if not _keep(table, each)]
+    untaken = _unkept(table, _put(table, due, deadline))
     # Who is at work on a busy one may die, so it is looked at again; where that cannot be, twice is better than never.
-    busy = [each for each in claimed if each.claim.verdict is Verdict.BUSY and not _keep(table, each)]
-    untaken += _put(table, [each._replace(uncertain=True) for each in busy])
+    busy = _unkept(table, [each for each in claimed if each.claim.verdict is Verdict.BUSY])
+    untaken += _put(table, [each._replace(uncertain=True) for each in busy], deadline)
     if untaken:
         raise ServiceUnavailableError(f"neither the event bus nor the buffer queue took {len(untaken)} events")
     waiting = sum(each.claim.verdict is Verdict.UNAVAILABLE for each in claimed)
@@ -84,20 +84,21 @@ def _published(table: Deduplication, record: Record, deadline: Deadline) -> bool
         return False
     try:
         kept = msgspec.json.decode(record.body, type=_Kept)
-    except msgspec.DecodeError:
+        event = Event(kept.detail_type, kept.detail)
+        event_key(event)
+    except (msgspec.DecodeError, UnicodeError, RecursionError, KeyError):
         telemetry.logger.error("a record of the buffer is no event", extra={"function": "webhook"})
         return False  # until SQS puts it in the dead-letter queue
-    event = Event(kept.detail_type, kept.detail)
     outgoing = _claimed(table, event, deadline, buffered=True)
     if outgoing.claim.verdict is Verdict.BUSY:
         return False
     if outgoing.claim.verdict is Verdict.DUPLICATE:
         # A whole that was moved back from the dead-letter queue has no other place.
         return not _is_too_large(event) or _set_aside(event)
-    for left in _put(table, [outgoing._replace(uncertain=kept.uncertain)]):
-        table.kept(event, left.claim, uncertain=left.uncertain)
-        return False
-    return True
+    left = _put(table, [outgoing._replace(uncertain=outgoing.uncertain or kept.uncertain)], deadline)
+    for each in left:
+        table.kept(event, each.claim, uncertain=each.uncertain)
+    return not left
 
 
 def _claimed(table: Deduplication, event: Event, deadline: Deadline, *, buffered: bool = False) -> _Outgoing:
@@ -105,30 +106,44 @@ def _claimed(table: Deduplication, event: Event, deadline: Deadline, *, buffered
     left = deadline.remaining()
     if left < RESERVE_SECONDS + aws.SECONDS:
         return _Outgoing(event, Claim(Verdict.UNAVAILABLE))
-    return _Outgoing(event, table.claim(event, lease_seconds=left, buffered=buffered))
+    claim = table.claim(event, lease_seconds=left, buffered=buffered)
+    return _Outgoing(event, claim, uncertain=claim.verdict is Verdict.AGAIN)
 
 
-def _put(table: Deduplication, outgoing: Sequence[_Outgoing]) -> list[_Outgoing]:
-    """Put events on the bus, and return those that it did not take."""
-    left = [each for each in outgoing if not _is_too_large(each.event) or _set_aside(each.event)]
-    refused = [each for each in outgoing if each not in left]
+def _put(table: Deduplication, outgoing: Sequence[_Outgoing], deadline: Deadline) -> list[_Outgoing]:
+    """Put events on the bus, while there is time to keep them instead, and return those that it did not take."""
+    left, incomplete = list(outgoing), []
     for number in range(bus.ATTEMPTS):
-        if not left:
+        if not left or (number and deadline.remaining() < RESERVE_SECONDS):
             break
         if number:
             bus.pause()
         outcomes = bus.attempt([_entry(each) for each in left])
         results = list(zip(left, outcomes, strict=True))
-        _each(
-            lambda each: table.done(each.event, each.claim),
-            [each for each, (end, _) in results if end is bus.End.TAKEN],
-        )
+        taken = [each for each, (end, _) in results if end is bus.End.TAKEN]
+        completed = _each(lambda each: _complete(table, each), taken)
+        incomplete += [each for each, is_complete in zip(taken, completed, strict=True) if not is_complete]
         left = [
             each._replace(uncertain=each.uncertain or end is bus.End.LOST)
             for each, (end, _) in results
             if end is not bus.End.TAKEN
         ]
-    return refused + left
+    return left + [each._replace(uncertain=True) for each in incomplete]
+
+
+def _complete(table: Deduplication, outgoing: _Outgoing) -> bool:
+    """Note that an event is on the bus, and tell whether all of it is somewhere."""
+    # Not before it is on the bus: each attempt of the buffer would leave another copy.
+    if _is_too_large(outgoing.event) and not _set_aside(outgoing.event):
+        return False
+    table.done(outgoing.event, outgoing.claim)
+    return True
+
+
+def _unkept(table: Deduplication, outgoing: Sequence[_Outgoing]) -> list[_Outgoing]:
+    """Put events in the buffer, and return those that it did not take."""
+    kept = _each(lambda each: _keep(table, each), outgoing)
+    return [each for each, is_kept in zip(outgoing, kept, strict=True) if not is_kept]
 
 
 def _keep(table: Deduplication, outgoing: _Outgoing) -> bool:
@@ -151,13 +166,12 @@ def _entry(outgoing: _Outgoing) -> bus.Entry:
     """Return an event as the bus takes it, with what a consumer must know of its way."""
     event, claim, uncertain = outgoing
     marks: dict[str, Any] = {}
-    if uncertain or claim.verdict is Verdict.AGAIN:
+    if uncertain:
         marks = {"deduplication": "uncertain"}
     elif claim.verdict is Verdict.UNAVAILABLE:
         marks = {"deduplication": "unavailable"}
-    entry = _bus_entry(event, marks)
-    if bus.size(entry) <= bus.MAX_BYTES:
-        return entry
+    if not _is_too_large(event):
+        return _bus_entry(event, marks)
     marks |= {"truncated": True}
     event = Event(event.detail_type, {name: value for name, value in event.detail.items() if name != "parameters"})
     entry = _bus_entry(event, marks)

@@ -9,6 +9,7 @@ from xml.sax.saxutils import escape
 import msgspec
 
 from twilio_connector import aws, telemetry
+from twilio_connector.deadline import Deadline
 from twilio_connector.settings import variable
 from twilio_connector.signed_form import Kind
 from twilio_connector.twilio_events import SOURCE, Event
@@ -37,7 +38,7 @@ class _FailedError(Exception):
 _settings: dict[str, _Setting] = {}
 
 
-def reply(about: Kind, event: Event) -> str:
+def reply(about: Kind, event: Event, deadline: Deadline) -> str:
     """Return the TwiML with which a delivery is answered, whose event was published; `<Response/>` if all else fails.
 
     Twilio answers opt-outs itself, and nothing that it tells of a message we sent wants a reply.
@@ -47,9 +48,9 @@ def reply(about: Kind, event: Event) -> str:
     if not parameter or not (is_message or about is Kind.CALL):
         return NOTHING
     try:
-        setting = _setting(parameter)
+        setting = _setting(parameter, deadline)
         if setting.function_arn:
-            return _asked(setting.function_arn, event)
+            return _asked(setting.function_arn, event, deadline)
     except (_FailedError, aws.RefusedError) as error:
         telemetry.count("RepliesFailed")
         extra = {"function": "webhook", "reason": str(error), "error": type(error).__name__}
@@ -59,13 +60,15 @@ def reply(about: Kind, event: Event) -> str:
     return f"<Response><Message>{text}</Message></Response>" if is_message and text else NOTHING
 
 
-def _setting(parameter: str) -> _Setting:
+def _setting(parameter: str, deadline: Deadline) -> _Setting:
     """Return the setting: the ARN on the first line, the text on the others."""
     known = _settings.get(parameter)
     if known and time.monotonic() < known.fresh_until:
         return known
+    if deadline.remaining() < aws.SECONDS:
+        raise _FailedError("too little time was left to read how to reply")
     try:
-        value: str = aws.call("ssm", "get_parameter", Name=parameter)["Parameter"]["Value"]
+        value: str = aws.call("ssm", "GetParameter", Name=parameter)["Parameter"]["Value"]
     except aws.RefusedError:
         if known:
             return known
@@ -76,15 +79,17 @@ def _setting(parameter: str) -> _Setting:
     return setting
 
 
-def _asked(function_arn: str, event: Event) -> str:
+def _asked(function_arn: str, event: Event, deadline: Deadline) -> str:
     """Return what a function replies to an event: TwiML as a JSON text, or nothing."""
+    if deadline.remaining() < aws.REPLY_SECONDS + 1:  # to connect
+        raise _FailedError("too little time was left to ask for a reply")
     payload = {"source": SOURCE, "detail-type": event.detail_type, "detail": event.detail}
-    answer = aws.call("lambda", "invoke", FunctionName=function_arn, Payload=msgspec.json.encode(payload))
-    if "FunctionError" in answer:
+    answer = aws.invoke(function_arn, msgspec.json.encode(payload))
+    if answer is None:
         raise _FailedError("the function failed")
     try:
-        twiml: Any = msgspec.json.decode(answer["Payload"].read())
-    except msgspec.DecodeError:
+        twiml: Any = msgspec.json.decode(answer)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise _FailedError("the function returned no JSON") from None
     if twiml is None:
         return NOTHING

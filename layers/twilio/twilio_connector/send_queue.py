@@ -161,7 +161,7 @@ def _delay(record: Record, error: ConnectorError) -> None:
     with suppress(aws.RefusedError):
         aws.call(
             "sqs",
-            "change_message_visibility",
+            "ChangeMessageVisibility",
             QueueUrl=url,
             ReceiptHandle=record.receipt_handle,
             VisibilityTimeout=min(seconds, _LONGEST_VISIBILITY),

@@ -23,7 +23,7 @@ _counting = threading.Lock()  # the records of a batch are handled in threads, a
 
 
 # At level INFO they tell of credentials, at DEBUG of every URL with its query: numbers, that is.
-for library in ("boto3", "botocore", "requests", "urllib3"):
+for library in ("botocore", "requests", "urllib3"):
     logging.getLogger(library).setLevel(logging.WARNING)
 
 

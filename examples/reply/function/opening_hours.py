@@ -1,0 +1,21 @@
+"""Tell who writes or calls outside the opening hours when somebody is there."""
+
+import os
+from datetime import UTC, datetime
+from typing import Any
+from xml.sax.saxutils import escape
+
+_SATURDAY = 5
+
+
+def handler(event: dict[str, Any], context: Any) -> str | None:  # noqa: ARG001 Lambda gives it
+    """Return TwiML, or None while somebody is there to answer."""
+    if _is_open(datetime.now(UTC)):
+        return None
+    verb = "Message" if event["detail-type"] == "Message Received" else "Say"
+    return f"<Response><{verb}>{escape(os.environ['CLOSED_TEXT'])}</{verb}></Response>"
+
+
+def _is_open(now: datetime) -> bool:
+    """Tell whether it is a working day, between the hours."""
+    return now.weekday() < _SATURDAY and int(os.environ["OPENS_AT"]) <= now.hour < int(os.environ["CLOSES_AT"])

@@ -1,0 +1,39 @@
+"""The schemas of the events on the bus, and whether an event fits its own."""
+
+import json
+from typing import Any
+
+from jsonschema import Draft202012Validator
+from referencing import Registry
+from referencing.jsonschema import DRAFT202012
+
+from tests.conftest import ROOT
+
+FOLDER = ROOT / "docs" / "schemas"
+SCHEMAS: dict[str, Any] = {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))}
+"""By the names of their files."""
+DETAIL_TYPES: dict[str, Any] = {schema["title"]: schema for name, schema in SCHEMAS.items() if name != "common"}
+
+_REGISTRY: Registry[Any] = Registry().with_resources(
+    (schema["$id"], DRAFT202012.create_resource(schema)) for schema in SCHEMAS.values()
+)
+
+
+def validate(event: dict[str, Any]) -> None:
+    """Raise jsonschema's ValidationError, or KeyError, for an event that does not fit its detail-type's schema."""
+    Draft202012Validator(DETAIL_TYPES[event["detail-type"]], registry=_REGISTRY).validate(event)
+
+
+def delivered(entry: dict[str, Any]) -> dict[str, Any]:
+    """Return an entry of PutEvents as EventBridge delivers it."""
+    return {
+        "version": "0",
+        "id": "00000000-0000-4000-8000-000000000000",
+        "source": entry["Source"],
+        "detail-type": entry["DetailType"],
+        "account": "123456789012",
+        "time": "2026-11-23T12:00:00Z",
+        "region": "us-east-1",
+        "resources": [],
+        "detail": json.loads(entry["Detail"]),
+    }

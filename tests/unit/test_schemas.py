@@ -1,0 +1,460 @@
+"""Do the schemas take what the functions put on the bus, and nothing else?"""
+
+import copy
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import resolve
+import send_sms
+import webhook
+from jsonschema import Draft202012Validator, ValidationError
+from twilio_connector import errors, reports, signed_request
+from twilio_connector.ledger import Claim, Lost, Record, new_claim
+from twilio_connector.ledger import Ledger as Table
+
+from tests.aws_wire import LOST, AwsWire
+from tests.conftest import Context
+from tests.faults import FaultServer
+from tests.mutants import CALL_SID, GENUINE, OTHER_SID, Target, Webhook, event_2
+from tests.readme import ROOT, section
+from tests.schemas import DETAIL_TYPES, FOLDER, SCHEMAS, delivered, validate
+from tests.unit.conftest import ACCOUNT_SID, AUTH_TOKEN
+
+TARGET = Target("https://hook.example", ACCOUNT_SID, AUTH_TOKEN)
+BY_NAME = {each.name: each for each in GENUINE}
+KINDS = {
+    "plain": "Message Received",
+    "opt-out": "Opt-Out Changed",
+    "failed": "Message Status Changed",
+    "Event Streams": "Event Stream Event",
+    "debugger": "Error Logged",
+    "call": "Webhook Received",
+}
+"""A webhook of each detail-type."""
+SMS = {"to": "+15005550006", "message": "Hello", "idempotency_key": "key"}
+PROBLEM = errors.TwilioRejectedError(
+    "Twilio refused the request",
+    twilio=errors.TwilioDetails(status=400, code=21211, request_id="RQ" + "0" * 32, text="Invalid 'To'"),
+).problem()
+ABOUT = reports.Subject("key", "default", "sqs")
+
+
+def published(aws_wire: AwsWire) -> list[dict[str, Any]]:
+    """Return what is on the bus, as EventBridge delivers it."""
+    return [delivered(entry) for entry in aws_wire.entries]
+
+
+def posted(aws_wire: AwsWire, each: Webhook) -> list[dict[str, Any]]:
+    """Return what a webhook puts on the bus."""
+    assert 200 == webhook.handler(event_2(each.request(TARGET)), Context())["statusCode"]
+    return published(aws_wire)
+
+
+def queued(*bodies: Any) -> None:
+    """Hand records over as the send queue does."""
+    records = [
+        {
+            "messageId": str(number),
+            "receiptHandle": "handle",
+            "body": json.dumps(body),
+            "attributes": {"ApproximateReceiveCount": "1"},
+            "eventSource": "aws:sqs",
+            "eventSourceARN": "arn:aws:sqs:us-east-1:123456789012:send",
+        }
+        for number, body in enumerate(bodies)
+    ]
+    assert {"batchItemFailures": []} == send_sms.handler({"Records": records}, Context())
+
+
+def claimed() -> Record:
+    """Return the claim of a key whose message nobody knows of."""
+    return new_claim(
+        idempotency_key="key", connection="default", caller="api", same="same", sms=SMS, sought=None, lease_seconds=0
+    )
+
+
+# The files
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_a_file_is_a_schema(name: str) -> None:
+    """Of draft 2020-12, with a name of its own; each detail-type's file has its name, in kebab case."""
+    schema = SCHEMAS[name]
+
+    Draft202012Validator.check_schema(schema)
+    assert "https://json-schema.org/draft/2020-12/schema" == schema["$schema"]
+    assert f"urn:twilio-connector:schema:{name}" == schema["$id"]
+    assert name == "common" or name == schema["title"].lower().replace(" ", "-")
+
+
+def test_every_file_is_a_schema() -> None:
+    """The folder has nothing else."""
+    assert sorted(path.name for path in FOLDER.iterdir()) == [f"{name}.json" for name in SCHEMAS]
+
+
+def test_every_detail_type_has_its_schema() -> None:
+    """Of the code and of the README, and no other has one; the schema names the source too."""
+    code = "".join(
+        path.read_text()
+        for folder in ("functions", "layers/twilio/twilio_connector")
+        for path in (ROOT / folder).glob("*.py")
+    )
+    in_code = set(re.findall(r'"((?:[A-Z][\w-]+ )+(?:Received|Changed|Event|Logged|Sent|Failed|Unknown))"', code))
+    tables = [
+        text.split("| detail-type |")[1].split("\n\n")[0]
+        for text in (section("Webhook"), section("Sending at most once"))
+    ]
+    by_source = {
+        source: set(re.findall(r"^\| `([^`]+)`", table, re.MULTILINE))
+        for source, table in zip(("twilio", "twilio-connector"), tables, strict=True)
+    }
+
+    assert in_code == DETAIL_TYPES.keys() == by_source["twilio"] | by_source["twilio-connector"]
+    assert {source: set(names) for source, names in by_source.items()} == {
+        source: {
+            name
+            for name, schema in DETAIL_TYPES.items()
+            if (source, name) == (schema["properties"]["source"]["const"], schema["properties"]["detail-type"]["const"])
+        }
+        for source in by_source
+    }
+
+
+def test_every_definition_is_used() -> None:
+    """The shared file has nothing that is left over."""
+    used = set(re.findall(r'#/\$defs/(\w+)"', json.dumps(SCHEMAS)))
+
+    assert SCHEMAS["common"]["$defs"].keys() == used
+
+
+def test_what_a_consumer_reads_is_described() -> None:
+    """Every field of a detail says what it is, here or where it leads."""
+    shared = SCHEMAS["common"]["$defs"]
+
+    def described(schema: dict[str, Any]) -> bool:
+        return "description" in schema or described(shared[schema["$ref"].rpartition("/")[2]])
+
+    for schema in DETAIL_TYPES.values():
+        assert schema["description"]
+        assert all(described(field) for field in schema["properties"]["detail"]["properties"].values())
+
+
+def test_every_error_is_known() -> None:
+    """The names of the classes are those of the code."""
+    classes = {
+        name
+        for name, kind in vars(errors).items()
+        if isinstance(kind, type) and issubclass(kind, errors.ConnectorError) and kind is not errors.ConnectorError
+    }
+
+    assert classes == set(SCHEMAS["common"]["$defs"]["problem"]["properties"]["title"]["enum"])
+
+
+# What the functions put on the bus
+
+
+@pytest.mark.parametrize("each", GENUINE, ids=lambda each: each.name)
+def test_a_webhook_fits(aws_wire: AwsWire, each: Webhook) -> None:
+    """Whatever Twilio sends."""
+    events = posted(aws_wire, each)
+
+    assert events
+    for event in events:
+        validate(event)
+
+
+def test_the_kinds_are_all_of_twilios() -> None:
+    """The tests below leave out none."""
+    twilios = {name for name, schema in DETAIL_TYPES.items() if schema["properties"]["source"]["const"] == "twilio"}
+
+    assert twilios == set(KINDS.values())
+
+
+@pytest.mark.parametrize("body", [b"null", b"7", b'"x"', b"[1]", b'{"a": {"b": []}}'])
+def test_json_fits(aws_wire: AwsWire, body: bytes) -> None:
+    """Whatever it is about."""
+    (event,) = posted(aws_wire, Webhook(name="json", fields={}, json=body))
+
+    assert "Webhook Received" == event["detail-type"]
+    validate(event)
+
+
+def test_a_name_that_repeats_fits(aws_wire: AwsWire) -> None:
+    """It is a list."""
+    request = Webhook(name="call", fields=BY_NAME["call"].fields, method="GET", query="Extra=1&Extra=2").request(TARGET)
+    webhook.handler(event_2(request), Context())
+    (event,) = published(aws_wire)
+
+    assert ["1", "2"] == event["detail"]["parameters"]["Extra"]
+    validate(event)
+
+
+def test_a_sink_test_fits(aws_wire: AwsWire) -> None:
+    """Its id has the test's behind the account's."""
+    cloud_event = {
+        "specversion": "1.0",
+        "type": "com.twilio.eventstreams.test-event",
+        "id": ACCOUNT_SID,
+        "data": {"test_id": "one"},
+    }
+    (event,) = posted(aws_wire, Webhook(name="test", fields={}, json=json.dumps([cloud_event]).encode()))
+
+    assert f"{ACCOUNT_SID}:one" == event["detail"]["deduplication_id"]
+    validate(event)
+
+
+@pytest.mark.parametrize("status", ["accepted", "sent", "canceled", "read", "something_new", ""])
+def test_a_status_fits(aws_wire: AwsWire, status: str) -> None:
+    """Also one that Twilio makes up tomorrow."""
+    fields = BY_NAME["status"].fields | {"MessageStatus": status, "SmsStatus": status}
+    (event,) = posted(aws_wire, Webhook(name="status", fields=fields))
+
+    assert "Message Status Changed" == event["detail-type"]
+    validate(event)
+
+
+def test_a_keyed_callback_fits(aws_wire: AwsWire) -> None:
+    """It has the key."""
+    record = Table("ledger").write(Claim(claimed(), resend=False))
+    (event,) = posted(aws_wire, replace(BY_NAME["status"], query=f"send={record.id}"))
+
+    assert "key" == event["detail"]["idempotency_key"]
+    validate(event)
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("mark", ["unavailable", "uncertain"])
+def test_a_mark_fits(aws_wire: AwsWire, delays: list[float], name: str, mark: str) -> None:
+    """Of an event that may have been published before."""
+    if mark == "unavailable":
+        aws_wire.failures["PutItem"] = [(400, "AccessDeniedException")] * 4
+    else:
+        aws_wire.failures["PutEvents"] = [LOST]
+    events = posted(aws_wire, BY_NAME[name])
+
+    assert [mark] == list(dict.fromkeys(event["detail"].get("deduplication") for event in events[-1:]))
+    assert len(delays) == int(mark == "uncertain")
+    for event in events:
+        validate(event)
+
+
+def large(name: str) -> Webhook:
+    """Return a webhook of a kind that is larger than the bus takes, though not than the webhook does."""
+    each = BY_NAME[name]
+    if each.json is not None:
+        event = json.loads(each.json)[0]
+        fill = "x" * (signed_request.MAX_JSON_BYTES - len(json.dumps([event | {"data": ""}])))
+        return replace(each, json=json.dumps([event | {"data": fill}]).encode())
+    text = {"plain": "Body", "opt-out": "Body", "failed": "ErrorMessage", "debugger": "Payload", "call": "SpeechResult"}
+    fields = {"CallSid": CALL_SID} if name == "call" else each.fields
+    empty = replace(each, fields=fields | {text[name]: ""})
+    # Three bytes of the form are six of the event.
+    fill = "\x01" * ((signed_request.MAX_FORM_BYTES - len(empty.request(TARGET).body)) // 3)
+    return replace(each, fields=fields | {text[name]: fill})
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_truncated_event_fits(aws_wire: AwsWire, name: str) -> None:
+    """It has no parameters; what is kept of it whole is the same event."""
+    (event,) = posted(aws_wire, large(name))
+    (whole,) = aws_wire.sent
+
+    assert event["detail"]["truncated"]
+    validate(event)
+    kept = json.loads(whole["MessageBody"])
+    validate(event | {"detail-type": kept["detail-type"], "detail": kept["detail"]})
+
+
+def test_a_message_of_the_queue_fits(twilio: FaultServer, aws_wire: AwsWire) -> None:
+    """Sent, refused by Twilio, wrong, and nobody knows."""
+    timed_out = {
+        "requestContext": {"requestId": "5", "functionArn": "arn:aws:lambda:us-east-1:123456789012:function:f"},
+        "requestPayload": {"to": "nobody"},
+        "responseContext": {"statusCode": 200, "functionError": "Unhandled"},
+        "responsePayload": {"errorType": "Sandbox.Timedout"},
+    }
+    for given in (
+        SMS,
+        SMS | {"idempotency_key": "2", "message": "fault=21610_before"},
+        SMS | {"idempotency_key": "3", "to": "nobody"},
+        SMS | {"idempotency_key": "4", "connection": "none"},
+        "no input",
+        timed_out,
+    ):
+        queued(given)
+    events = published(aws_wire)
+
+    assert 2 == len(twilio.requests)
+    assert ["Message Sent", *["Message Failed"] * 4, "Message Outcome Unknown"] == [
+        event["detail-type"] for event in events
+    ]
+    for event in events:
+        validate(event)
+
+
+def test_what_resolve_reports_fits(twilio: FaultServer, aws_wire: AwsWire) -> None:
+    """What stays unknown, and what a status callback proved."""
+    table = Table("ledger")
+    record = table.write(Claim(claimed(), resend=False))
+    table.write(Lost(record.nonce), record)
+    aws_wire.items[record.id]["claimed_at"] = {"N": "1"}
+    resolve.handler({}, Context(120))
+    posted(aws_wire, replace(BY_NAME["status"], query=f"send={record.id}"))
+    resolve.handler({}, Context(120))
+    events = [event for event in published(aws_wire) if event["source"] == "twilio-connector"]
+
+    assert ["Message Outcome Unknown", "Message Sent"] == [event["detail-type"] for event in events]
+    assert twilio.requests
+    for event in events:
+        validate(event)
+
+
+def test_a_problem_fits(aws_wire: AwsWire) -> None:
+    """With all that Twilio said."""
+    reports.failed(ABOUT, "{}", PROBLEM)
+    (event,) = published(aws_wire)
+
+    assert 21211 == event["detail"]["error"]["twilio_code"]
+    validate(event)
+
+
+# What is refused
+
+
+def examples(aws_wire: AwsWire) -> Iterator[dict[str, Any]]:
+    """Yield an event of each detail-type."""
+    for name in KINDS:
+        other = {"MessageSid": OTHER_SID, "SmsMessageSid": OTHER_SID, "SmsSid": OTHER_SID} if name == "opt-out" else {}
+        posted(aws_wire, replace(BY_NAME[name], fields=BY_NAME[name].fields | other))
+    unknown = errors.OutcomeUnknownError("nobody knows").problem()
+    reports.sent(ABOUT, {"sid": "SM" + "0" * 32, "status": "sent", "from": None, "to": "+15005550006"})
+    reports.failed(ABOUT, "{}", PROBLEM)
+    reports.unknown(ABOUT, "{}", unknown)
+    yield from {event["detail-type"]: event for event in published(aws_wire)}.values()
+
+
+@pytest.fixture(params=DETAIL_TYPES)
+def example(request: pytest.FixtureRequest, aws_wire: AwsWire) -> dict[str, Any]:
+    """Return an event of a detail-type."""
+    (event,) = [event for event in examples(aws_wire) if event["detail-type"] == request.param]
+    validate(event)
+    return event
+
+
+def places(event: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Yield the way to each object whose fields the contract fixes."""
+    yield ("detail",)
+    for name in ("message", "error"):
+        if name in event["detail"] and event["detail-type"] != "Message Sent":
+            yield "detail", name
+
+
+def changed(event: dict[str, Any], place: tuple[str, ...], **fields: Any) -> dict[str, Any]:
+    """Return an event with other fields somewhere; `...` takes one away."""
+    result = copy.deepcopy(event)
+    inner = result
+    for name in place:
+        inner = inner[name]
+    inner |= fields
+    for name, value in fields.items():
+        if value is ...:
+            del inner[name]
+    return result
+
+
+def refused(event: dict[str, Any]) -> bool:
+    """Tell whether an event does not fit."""
+    try:
+        validate(event)
+    except ValidationError:
+        return True
+    return False
+
+
+OPTIONAL = {"idempotency_key", "twilio_status", "twilio_code", "twilio_request_id"}
+
+
+def test_a_missing_field_is_refused(example: dict[str, Any]) -> None:
+    """Each that the contract has, and each of the envelope."""
+    for name in example:
+        if name != "detail-type":  # tells which schema it is
+            assert refused(changed(example, (), **{name: ...})), name
+    for place in places(example):
+        inner = example["detail"] if len(place) == 1 else example["detail"][place[1]]
+        for name in inner.keys() - (OPTIONAL if example["source"] == "twilio" or len(place) > 1 else set()):
+            assert refused(changed(example, place, **{name: ...})), (place, name)
+
+
+def test_an_unknown_field_is_refused(example: dict[str, Any]) -> None:
+    """Wherever the contract has all of them; Twilio's own may have more."""
+    for place in places(example):
+        assert refused(changed(example, place, unknown="x")), place
+    if example["detail-type"] == "Message Sent":
+        assert not refused(changed(example, ("detail", "message"), unknown="x"))
+    if isinstance(example["detail"].get("parameters"), dict):
+        assert not refused(changed(example, ("detail", "parameters"), Unknown="x"))
+
+
+def test_a_wrong_type_is_refused(example: dict[str, Any]) -> None:
+    """Of each field; only what any webhook may hold can be anything."""
+    for place in places(example):
+        inner = example["detail"] if len(place) == 1 else example["detail"][place[1]]
+        for name in inner:
+            wrong: Any = [7] if isinstance(inner[name], dict) else {"wrong": 7}
+            anything = (example["detail-type"], name) == ("Webhook Received", "parameters")
+            assert anything != refused(changed(example, place, **{name: wrong})), (place, name)
+
+
+def test_another_source_is_refused(example: dict[str, Any]) -> None:
+    """Each detail-type has one."""
+    (other,) = {"twilio", "twilio-connector"} - {example["source"]}
+
+    assert refused(example | {"source": other})
+    assert refused(example | {"source": "shop"})
+
+
+@pytest.mark.parametrize("fields", [{"deduplication": "maybe"}, {"deduplication": None}, {"truncated": False}], ids=str)
+def test_a_mark_that_means_nothing_is_refused(example: dict[str, Any], fields: dict[str, Any]) -> None:
+    """A mark that does not apply is not there."""
+    assert refused(changed(example, ("detail",), **fields))
+
+
+def test_an_event_is_truncated_or_has_its_parameters(example: dict[str, Any]) -> None:
+    """Not both, and not neither."""
+    if example["source"] == "twilio":
+        assert refused(changed(example, ("detail",), truncated=True))
+        assert refused(changed(example, ("detail",), parameters=...))
+        assert not refused(changed(example, ("detail",), truncated=True, parameters=...))
+
+
+@pytest.mark.parametrize(
+    ("detail_type", "fields"),
+    [
+        ("Message Received", {"status": "delivered"}),
+        ("Message Received", {"opt_out_type": "STOP"}),
+        ("Message Received", {"status_rank": 1, "terminal": False}),
+        ("Opt-Out Changed", {"opt_out_type": None}),
+        ("Message Status Changed", {"status": "received"}),
+        ("Message Status Changed", {"status_rank": 8}),
+        ("Message Failed", {"title": "OutcomeUnknownError"}),
+        ("Message Outcome Unknown", {"title": "TwilioRejectedError"}),
+        ("Message Outcome Unknown", {"title": "SomeError"}),
+    ],
+)
+def test_one_kind_is_not_another(aws_wire: AwsWire, detail_type: str, fields: dict[str, Any]) -> None:
+    """What tells them apart is in the schema too."""
+    (event,) = [event for event in examples(aws_wire) if event["detail-type"] == detail_type]
+    outcome = "message" if event["source"] == "twilio" else "error"
+
+    assert not refused(event)
+    assert refused(changed(event, ("detail", outcome), **fields))
+
+
+def test_a_detail_type_without_schema_is_refused() -> None:
+    """It does not pass for want of rules."""
+    with pytest.raises(KeyError):
+        validate({"detail-type": "Something Else"})
