@@ -1,12 +1,11 @@
 """Is what is new or changed in Twilio's list published, once, however runs end?"""
 
-import functools
 import itertools
 import json
 import time
 import tracemalloc
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -14,7 +13,6 @@ from types import SimpleNamespace
 from typing import Any, ClassVar, NamedTuple
 
 import pytest
-from botocore.exceptions import ClientError, ConnectionClosedError
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -36,7 +34,7 @@ from poll_messages import (
     handler,
     judge,
 )
-from twilio_connector import aws, deadline, outbox, twilio_events
+from twilio_connector import aws, deadline, outbox, transport, twilio_events
 from twilio_connector.client import Twilio
 from twilio_connector.deadline import Deadline
 from twilio_connector.deduplication import KEPT_SECONDS
@@ -137,35 +135,31 @@ class Crash(BaseException):
 
 
 class Memory:
-    """boto3's clients without the network between them and AWS; `before` is called before each call."""
+    """AWS without the network, and without second attempts; `before` is called before each call."""
 
     def __init__(self, wire: AwsWire) -> None:
         self.before: Callable[[str], object] = lambda _: None
         self._wire = wire
 
-    def __getattr__(self, operation: str) -> Callable[..., dict[str, Any]]:
-        name = operation.title().replace("_", "")
-
-        def call(**body: Any) -> dict[str, Any]:
-            self.before(name)
-            status, answer = self._wire.answer(name, body)
-            if status == LOST[0]:
-                raise ConnectionClosedError(endpoint_url="")
-            if status != 200:
-                error = {"Error": {"Code": answer["__type"]}, "ResponseMetadata": {"HTTPStatusCode": status}}
-                raise ClientError(answer | error, name)
-            if "CreatedDate" in answer:
-                answer |= {"CreatedDate": datetime.fromtimestamp(answer["CreatedDate"], UTC)}
-            return answer
-
-        return call
+    def exchange(self, _: str, __: str, headers: Mapping[str, str], body: bytes, ___: float) -> transport.Reply:
+        """Answer a request."""
+        name = headers["X-Amz-Target"].rpartition(".")[2]
+        self.before(name)
+        status, answer = self._wire.answer(name, json.loads(body))
+        reply = transport.Reply(status, {}, json.dumps(answer).encode())
+        if status == LOST[0]:
+            raise aws.LostError("lost")
+        if status != 200:
+            raise aws._refusal(reply)
+        return reply
 
 
 @pytest.fixture
 def memory(aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch) -> Memory:
     """Leave the network to AWS out, for tests with thousands of calls."""
     memory = Memory(aws_wire)
-    monkeypatch.setattr(aws, "_client", functools.cache(lambda _: memory))
+    monkeypatch.setattr(aws, "_exchange", memory.exchange)
+    monkeypatch.setattr(aws, "_SERVICES", {name: each._replace(attempts=1) for name, each in aws._SERVICES.items()})
     return memory
 
 
@@ -605,6 +599,7 @@ def test_a_message_that_stands_twice_on_a_page_is_asked_for_once(twilio: FaultSe
 
 @pytest.mark.parametrize("failure", [AWAY, LOST], ids=["refused", "lost"])
 @pytest.mark.parametrize("operation", ["GetItem", "BatchGetItem", "PutItem"])
+@pytest.mark.usefixtures("delays")
 def test_without_the_table_nothing_moves(
     twilio: FaultServer, aws_wire: AwsWire, clock: Clock, bus: Bus, operation: str, failure: tuple[int, str]
 ) -> None:
@@ -638,10 +633,11 @@ def test_a_claim_that_fails_keeps_the_page(twilio: FaultServer, aws_wire: AwsWir
     assert 3 == len(bus.taken)
 
 
+@pytest.mark.usefixtures("delays")
 def test_an_answer_of_the_table_that_is_lost_stops_nobody(
     twilio: FaultServer, aws_wire: AwsWire, clock: Clock, bus: Bus
 ) -> None:
-    """Boto3 asks again, and what stands there then is what the run wrote itself."""
+    """The table is asked again, and what stands there then is what the run wrote itself."""
     sid = twilio.history(0).add(clock.ago(minutes=1))
     aws_wire.failures["PutItem"] = [LOST]
 
