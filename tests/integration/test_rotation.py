@@ -79,7 +79,7 @@ class Connection:
 def connections(cloud: Cloud, folder: Path, twilio_relay: FaultServer) -> Iterator[list[Connection]]:
     """Put a Twilio in the emulator's place where credentials can change, with two accounts of one kind each."""
     key = {"SK" + "1" * 32: Key("not-a-secret")}
-    accounts = [Credentials("AC" + "1" * 32, "not-a-token-1", key), Credentials("AC" + "2" * 32, "not-a-token-2", {})]
+    accounts = [Credentials("AC" + "1" * 32, "first-token-1", key), Credentials("AC" + "2" * 32, "first-token-2", {})]
     with FaultServer() as server:
         server.check(*accounts)
         local_stack.redeploy(folder, parameters={"TwilioApiUrl": server.url})
