@@ -42,6 +42,10 @@ class Contestant:
         """Return it with some variables changed."""
         return replace(self, environment={**self.environment, **variables})
 
+    def reaching_bench(self) -> "Contestant":
+        """Return it with this package behind its own code."""
+        return replace(self, path=(*self.path, ROOT))
+
     def command_environment(self) -> dict[str, str]:
         """Return the environment of a process that runs it."""
         return {**self.environment, "PYTHONPATH": os.pathsep.join(map(str, self.path))}
@@ -210,9 +214,8 @@ def _run(what: str, command: list[object]) -> None:
 
 def start_worker(contestant: Contestant, *arguments: str) -> "subprocess.Popen[str]":
     """Start a process that does one thing as often as asked."""
-    variables = contestant.command_environment()
-    variables["PYTHONPATH"] += f"{os.pathsep}{ROOT}"
     command = [str(PYTHON), "-m", "bench.worker", *arguments]
+    variables = contestant.reaching_bench().command_environment()
     return subprocess.Popen(
         command, env=variables, cwd=FOLDER, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

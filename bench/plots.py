@@ -1,0 +1,57 @@
+"""Plot the figures of each group; run by an environment that has matplotlib."""
+
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+OURS, THEIRS = "#c0392b", "#7f8c8d"
+_THEIRS = ("peer", "bare", "floor", "RequestValidator", "ideal")
+
+
+def plot(file: Path) -> list[Path]:
+    """Make one picture of each group in a file of results: a part for each figure, a bar for each contestant."""
+    groups: dict[str, dict[str, dict[str, Any]]] = defaultdict(lambda: defaultdict(dict))
+    for name, samples in json.loads(file.read_text())["figures"].items():
+        group, contestant, measured = name.split("/")
+        groups[group][f"{measured} ({samples['unit']})"][contestant] = samples
+    return [_picture(file.with_name(f"{group}.png"), group, parts) for group, parts in groups.items()]
+
+
+def _picture(path: Path, group: str, parts: dict[str, dict[str, Any]]) -> Path:
+    most = max(map(len, parts.values()))
+    figure, axes = plt.subplots(
+        1, len(parts), figsize=(4.5 * len(parts), 1 + 0.45 * most), squeeze=False, layout="constrained"
+    )
+    for axis, (measured, contestants) in zip(axes[0], parts.items(), strict=True):
+        _bars(axis, measured, contestants)
+    figure.suptitle(group)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path
+
+
+def _bars(axis: Any, measured: str, contestants: dict[str, Any]) -> None:
+    names = list(contestants)
+    medians = [samples["median"] for samples in contestants.values()]
+    low = [samples["median"] - samples["min"] for samples in contestants.values()]
+    high = [samples["max"] - samples["median"] for samples in contestants.values()]
+    colours = [THEIRS if name.startswith(_THEIRS) else OURS for name in names]
+    bars = axis.barh(names, medians, xerr=(low, high), color=colours, error_kw={"elinewidth": 0.8, "capsize": 2})
+    axis.bar_label(bars, labels=[f"{median:.3g}" for median in medians], padding=3, fontsize=8)
+    axis.invert_yaxis()
+    axis.margins(x=0.15)
+    axis.set_title(measured, fontsize=10)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        for picture in plot(Path(name)):
+            print(picture)
