@@ -1,6 +1,7 @@
 """The commands behind `make bench` and `make bench-check`."""
 
 import argparse
+import os
 import subprocess
 import sys
 import time
@@ -93,8 +94,9 @@ def _check(rounds: int) -> int:
 def _plot(files: list[Path]) -> None:
     """Plot results, where the environment for it is there."""
     if _PLOTS.exists():
-        done = subprocess.run([_PLOTS, "-m", "bench.plots", *files], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False,
-            env={"MPLCONFIGDIR": str(FOLDER), "PATH": "/usr/bin:/bin"})
+        command = [str(_PLOTS), "-m", "bench.plots", *map(str, files)]
+        variables = {"MPLCONFIGDIR": str(FOLDER), "PATH": os.defpath}
+        done = subprocess.run(command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, text=True, check=False)
         print(f"\nPlots:\n{done.stdout}" if done.returncode == 0 else "The plots failed; the reason is above.")
 
 

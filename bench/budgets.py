@@ -79,4 +79,4 @@ def _judge(budget: Budget, figures: Mapping[str, Samples]) -> Verdict:
 
 
 def _written(samples: Samples | None) -> str:
-    return f"{figure(samples.median)} {samples.unit}" if samples else "–"
+    return f"{figure(samples.median)} {samples.unit}" if samples else "-"

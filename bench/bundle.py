@@ -157,19 +157,18 @@ class _Values:
     def of(self, value: Any) -> str:
         match value:
             case {"Ref": name}:
-                return self._named(name)
+                text = self._named(name)
             case {"Fn::If": [_, _, otherwise]}:  # conditions say that a parameter is given
-                return self.of(otherwise)
-            case {"Fn::Sub": text}:
-                return _SUB.sub(lambda match: self._named(match[1]), text)
+                text = self.of(otherwise)
+            case {"Fn::Sub": pattern}:
+                text = _SUB.sub(lambda match: self._named(match[1]), pattern)
             case {"Fn::Join": [separator, parts]}:
-                return str(separator).join(map(self.of, parts))
+                text = str(separator).join(map(self.of, parts))
             case {"Fn::GetAtt": [name, *_]} | {"Fn::GetAtt": name}:
-                return str(name)
-            case {"Ref": _} | {"Fn::ImportValue": _}:
-                return ""
+                text = str(name)
             case _:
-                return str(value)
+                text = str(value)
+        return text
 
     def _named(self, name: str) -> str:
         if name in self._parameters:
@@ -212,7 +211,7 @@ def _run(what: str, command: list[object]) -> None:
     processes.run(processes.Job(what, command, variables, ROOT), log, _BUILD_SECONDS)
 
 
-def start_worker(contestant: Contestant, *arguments: str) -> "subprocess.Popen[str]":
+def start_worker(contestant: Contestant, *arguments: str) -> subprocess.Popen[str]:
     """Start a process that does one thing as often as asked."""
     command = [str(PYTHON), "-m", "bench.worker", *arguments]
     variables = contestant.reaching_bench().command_environment()

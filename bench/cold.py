@@ -1,6 +1,5 @@
 """Cold starts: initialisation, first invocation and peak memory of each function, beside its peers."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,8 +10,6 @@ from bench.samples import Figures, Samples, in_turns
 from bench.stage import Stage
 
 _MB = 1024 * 1024
-
-NOT_MEANT_TO_SUCCEED = "answered with an error"
 
 
 class Start(NamedTuple):
@@ -26,9 +23,8 @@ class Start(NamedTuple):
 
 def measure(stage: Stage, rounds: int, *, short: bool = False) -> Figures:
     """Start every function and peer in turns; the first round only fills the machine's caches."""
-    contestants: dict[str, Callable[[], Start]] = {}
-    for name, function in stage.cold_functions.items():
-        contestants[name] = partial(start, function, events.first(name))
+    functions = stage.cold_functions
+    contestants = {name: partial(start, function, events.first(name)) for name, function in functions.items()}
     others = {"peer as shipped": events.api(0), "peer compiled": events.api(0), "floor": events.sms(0)}
     if not short:
         others |= {"bare requests": events.sms(0)}
@@ -41,9 +37,10 @@ def measure(stage: Stage, rounds: int, *, short: bool = False) -> Figures:
             raise BenchError(f"The first invocation of {name} failed: {fault}.")
     figures: Figures = {}
     for name, starts in results.items():
-        groups = [group for group, names in (("cold", {"send_sms", *others}), ("functions", {*stage.cold_functions, "floor"})) if name in names]
-        for group in groups:
-            figures |= _figures(f"{group}/{name}", starts)
+        if name in {"send_sms", *others}:
+            figures |= _figures(f"cold/{name}", starts)
+        if name in {*functions, "floor"}:
+            figures |= _figures(f"functions/{name}", starts)
     return figures
 
 
@@ -51,9 +48,8 @@ def start(contestant: Contestant, event: Any) -> Start:
     """Start one environment, and invoke it once."""
     with Emulator(contestant) as emulator:
         answer = emulator.invoke(event)
-        return Start(
-            emulator.init_ms, emulator.invocations_ms[0], emulator.peak_bytes / _MB, events.fault(answer)
-        )
+        first = emulator.invocations_ms[0]
+        return Start(emulator.init_ms, first, emulator.peak_bytes / _MB, events.fault(answer))
 
 
 def _figures(name: str, starts: list[Start]) -> Figures:

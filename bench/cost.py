@@ -30,7 +30,10 @@ def inputs(memory: int) -> str:
         billed = _figure(figures, memory, way)
         cells = [figure(requests[name]) if name in requests else "" for name in names]
         rows.append([way, figure(billed), f"{billed / 1000 * memory / 1024:.6f}", *cells])
-    secrets = "Secrets Manager: one GetSecretValue per environment and connection every 300 s; ledger items are one or two write units."
+    secrets = (
+        "Secrets Manager: one GetSecretValue per environment and connection every 300 s. "
+        "A write of the ledger is one or two units (an item of 1 KB or more)."
+    )
     return f"{memory} MB\n\n{aligned(rows, numbers=tuple(range(1, len(rows[0]))))}\n\n{secrets}"
 
 

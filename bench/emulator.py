@@ -55,8 +55,9 @@ class Emulator:
             time.sleep(0.01)
 
     def __exit__(self, *_: object) -> None:
-        for process in [*psutil.Process(self._process.pid).children(recursive=True), self._process]:
-            process.kill()
+        for child in psutil.Process(self._process.pid).children(recursive=True):
+            child.kill()
+        self._process.kill()
         self._process.wait()
 
     def invoke(self, event: Any) -> Any:

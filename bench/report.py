@@ -33,7 +33,7 @@ def tables(figures: Mapping[str, Samples]) -> str:
 
 def _table(group: str, figures: Mapping[str, Samples]) -> str:
     base = BASES[group]
-    rows = [[group, "figure", "median", "min", "max", "unit", "n", f"× {base}"]]
+    rows = [[group, "figure", "median", "min", "max", "unit", "n", f"to {base}"]]
     before = ""
     for name, samples in figures.items():
         of, contestant, measured = name.split("/")

@@ -121,21 +121,22 @@ class Aws:
         return told
 
     def _operation(self, name: str, asked: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        answer: dict[str, Any] = {}
         match name:
             case "PutItem":
                 return self._put(asked)
             case "GetItem":
                 item = self._items.get((asked["TableName"], asked["Key"]["id"]["S"]))
-                return 200, {"Item": item} if item else {}
+                answer = {"Item": item} if item else {}
             case "Query":
-                return 200, {"Items": [], "Count": 0}
+                answer = {"Items": [], "Count": 0}
             case "GetSecretValue":
-                return 200, {"Name": asked["SecretId"], "SecretString": json.dumps(SECRET), "CreatedDate": 1795435200}
+                answer = {"Name": asked["SecretId"], "SecretString": json.dumps(SECRET), "CreatedDate": 1795435200}
             case "PutEvents":
-                return 200, {"FailedEntryCount": 0, "Entries": [{"EventId": "event"} for _ in asked["Entries"]]}
+                answer = {"FailedEntryCount": 0, "Entries": [{"EventId": "event"} for _ in asked["Entries"]]}
             case "SendMessage":
-                return 200, {"MessageId": "message"}
-        return 200, {}
+                answer = {"MessageId": "message"}
+        return 200, answer
 
     def _put(self, asked: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         key = asked["TableName"], asked["Item"]["id"]["S"]

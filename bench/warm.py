@@ -22,7 +22,7 @@ class Work(NamedTuple):
 
     contestant: Contestant
     arguments: tuple[str, ...]
-    count: int
+    times: int
     warm_up: int = 2
 
 
@@ -37,7 +37,7 @@ class Done(NamedTuple):
 class Worker:
     """A process that does one thing as often as asked."""
 
-    def __init__(self, name: str, process: "subprocess.Popen[str]") -> None:
+    def __init__(self, name: str, process: subprocess.Popen[str]) -> None:
         """Take a process that was started."""
         self._name = name
         self._process = process
@@ -104,7 +104,7 @@ def _signatures(stage: Stage) -> dict[str, Work]:
 def _figures(works: Mapping[str, Work], rounds: int) -> Figures:
     with ExitStack() as stack:
         workers = {name: stack.enter_context(worker(name, work)) for name, work in works.items()}
-        turns = {name: partial(workers[name].run, work.count, work.warm_up) for name, work in works.items()}
+        turns = {name: partial(workers[name].run, work.times, work.warm_up) for name, work in works.items()}
         in_turns(turns, 2)
         results = in_turns(turns, rounds)
     figures: Figures = {}
@@ -124,7 +124,7 @@ def measure_lists(stage: Stage, rounds: int) -> Figures:
 
     def once(name: str) -> Done:
         with worker(name, works[name]) as process:
-            return process.run(works[name].count, works[name].warm_up)
+            return process.run(works[name].times, works[name].warm_up)
 
     turns = {name: partial(once, name) for name in works}
     in_turns(turns, 1)  # the server makes its pages once

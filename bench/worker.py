@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from bench import events
-from bench.account import AUTH_TOKEN, MESSAGES
+from bench.account import AUTH_TOKEN, MESSAGES, PHONE
 
 SECONDS = 300
 
@@ -111,7 +111,7 @@ def ledger_writes() -> Job:
             caller="sqs",
             same="0" * 64,
             sms=events.sms(index),
-            sought=ledger.Sought(to=events.PHONE, body=events.sms(index)["message"]),
+            sought=ledger.Sought(to=PHONE, body=events.sms(index)["message"]),
             lease_seconds=60,
         )
         record = table.write(ledger.Claim(claim, resend=False))

@@ -10,13 +10,13 @@ from aws_lambda_powertools.event_handler import APIGatewayHttpResolver, Response
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities import parameters
 from aws_lambda_powertools.utilities.typing import LambdaContext
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 from twilio.base.exceptions import TwilioRestException
 from twilio.rest import Client
 
 logger = Logger()
 metrics = Metrics(namespace="Messages")
-app = APIGatewayHttpResolver()
+app = APIGatewayHttpResolver(enable_validation=True)
 
 
 class SendSms(BaseModel):
@@ -28,17 +28,14 @@ class SendSms(BaseModel):
 
 
 @app.post("/messages")
-def send() -> Response:
-    """Answer with Twilio's message."""
-    try:
-        sms = SendSms.model_validate_json(app.current_event.body or "")
-    except ValidationError as error:
-        return Response(HTTPStatus.BAD_REQUEST, content_types.APPLICATION_JSON, error.json(include_input=False))
+def send(sms: SendSms) -> Response[dict[str, Any]]:
+    """Answer with Twilio's message; the resolver answers 422 to what is no message."""
     try:
         message = create(sms)
     except TwilioRestException as error:
-        logger.error("Twilio refused the message", twilio_code=error.code)
+        logger.exception("Twilio refused the message", twilio_code=error.code)
         return Response(error.status, content_types.APPLICATION_JSON, {"code": error.code})
+    logger.info("Message sent", message_sid=message.sid)
     metrics.add_metric(name="MessagesSent", unit=MetricUnit.Count, value=1)
     return Response(HTTPStatus.CREATED, content_types.APPLICATION_JSON, as_json(message))
 

@@ -14,6 +14,7 @@ processor = BatchProcessor(event_type=EventType.SQS)
 def record_handler(record: SQSRecord) -> dict[str, Any]:
     """Send one record."""
     message = create(SendSms.model_validate_json(record.body))
+    logger.info("Message sent", message_sid=message.sid)
     metrics.add_metric(name="MessagesSent", unit=MetricUnit.Count, value=1)
     return as_json(message)
 
