@@ -6,7 +6,7 @@ from bench import RESULTS, BenchError, report
 from bench.samples import Samples
 from bench.table import aligned, figure
 
-# Per message, counted in the code: what a send asks of each service. Batches are of the default 10 records.
+# Per message, counted in the code: what a send asks of each service. Batches are of 10 records, the default.
 REQUESTS = {
     "direct": {"Lambda requests": 1.0, "API Gateway requests": 1.0},
     "direct with key": {"Lambda requests": 1.0, "API Gateway requests": 1.0, "DynamoDB writes": 2.0},

@@ -55,8 +55,10 @@ class Emulator:
             time.sleep(0.01)
 
     def __exit__(self, *_: object) -> None:
-        for child in psutil.Process(self._process.pid).children(recursive=True):
+        children = psutil.Process(self._process.pid).children(recursive=True)
+        for child in children:
             child.kill()
+        psutil.wait_procs(children, timeout=_LOG_SECONDS)  # reaped by the emulator, their parent
         self._process.kill()
         self._process.wait()
 

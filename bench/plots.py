@@ -12,6 +12,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 OURS, THEIRS = "#c0392b", "#7f8c8d"
+_GROWS = 10
 _THEIRS = ("peer", "bare", "floor", "RequestValidator", "ideal")
 
 
@@ -25,19 +26,35 @@ def plot(file: Path) -> list[Path]:
 
 
 def _picture(path: Path, group: str, parts: dict[str, dict[str, Any]]) -> Path:
-    most = max(map(len, parts.values()))
-    figure, axes = plt.subplots(
-        1, len(parts), figsize=(4.5 * len(parts), 1 + 0.45 * most), squeeze=False, layout="constrained"
-    )
+    size = 4.5 * len(parts), max(1 + 0.45 * max(map(len, parts.values())), 3)
+    figure, axes = plt.subplots(1, len(parts), figsize=size, squeeze=False, layout="constrained")
     for axis, (measured, contestants) in zip(axes[0], parts.items(), strict=True):
-        _bars(axis, measured, contestants)
+        draw = _line if all(name[0].isdigit() for name in contestants) else _bars
+        draw(axis, contestants)
+        axis.set_title(measured, fontsize=10)
+        axis.spines[["top", "right"]].set_visible(False)
     figure.suptitle(group)
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path
 
 
-def _bars(axis: Any, measured: str, contestants: dict[str, Any]) -> None:
+def _line(axis: Any, contestants: dict[str, Any]) -> None:
+    """Draw what grows: the contestants' names are amounts."""
+    amounts = [int(name.split()[0]) for name in contestants]
+    medians = [samples["median"] for samples in contestants.values()]
+    axis.plot(amounts, medians, "o-", color=OURS)
+    axis.set_xscale("log")
+    if amounts[-1] / amounts[0] >= medians[-1] / medians[0] > _GROWS:
+        axis.set_yscale("log")
+    else:
+        axis.set_ylim(bottom=0)
+    axis.set_xticks(amounts, [f"{amount:,}" for amount in amounts], fontsize=8)
+    axis.minorticks_off()
+    axis.set_xlabel(next(iter(contestants)).split()[1])
+
+
+def _bars(axis: Any, contestants: dict[str, Any]) -> None:
     names = list(contestants)
     medians = [samples["median"] for samples in contestants.values()]
     low = [samples["median"] - samples["min"] for samples in contestants.values()]
@@ -47,8 +64,6 @@ def _bars(axis: Any, measured: str, contestants: dict[str, Any]) -> None:
     axis.bar_label(bars, labels=[f"{median:.3g}" for median in medians], padding=3, fontsize=8)
     axis.invert_yaxis()
     axis.margins(x=0.15)
-    axis.set_title(measured, fontsize=10)
-    axis.spines[["top", "right"]].set_visible(False)
 
 
 if __name__ == "__main__":

@@ -33,10 +33,6 @@ class Samples:
         """Make samples of what is the same however often it is measured."""
         return cls((value,), unit)
 
-    def scaled(self, factor: float, unit: str) -> "Samples":
-        """Return the same in another unit."""
-        return Samples(tuple(value * factor for value in self.values), unit)
-
 
 Figures = dict[str, Samples]
 """By `group/contestant/figure`."""

@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -18,9 +18,10 @@ SIZES = (128, 256, 512, 768, 1024, 1769)  # MB
 FULL = 1769
 """MB with which a function has one processor (https://docs.aws.amazon.com/lambda/latest/dg/configuration-memory.html)."""
 
+_ROOT = Path("/sys/fs/cgroup")
 _PERIOD = 20_000  # µs; Lambda's own
 _CALLS = 5
-_BATCH = 100
+_BATCH = 10  # records, as the template has it
 _MB = 1024 * 1024
 _START = ("-m", "bench.throttled")
 
@@ -32,7 +33,7 @@ class Run(NamedTuple):
     first: float
     direct: list[float]
     with_key: list[float]
-    by_queue: float
+    by_queue: list[float]
     memory: float
 
 
@@ -46,7 +47,7 @@ def measure(stage: Stage, rounds: int, sizes: tuple[int, ...] = SIZES) -> Figure
         figures[f"{name}/first"] = Samples(tuple(run.first for run in runs), "ms")
         direct = Samples(tuple(ms for run in runs for ms in run.direct), "ms")
         with_key = Samples(tuple(ms for run in runs for ms in run.with_key), "ms")
-        by_queue = Samples(tuple(run.by_queue / _BATCH for run in runs), "ms")
+        by_queue = Samples(tuple(math.ceil(ms) / _BATCH for run in runs for ms in run.by_queue), "ms")
         for way, samples in (("direct", direct), ("direct with key", with_key), ("by queue", by_queue)):
             figures[f"{name}/{way}"] = samples
             billed = math.ceil(samples.median) if way != "by queue" else samples.median
@@ -61,12 +62,12 @@ def _run(stage: Stage, size: int) -> Run:
             BENCH_QUOTA=str(processes), AWS_LAMBDA_FUNCTION_MEMORY_SIZE=str(size)
         )
         with Emulator(contestant.reaching_bench(), _START) as emulator:
-            batches = [events.api(0)]
-            batches += [events.api(index) for index in range(_CALLS)]
-            batches += [events.api_with_key(os.getpid() + index) for index in range(_CALLS)]
-            batches += [events.records(1, _BATCH)]
+            invocations = [events.api(0)]
+            invocations += [events.api(index) for index in range(_CALLS)]
+            invocations += [events.api_with_key(os.getpid() + index) for index in range(_CALLS)]
+            invocations += [events.records(1 + index * _BATCH, _BATCH) for index in range(_CALLS)]
             stage.latencies(TWILIO_SECONDS, AWS_SECONDS)
-            for event in batches:
+            for event in invocations:
                 if fault := events.fault(emulator.invoke(event)):
                     raise BenchError(f"An invocation at {size} MB failed: {fault}.")
             first, *others = emulator.invocations_ms
@@ -75,7 +76,7 @@ def _run(stage: Stage, size: int) -> Run:
                 first,
                 others[:_CALLS],
                 others[_CALLS : 2 * _CALLS],
-                others[-1],
+                others[2 * _CALLS :],
                 emulator.peak_bytes / _MB,
             )
 
@@ -83,24 +84,26 @@ def _run(stage: Stage, size: int) -> Run:
 @contextmanager
 def _quota(size: int) -> Iterator[Path]:
     """Make a control group with the share of a processor that Lambda gives; yield its file of processes."""
+    group = _group(size)
+    try:
+        yield group / "cgroup.procs"
+    finally:
+        group.rmdir()
+
+
+def _group(size: int) -> Path:
+    """Make a control group, of version 1 or 2 of the kernel's interface."""
     quota = max(_PERIOD * size // FULL, 1000)  # the kernel takes no less
-    for root, settings in (
-        (Path("/sys/fs/cgroup/cpu"), {"cpu.cfs_period_us": str(_PERIOD), "cpu.cfs_quota_us": str(quota)}),
-        (Path("/sys/fs/cgroup"), {"cpu.max": f"{quota} {_PERIOD}"}),
-    ):
+    version_1 = {"cpu.cfs_period_us": str(_PERIOD), "cpu.cfs_quota_us": str(quota)}
+    for root, settings in ((_ROOT / "cpu", version_1), (_ROOT, {"cpu.max": f"{quota} {_PERIOD}"})):
         group = root / f"bench-{os.getpid()}-{size}"
-        try:
+        with suppress(OSError):
             group.mkdir()
-        except OSError:
-            continue
-        try:
-            for name, value in settings.items():
-                (group / name).write_text(value)
-            yield group / "cgroup.procs"
-        except FileNotFoundError:
-            continue
-        else:
-            return
-        finally:
-            group.rmdir()
+            try:
+                for name, value in settings.items():
+                    (group / name).write_text(value)
+            except OSError:
+                group.rmdir()
+                raise
+            return group
     raise BenchError("No control group with a processor's quota can be made here: the sweep needs root, and cgroups.")
