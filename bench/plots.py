@@ -1,6 +1,7 @@
 """Plot the figures of each group; run by an environment that has matplotlib."""
 
 import json
+import math
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -8,11 +9,14 @@ from typing import Any
 
 import matplotlib as mpl
 
+from bench.table import figure as written
+
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 OURS, THEIRS = "#c0392b", "#7f8c8d"
-_GROWS = 10
+_ACROSS = 3
+_GROWS = 50
 _THEIRS = ("peer", "bare", "floor", "RequestValidator", "ideal")
 
 
@@ -26,9 +30,13 @@ def plot(file: Path) -> list[Path]:
 
 
 def _picture(path: Path, group: str, parts: dict[str, dict[str, Any]]) -> Path:
-    size = 4.5 * len(parts), max(1 + 0.45 * max(map(len, parts.values())), 3)
-    figure, axes = plt.subplots(1, len(parts), figsize=size, squeeze=False, layout="constrained")
-    for axis, (measured, contestants) in zip(axes[0], parts.items(), strict=True):
+    across = min(len(parts), _ACROSS)
+    down = math.ceil(len(parts) / across)
+    size = 5 * across, down * max(1 + 0.35 * max(map(len, parts.values())), 3)
+    figure, axes = plt.subplots(down, across, figsize=size, squeeze=False, layout="constrained")
+    for axis in axes.flat[len(parts) :]:
+        axis.remove()
+    for axis, (measured, contestants) in zip(axes.flat, parts.items(), strict=False):
         draw = _line if all(name[0].isdigit() for name in contestants) else _bars
         draw(axis, contestants)
         axis.set_title(measured, fontsize=10)
@@ -61,7 +69,7 @@ def _bars(axis: Any, contestants: dict[str, Any]) -> None:
     high = [samples["max"] - samples["median"] for samples in contestants.values()]
     colours = [THEIRS if name.startswith(_THEIRS) else OURS for name in names]
     bars = axis.barh(names, medians, xerr=(low, high), color=colours, error_kw={"elinewidth": 0.8, "capsize": 2})
-    axis.bar_label(bars, labels=[f"{median:.3g}" for median in medians], padding=3, fontsize=8)
+    axis.bar_label(bars, labels=list(map(written, medians)), padding=3, fontsize=8)
     axis.invert_yaxis()
     axis.margins(x=0.15)
 

@@ -111,6 +111,10 @@ def _figures(works: Mapping[str, Work], rounds: int) -> Figures:
     for name, dones in results.items():
         figures[f"{name}/wall"] = Samples(tuple(done.wall * 1e6 for done in dones), "µs")
         figures[f"{name}/cpu"] = Samples(tuple(done.cpu * 1e6 for done in dones), "µs")
+        if name.startswith(("warm/send_sms", "warm/peer")):
+            bare = results["warm/bare requests"]
+            beyond = (done.cpu - least.cpu for done, least in zip(dones, bare, strict=True))
+            figures[f"{name}/cpu beyond bare requests"] = Samples(tuple(each * 1e6 for each in beyond), "µs")
     return figures
 
 
