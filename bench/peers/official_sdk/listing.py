@@ -4,6 +4,7 @@ from itertools import islice
 from typing import Any
 
 from app import as_json, client, logger, metrics
+from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
 from pydantic import BaseModel, Field
 
@@ -28,4 +29,5 @@ def handler(event: dict[str, Any], _context: LambdaContext) -> dict[str, Any]:
     while page.next_page_url and len(messages) < wanted.limit:
         page = page.next_page()
         messages += [as_json(message) for message in islice(page, PAGE_SIZE)]
+    metrics.add_metric(name="MessagesListed", unit=MetricUnit.Count, value=len(messages))
     return {"messages": messages, "next_page_token": page.next_page_url}
