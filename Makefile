@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test unit integration planted torture lint format local local-down build deploy lock clean
+.PHONY: help demo test unit integration planted torture bench bench-check lint format local local-down build deploy lock clean
 MAKEFLAGS += --no-print-directory
 
 # Nothing is written outside this folder, but packages into their caches.
@@ -49,6 +49,14 @@ torture:  ## Send thousands of messages while everything fails, and judge (SHORT
 	@+$(MAKE) --silent $(PARALLEL) $(LOCAL)
 	@$(RUN) tests.torture $(if $(SHORT),--short) $(if $(SEED),--seed $(SEED))
 
+bench:  ## Measure everything beside what users would write instead: a table, plots, bench/results (ONLY=cold: one group)
+	@+$(MAKE) --silent $(PARALLEL) $(BENCH) .venv-bench/synced
+	@$(RUN) bench $(or $(ONLY),all)
+
+bench-check:  ## Measure what the budgets need, and fail beyond them
+	@+$(MAKE) --silent $(PARALLEL) $(BENCH)
+	@$(RUN) bench check
+
 lint:  ## Check code, types, template, lock files
 	@+$(MAKE) --silent $(PARALLEL) .venv/synced .venv-sam/synced .venv-lint/synced
 	@.venv/bin/python .ci/lint.py
@@ -74,7 +82,7 @@ lock: .venv/synced  ## Write the lock files anew (UPGRADE=1: with the newest ver
 
 clean:  ## End the stack, delete everything that these targets made
 	@[ ! -e .local/stack.json ] || $(MAKE) local-down
-	@rm -rf .venv .venv-* .local .aws-sam .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@rm -rf .venv .venv-* .local .aws-sam bench/results .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -prune -exec rm -rf {} +
 
 # ---------------------------------------------------------------- environments
@@ -83,10 +91,11 @@ clean:  ## End the stack, delete everything that these targets made
 
 LOCAL = .venv/synced .venv-sam/synced .venv-ministack/synced .venv-lambda/synced
 TESTS = $(LOCAL) .venv-aws/synced
+BENCH = $(LOCAL)
 PARALLEL = $(if $(findstring jobserver,$(MAKEFLAGS)),,-j4)
 # In this order: dev is bound to the versions of uv and of the layer.
 LOCKS = requirements/uv.txt layers/twilio/requirements.txt \
-	$(patsubst %.in,%.txt,$(filter-out requirements/uv.in,$(wildcard requirements/*.in)))
+	$(patsubst %.in,%.txt,$(filter-out requirements/uv.in,$(wildcard requirements/*.in) $(wildcard bench/peers/*/*.in)))
 COMPILE = $(UV) pip compile --quiet --universal --python-version 3.13 --generate-hashes --no-header $(if $(UPGRADE),--upgrade)
 
 # An environment whose interpreter is gone is made anew.

@@ -15,7 +15,12 @@ TEMPLATE = "template.yaml"
 EXAMPLES = ("examples/reply/template.yaml", "examples/step-functions/template.yaml")
 TRANSFORMED = ".local/template.json"
 SERVERLESS_RULES = ("--append-rules", "cfn_lint_serverless.rules", "--")
-LOCKS = ("requirements/*.txt", "layers/*/requirements.txt", "local/*/package-lock.json")
+LOCKS = (
+    "requirements/*.txt",
+    "layers/*/requirements.txt",
+    "bench/peers/*/requirements.txt",
+    "local/*/package-lock.json",
+)
 
 _HASHLESS = re.compile(r"^[a-zA-Z0-9][^\\\n]*$", re.MULTILINE)
 _SOURCE = re.compile(r"(--(extra-)?index-url|--find-links|--trusted-host|\"resolved\":|@ \w+:).*")

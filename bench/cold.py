@@ -1,0 +1,61 @@
+"""Cold starts: initialisation, first invocation and peak memory of each function, beside its peers."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+from bench import BenchError, events
+from bench.bundle import Contestant
+from bench.emulator import Emulator
+from bench.samples import Figures, Samples, in_turns
+from bench.stage import Stage
+
+_MB = 1024 * 1024
+
+
+class Start(NamedTuple):
+    """One cold start: milliseconds and megabytes."""
+
+    init: float
+    first: float
+    memory: float
+    fault: str | None
+
+
+def measure(stage: Stage, rounds: int, *, short: bool = False) -> Figures:
+    """Start every function and peer in turns; the first round only fills the machine's caches."""
+    functions = stage.cold_functions
+    contestants = {name: partial(start, function, events.first(name)) for name, function in functions.items()}
+    others = {"peer as shipped": events.api(0), "peer compiled": events.api(0), "floor": events.sms(0)}
+    if not short:
+        others |= {"bare requests": events.sms(0)}
+    for name, event in others.items():
+        contestants[name] = partial(start, stage.cold_peers[name], event)
+    in_turns(contestants, 1)
+    results = in_turns(contestants, rounds)
+    for name in ("send_sms", *others):
+        if fault := results[name][0].fault:
+            raise BenchError(f"The first invocation of {name} failed: {fault}.")
+    figures: Figures = {}
+    for name, starts in results.items():
+        if name in {"send_sms", *others}:
+            figures |= _figures(f"cold/{name}", starts)
+        if name in {*functions, "floor"}:
+            figures |= _figures(f"functions/{name}", starts)
+    return figures
+
+
+def start(contestant: Contestant, event: Any) -> Start:
+    """Start one environment, and invoke it once."""
+    with Emulator(contestant) as emulator:
+        answer = emulator.invoke(event)
+        first = emulator.invocations_ms[0]
+        return Start(emulator.init_ms, first, emulator.peak_bytes / _MB, events.fault(answer))
+
+
+def _figures(name: str, starts: list[Start]) -> Figures:
+    return {
+        f"{name}/init": Samples(tuple(each.init for each in starts), "ms"),
+        f"{name}/first": Samples(tuple(each.first for each in starts), "ms"),
+        f"{name}/both": Samples(tuple(each.init + each.first for each in starts), "ms"),
+        f"{name}/memory": Samples(tuple(each.memory for each in starts), "MB"),
+    }

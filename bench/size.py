@@ -1,0 +1,38 @@
+"""Sizes of what is uploaded."""
+
+import zipfile
+from io import BytesIO
+from pathlib import Path
+
+from bench import bundle
+from bench.samples import Figures, Samples
+from bench.stage import Stage
+
+_MB = 1024 * 1024
+
+
+def measure(stage: Stage) -> Figures:
+    """Zip the layer, a function's code and the peer, as `sam deploy` does."""
+    folders = {
+        "layer": bundle.LAYER,
+        "a function": stage.functions["send_sms"].path[0],
+        "peer as shipped": bundle.shipped_peer(),
+        "peer compiled": stage.peers["peer compiled"].path[0],
+    }
+    figures: Figures = {}
+    for name, folder in folders.items():
+        figures[f"size/{name}/zipped"] = Samples.one(_zipped(folder) / _MB, "MB")
+        figures[f"size/{name}/unzipped"] = Samples.one(sum(file.stat().st_size for file in _files(folder)) / _MB, "MB")
+    return figures
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.is_file())
+
+
+def _zipped(folder: Path) -> int:
+    content = BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
+        for file in _files(folder):
+            archive.write(file, file.relative_to(folder))
+    return len(content.getvalue())

@@ -1,0 +1,171 @@
+"""The benchmarks' own arithmetic: samples, turns, budgets and tables."""
+
+import base64
+from urllib.parse import parse_qsl
+
+import pytest
+from twilio_connector import signature
+
+from bench import budgets, events, report, table
+from bench.account import AUTH_TOKEN
+from bench.budgets import Budget
+from bench.samples import Figures, Samples, in_turns, ratio
+
+
+def ms(*values: float) -> Samples:
+    """Make samples."""
+    return Samples(values, "ms")
+
+
+def test_median() -> None:
+    """The middle is not moved by one that was disturbed."""
+    samples = ms(3, 1, 900)
+
+    assert (3, 1, 900) == (samples.median, samples.low, samples.high)
+
+
+def test_ratio() -> None:
+    """A ratio is that of the medians."""
+    assert 0.25 == ratio(ms(1, 2, 9), ms(8, 8, 1))
+
+
+def test_turns() -> None:
+    """All have one turn before any has its second."""
+    order: list[str] = []
+
+    def turn(name: str) -> int:
+        order.append(name)
+        return len(order)
+
+    results = in_turns({"a": lambda: turn("a"), "b": lambda: turn("b")}, 2)
+
+    assert ["a", "b", "a", "b"] == order
+    assert {"a": [1, 3], "b": [2, 4]} == results
+
+
+@pytest.mark.parametrize(
+    ("measured", "kept"),
+    [(ms(50), True), (ms(49), True), (ms(51), False)],
+    ids=["just", "below", "above"],
+)
+def test_budget(measured: Samples, kept: bool) -> None:  # noqa: FBT001 the expectation of a case
+    """A budget is kept up to what it allows."""
+    budget = Budget("what", "than", "group/ours/time", "group/theirs/time", 0.5)
+
+    [verdict] = budgets.judge([budget], {"group/ours/time": measured, "group/theirs/time": ms(100)})
+
+    assert kept == verdict.is_kept
+
+
+def test_worst_counts() -> None:
+    """Where many are measured, the slowest must keep the budget; what it is compared with is none of them."""
+    budget = Budget("what", "than", "functions/*/init", "functions/floor/init", 2.0)
+    figures: Figures = {
+        "functions/a/init": ms(15),
+        "functions/b/init": ms(25),
+        "functions/b/first": ms(99),
+        "functions/floor/init": ms(10),
+    }
+
+    [verdict] = budgets.judge([budget], figures)
+
+    assert ("functions/b/init", 2.5, False) == (verdict.worst, verdict.ratio, verdict.is_kept)
+
+
+@pytest.mark.parametrize("missing", ["group/ours/time", "group/theirs/time"])
+def test_not_measured_is_not_kept(missing: str) -> None:
+    """A budget whose figures are not there has failed."""
+    budget = Budget("what", "than", "group/ours/time", "group/theirs/time", 0.5)
+    figures = {"group/ours/time": ms(1), "group/theirs/time": ms(100)}
+    del figures[missing]
+
+    [verdict] = budgets.judge([budget], figures)
+
+    assert not verdict.is_kept
+    assert "not measured" in budgets.table([verdict], figures)
+
+
+def test_budget_table() -> None:
+    """A person sees what failed, by how much, and which function it was."""
+    figures: Figures = {"functions/slow/init": ms(25), "functions/floor/init": ms(10)}
+    verdicts = budgets.judge([Budget("every", "floor", "functions/*/init", "functions/floor/init", 2.0)], figures)
+
+    line = budgets.table(verdicts, figures).splitlines()[-1]
+
+    assert ["✗", "every", "(slow)", "floor", "25.0", "ms", "10.0", "ms", "2.500", "2"] == line.split()
+
+
+def test_budgets_file() -> None:
+    """The file has all budgets, and all of them compare two figures."""
+    found = [budget.at_most for budget in budgets.load()]
+
+    assert [0.16, 0.45, 2.0, 0.25, 0.6, 1.3, 0.75, 3.5, 0.5, 0.05, 1.2, 0.5, 0.7] == found
+
+
+def test_aligned() -> None:
+    """Texts go to the left, numbers to the right, and nothing stands behind the last cell."""
+    rows = [["name", "ms", ""], ["a", "1.5", "x"], ["longer", "10.25", ""]]
+
+    assert ["name       ms", "──────  ─────  ─", "a         1.5  x", "longer  10.25"] == table.aligned(
+        rows, numbers=[1]
+    ).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [(12345.6, "12,346"), (123.4, "123"), (12.34, "12.3"), (1.234, "1.23"), (0.1234, "0.123"), (0, "0.000")],
+)
+def test_figure(value: float, written: str) -> None:
+    """A number has the digits that mean something."""
+    assert written == table.figure(value)
+
+
+def test_group_table() -> None:
+    """A group's table compares each figure with the group's base."""
+    figures: Figures = {"cold/send_sms/init": ms(30, 20, 40), "cold/floor/init": ms(10)}
+
+    lines = report.tables(figures).splitlines()
+
+    assert ["send_sms", "init", "30.0", "20.0", "40.0", "ms", "3", "3.00"] == lines[2].split()
+
+
+def test_results_are_read_as_written(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is saved comes back."""
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    figures: Figures = {"cold/send_sms/init": ms(1, 2)}
+
+    assert figures == report.read(report.save("cold", figures))
+
+
+def test_webhooks_are_signed() -> None:
+    """A form of the benchmarks has Twilio's signature."""
+    event = events.webhook_form(7)
+    body = base64.b64decode(event["body"]).decode()
+    fields = {name: [value] for name, value in parse_qsl(body, keep_blank_values=True)}
+    url = f"https://{event['requestContext']['domainName']}/webhook"
+
+    assert signature.verify(event["headers"]["x-twilio-signature"], [url], fields, [AUTH_TOKEN])
+
+
+def test_events_differ() -> None:
+    """No two events are alike, so that nothing is known from before."""
+    for make in events.SHAPES.values():
+        assert make(1) != make(2)
+
+
+@pytest.mark.parametrize(
+    ("answer", "good"),
+    [
+        ({"sid": "SM1"}, True),
+        ({"statusCode": 201}, True),
+        ({"batchItemFailures": []}, True),
+        ({"statusCode": 500}, False),
+        ({"errorType": "TwilioUnavailableError"}, False),
+        ({"batchItemFailures": [{"itemIdentifier": "1"}]}, False),
+        (None, False),
+    ],
+    ids=str,
+)
+def test_errors_are_not_measured(answer: object, good: bool) -> None:  # noqa: FBT001 the expectation of a case
+    """An answer that is an error is told from one that is none."""
+    assert good == (events.fault(answer) is None)
