@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -21,6 +22,7 @@ from twilio_connector.inputs import (
     Parsed,
     Recipient,
     Sender,
+    fields,
 )
 from twilio_connector.segments import segments
 
@@ -104,10 +106,10 @@ class SendSms(Input, frozen=True, kw_only=True):
     def form(self, connection: Connection) -> dict[str, str | list[str]]:
         """Return Twilio's parameters; raises InvalidInputError where the connection has no sender for them."""
         form: dict[str, str | list[str]] = {}
-        for spec in msgspec.structs.fields(self):
+        for name, spec in fields(type(self)).items():
             value = getattr(self, spec.name)
-            if value is not None and spec.name not in _OURS:
-                form[_parameter(spec.encode_name)] = _written(value)
+            if value is not None and name not in _OURS:
+                form[_parameter(name)] = _written(value)
         if self.send_at:
             form["ScheduleType"] = "fixed"
         if not form.keys() & {"From", "MessagingServiceSid"}:
@@ -116,7 +118,7 @@ class SendSms(Input, frozen=True, kw_only=True):
 
     def content(self) -> dict[str, Any]:
         """Return the input as JSON, without what does not make another message of it."""
-        values = {spec.encode_name: getattr(self, spec.name) for spec in msgspec.structs.fields(self)}
+        values = {name: getattr(self, spec.name) for name, spec in fields(type(self)).items()}
         given = {name: value for name, value in values.items() if value is not None and name not in _OURS}
         return {name: str(value) if isinstance(value, Parsed) else value for name, value in given.items()}
 
@@ -162,6 +164,7 @@ def _need_service(given: Mapping[str, Any]) -> Iterator[Fault]:
             yield Fault(name, "needs messaging_service_sid")
 
 
+@cache
 def _parameter(name: str) -> str:
     """Return Twilio's name of a field."""
     special = {"message": "Body", "media_urls": "MediaUrl"}
