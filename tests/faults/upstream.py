@@ -56,7 +56,7 @@ class Upstream:
             self._sock = None
 
     def _connected(self, url: str) -> socket.socket:
-        if self._sock and (url != self._url or select.select([self._sock], [], [], 0)[0]):
+        if self._sock and (url != self._url or _is_readable(self._sock)):
             self.close()  # it says something unasked: that it closes
         if not self._sock:
             parts = urlsplit(url)
@@ -65,3 +65,10 @@ class Upstream:
             self._track(self._sock)
             self._url = url
         return self._sock
+
+
+def _is_readable(sock: socket.socket) -> bool:
+    """Tell whether a socket has something to read, however many are open: select() knows no number above 1,023."""
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(0))

@@ -19,6 +19,8 @@ LEAST_HIT = 0.5
 """Of the webhooks with a fault those that a fault reached, and of those with a crash those whose process was killed."""
 MOST_GIVEN_UP = 0.01
 """Of the webhooks those that Twilio may give up."""
+MOST_SLOW = 0.02
+"""Of the events those that may be marked because this machine was too slow for a time limit."""
 
 _OK = 200
 _SLACK = 1  # seconds between a fault and the line that tells of it
@@ -174,6 +176,8 @@ class Published:
             reasons.append(f"statuses came in {len(self.orders())} orders")
         if not self.marked("uncertain") or not self.marked("unavailable"):
             reasons.append("no event was marked")
+        if len(self.unexplained_marks()) > MOST_SLOW * len(self.marks):
+            reasons.append(f"{len(self.unexplained_marks())} events are marked, and no fault is on record that did it")
         if self.lost_by_the_naive() <= LEAST_LOST:
             reasons.append(f"the naive receiver lost {self.lost_by_the_naive():.0f} per 1,000: faults do not bite")
         return reasons
@@ -200,6 +204,11 @@ class Published:
         """Return how many events say that they may not be the only one, in these words."""
         return sum(marks.count(mark) for marks in self.marks.values())
 
+    def unexplained_marks(self) -> list[str]:
+        """Return the events that are marked though the record of faults has nothing of their webhook."""
+        spared = [hook for hook in self.hooks.values() if not hook.faults]
+        return [name for hook in spared for name in hook.events if any(self.marks[name])]
+
     def lost_by_the_naive(self) -> float:
         """Return the events per 1,000 that the naive receiver lost."""
         accepted = [name for hook in self._naive.values() if hook.is_accepted for name in hook.events]
@@ -221,6 +230,7 @@ class Published:
         yield figure("events", len(events), f"{sum(copies):,} on the bus, {copies.count(1):,} of them once")
         marks = ", ".join(f"{mark} {self.marked(mark):,}" for mark in ("uncertain", "unavailable"))
         yield figure("marked", sum(self.marked(mark) for mark in ("uncertain", "unavailable")), marks)
+        yield figure("  though no fault hit their webhook", len(self.unexplained_marks()))
         given_up = sum(not hook.is_accepted for hook in self.hooks.values())
         yield figure("given up by Twilio", given_up, "after three deliveries")
         yield figure(

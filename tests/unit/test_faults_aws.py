@@ -1,15 +1,18 @@
 """The proxy in front of AWS passes everything on, and fails where it is told to."""
 
 import json
+import os
+import resource
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from http.client import HTTPConnection, HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -132,6 +135,23 @@ def test_nothing_is_changed(proxy: AwsProxy, emulator: Emulator) -> None:
     assert [("", "PUT /a%20b", None, 200)] * 3 == [
         (each.service, each.operation, each.fault, each.status) for each in proxy.calls
     ]
+
+
+def test_a_thousand_open_files_are_no_limit(proxy: AwsProxy) -> None:
+    """The numbers of its connections may be higher than select() knows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with ExitStack() as ending:
+        ending.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        for _ in range(1024):
+            ending.enter_context(Path(os.devnull).open())
+        connection = ending.enter_context(closing(HTTPConnection("127.0.0.1", proxy.port, timeout=5)))
+        for _ in range(2):  # the second finds the first one's connection open
+            connection.request("POST", "/", "x")
+            response = connection.getresponse()
+
+            assert (200, []) == (response.status, json.loads(response.read())["Entries"])
+    assert [] == proxy.errors
 
 
 @pytest.mark.parametrize(

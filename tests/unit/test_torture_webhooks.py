@@ -303,6 +303,14 @@ def test_void_where_the_naive_receiver_loses_nothing(records: Records) -> None:
     assert ["the naive receiver lost 0 per 1,000: faults do not bite"] == records.published().void()
 
 
+def test_void_where_marks_have_no_cause(records: Records) -> None:
+    """What nobody injected must hardly hit: else the record is not that of the run."""
+    for number in range(500, 596):
+        records.happened(f"hook-7-{number:05}", mark="uncertain", message=_message((number - 500) // 4, "queued"))
+
+    assert ["96 events are marked, and no fault is on record that did it"] == records.published().void()
+
+
 def test_void_where_many_are_given_up(records: Records) -> None:
     """What Twilio gives up must be rare."""
     for number in range(900, 910):
