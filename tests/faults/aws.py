@@ -239,11 +239,10 @@ class AwsProxy(Listener):
         self.release()
 
     def reset(self) -> None:
-        """Forget faults, calls and counts; what hangs is released."""
+        """Forget faults and calls; what hangs is released. A marker that was read stays so, whoever repeats its text."""
         self.clear()
         with self._changed:
             self._calls.clear()
-            self._marked.clear()
 
     def _talk(self, sock: socket.socket, number: int) -> None:  # noqa: ARG002 connections are not counted here
         reader = Reader(sock)

@@ -298,6 +298,21 @@ def test_a_failed_asynchronous_invocation_is_in_the_failed_queue(cloud: Cloud) -
     assert (given, "TwilioRejectedError") == (record["requestPayload"], record["responsePayload"]["errorType"])
 
 
+@pytest.fixture
+def _nothing_runs_by_itself(cloud: Cloud) -> Iterator[None]:
+    """Let no schedule make calls that a test would count."""
+    scheduler = cloud.client("scheduler")
+    schedules = [scheduler.get_schedule(Name=each["Name"]) for each in scheduler.list_schedules()["Schedules"]]
+    names = ("Name", "ScheduleExpression", "FlexibleTimeWindow", "Target")
+    kept = [{name: schedule[name] for name in names} | {"State": schedule["State"]} for schedule in schedules]
+    for schedule in kept:
+        scheduler.update_schedule(**schedule | {"State": "DISABLED"})
+    yield
+    for schedule in kept:
+        scheduler.update_schedule(**schedule)
+
+
+@pytest.mark.usefixtures("_nothing_runs_by_itself")
 def test_what_a_send_costs_at_aws(cloud: Cloud, aws_proxy: AwsProxy) -> None:
     """Without a key a send calls nothing; with one it makes two writes."""
     cloud.invoke("SendSms", sms())  # the secret is read
