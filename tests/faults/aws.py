@@ -239,7 +239,7 @@ class AwsProxy(Listener):
         self.release()
 
     def reset(self) -> None:
-        """Forget faults and calls; what hangs is released. A marker that was read stays so, whoever repeats its text."""
+        """Forget faults and calls; what hangs is released. Markers that were read stay so, whoever repeats them."""
         self.clear()
         with self._changed:
             self._calls.clear()
