@@ -660,6 +660,7 @@ def test_nothing_stops_a_second_stack() -> None:
         "EventBus.Name": {"Ref": "AWS::StackName"},
         "ActionsApi.Name": {"Fn::Sub": "${AWS::StackName}-actions"},
         "WebhookApi.Name": {"Fn::Sub": "${AWS::StackName}-webhook"},
+        "Reply.Name": {"Fn::Sub": "/twilio-connector/${AWS::StackName}/reply"},
     } == named
 
 
