@@ -656,7 +656,6 @@ def test_nothing_stops_a_second_stack() -> None:
     }
 
     assert {
-        "Reply.Name": {"Fn::Sub": "/${AWS::StackName}/reply"},
         "EventBus.Name": {"Ref": "AWS::StackName"},
         "ActionsApi.Name": {"Fn::Sub": "${AWS::StackName}-actions"},
         "WebhookApi.Name": {"Fn::Sub": "${AWS::StackName}-webhook"},
