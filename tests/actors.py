@@ -1,10 +1,15 @@
 """Things that go on one step at a time, so that a test puts them in any order and ends them anywhere."""
 
+import io
 import threading
 from collections.abc import Callable, Iterable
+from typing import Any
 
+import pytest
+import requests
 from twilio_connector import transport
 from twilio_connector.errors import ServiceUnavailableError
+from urllib3 import HTTPResponse
 
 _ATTEMPTS = {
     "throttled": ["before", "before"],
@@ -85,3 +90,22 @@ def attempt(actor: Actor, fault: Callable[[], str], carry_out: Callable[[], tran
         raise transport.Lost
     actor.attempts.clear()
     return reply
+
+
+def answer_requests(
+    monkeypatch: pytest.MonkeyPatch, answer: Callable[[requests.PreparedRequest], transport.Reply]
+) -> None:
+    """Let all requests be answered in memory instead of by the network; `transport.Lost` is a broken connection."""
+
+    def send(_: requests.Session, request: requests.PreparedRequest, **__: Any) -> requests.Response:
+        try:
+            reply = answer(request)
+        except transport.Lost:
+            raise requests.ConnectionError from None
+        response = requests.Response()
+        response.status_code = reply.status
+        response.headers.update(reply.headers)
+        response.raw = HTTPResponse(io.BytesIO(reply.body), status=reply.status, preload_content=False)
+        return response
+
+    monkeypatch.setattr(requests.Session, "send", send)

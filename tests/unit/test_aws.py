@@ -12,6 +12,7 @@ import pytest
 from twilio_connector import aws, transport
 from twilio_connector.transport import MAX_THREADS
 
+from tests.actors import answer_requests
 from tests.aws_wire import LOST, PASS, AwsWire
 from tests.faults import closed_port
 
@@ -150,11 +151,11 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[Sent]:
     """Record each request instead of sending it."""
     requests: list[Sent] = []
 
-    def exchange(_: Any, request: Any, **__: Any) -> transport.Reply:
+    def answer(request: Any) -> transport.Reply:
         requests.append(Sent(request.url, dict(request.headers), request.body))
         return transport.Reply(200, {}, b"{}")
 
-    monkeypatch.setattr(transport.Session, "exchange", exchange)
+    answer_requests(monkeypatch, answer)
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
     return requests
 
@@ -218,26 +219,26 @@ def test_a_request_is_signed_with_the_roles_keys(
     assert {"QueueUrl": "q", "MessageBody": "Grüße"} == json.loads(sent[0].body)
 
 
-@pytest.mark.parametrize("body", [b"[]", b"<html>", b"\xff", b'"text"'])
+@pytest.mark.parametrize("body", [b"[]", b"<html>", b"\xff", b'{"a":"\xff"}', b'"text"', b"[" * 100_000])
 def test_an_answer_that_is_no_object_is_lost(
     aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch, delays: list[float], body: bytes
 ) -> None:
     """The call may have been carried out."""
-    monkeypatch.setattr(transport.Session, "exchange", lambda *_, **__: transport.Reply(200, {}, body))
+    answer_requests(monkeypatch, lambda _: transport.Reply(200, {}, body))
 
     with pytest.raises(aws.LostError):
         read()
     assert (0, 1) == (len(aws_wire.calls), len(delays))
 
 
-@pytest.mark.parametrize("body", [b"", b"<html>", b"[]"])
+@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"a":"\xff"}'])
 @pytest.mark.parametrize(("status", "kind"), [(403, aws.RefusedError), (502, aws.LostError)])
 @pytest.mark.usefixtures("delays")
 def test_a_refusal_without_a_code_has_its_status(
     monkeypatch: pytest.MonkeyPatch, body: bytes, status: int, kind: type[Exception]
 ) -> None:
     """As a proxy answers."""
-    monkeypatch.setattr(transport.Session, "exchange", lambda *_, **__: transport.Reply(status, {}, body))
+    answer_requests(monkeypatch, lambda _: transport.Reply(status, {}, body))
 
     with pytest.raises(aws.RefusedError, match=f"^HTTP {status}$") as error:
         read()

@@ -30,7 +30,7 @@ from twilio_connector.deduplication import Deduplication, Seen, State, Verdict, 
 from twilio_connector.envelope import Record
 from twilio_connector.twilio_events import Event
 
-from tests.actors import Actor, attempt
+from tests.actors import Actor, answer_requests, attempt
 from tests.aws_wire import AwsWire
 
 LEASE = 30  # seconds: the function's time limit
@@ -112,7 +112,7 @@ def here() -> Function:
 class Services:
     """AWS in memory, whose calls stop before and after they are carried out."""
 
-    def exchange(self, request: requests.PreparedRequest, **_: Any) -> transport.Reply:
+    def exchange(self, request: requests.PreparedRequest) -> transport.Reply:
         """Answer a request, or not."""
         operation = request.headers["X-Amz-Target"].rpartition(".")[2]
         body = json.decode(request.body or b"")
@@ -301,8 +301,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     wire = AwsWire()
     wire._server.server_close()  # it is asked without a network
     monkeypatch.setattr(Deliveries, "wire", wire, raising=False)
-    services = Services()
-    monkeypatch.setattr(transport.Session, "exchange", lambda _, *given, **named: services.exchange(*given, **named))
+    answer_requests(monkeypatch, Services().exchange)
     monkeypatch.setattr(aws, "_LONGEST_PAUSE", 0)
     for module in (deduplication, outbox):
         monkeypatch.setattr(module, "time", SimpleNamespace(time=clock))

@@ -44,7 +44,7 @@ from twilio_connector.ledger import (
     new_claim,
 )
 
-from tests.actors import Actor, attempt
+from tests.actors import Actor, answer_requests, attempt
 from tests.aws_wire import AwsWire
 
 KEY = key_id("default", "key")
@@ -78,7 +78,7 @@ class Table:
         """Take what keeps the items."""
         self._wire = wire
 
-    def exchange(self, request: requests.PreparedRequest, **_: Any) -> transport.Reply:
+    def exchange(self, request: requests.PreparedRequest) -> transport.Reply:
         """Answer a request."""
         operation = request.headers["X-Amz-Target"].rpartition(".")[2]
         body = json.loads(request.body or b"")
@@ -298,8 +298,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> None:
     wire = AwsWire()
     wire._server.server_close()  # it is asked without a network
     monkeypatch.setattr(Sends, "wire", wire, raising=False)
-    table = Table(wire)
-    monkeypatch.setattr(transport.Session, "exchange", lambda _, *given, **named: table.exchange(*given, **named))
+    answer_requests(monkeypatch, Table(wire).exchange)
     monkeypatch.setattr(aws, "_LONGEST_PAUSE", 0)
     monkeypatch.setattr(ledger, "time", SimpleNamespace(time=lambda: Sends.now))
 

@@ -91,6 +91,7 @@ _SERVICES = {
 }
 
 _SESSION = transport.Session()
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class _Keys(NamedTuple):
@@ -163,7 +164,7 @@ def _signed(service: str, url: str, headers: Mapping[str, str], body: bytes) -> 
 def _answer(reply: transport.Reply) -> dict[str, Any]:
     try:
         return msgspec.json.decode(reply.body or b"{}", type=dict[str, Any])
-    except msgspec.DecodeError:
+    except _UNREADABLE:
         raise LostError("an answer that is no JSON object") from None
 
 
@@ -171,7 +172,7 @@ def _refusal(reply: transport.Reply) -> RefusedError:
     """Return the error that an answer tells, whose code is in the body, or for Lambda in a header."""
     try:
         answer = msgspec.json.decode(reply.body, type=dict[str, Any])
-    except msgspec.DecodeError:
+    except _UNREADABLE:
         answer = {}
     code = str(answer.get("__type") or reply.headers.get("x-amzn-ErrorType") or f"HTTP {reply.status}")
     code = code.rpartition("#")[2].partition(":")[0]
