@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import requests
+from requests.adapters import HTTPAdapter
 from twilio_connector import transport
 from twilio_connector.errors import ServiceUnavailableError
 from urllib3 import HTTPResponse
@@ -97,7 +98,7 @@ def answer_requests(
 ) -> None:
     """Let all requests be answered in memory instead of by the network; `transport.Lost` is a broken connection."""
 
-    def send(_: requests.Session, request: requests.PreparedRequest, **__: Any) -> requests.Response:
+    def send(_: HTTPAdapter, request: requests.PreparedRequest, **__: Any) -> requests.Response:
         try:
             reply = answer(request)
         except transport.Lost:
@@ -108,4 +109,4 @@ def answer_requests(
         response.raw = HTTPResponse(io.BytesIO(reply.body), status=reply.status, preload_content=False)
         return response
 
-    monkeypatch.setattr(requests.Session, "send", send)
+    monkeypatch.setattr(HTTPAdapter, "send", send)

@@ -8,11 +8,12 @@ from io import StringIO
 from typing import Any
 
 import pytest
-from twilio_connector import aws, client, telemetry
+from twilio_connector import aws, client, telemetry, transport
 from twilio_connector.connection import Connections
 
 from tests.aws_wire import AwsWire
 from tests.faults import FaultServer
+from tests.faults.tls import ca_file
 
 ACCOUNT_SID = "AC" + "0" * 32
 AUTH_TOKEN = "0" * 32
@@ -25,6 +26,12 @@ API_KEY = {
 }
 
 type Log = Callable[[], list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _authority() -> None:
+    """Let the functions know the authority that signed the fault server's good certificate."""
+    transport.TLS.load_verify_locations(ca_file())
 
 
 @pytest.fixture

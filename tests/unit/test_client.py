@@ -276,7 +276,6 @@ def test_a_bad_certificate_is_final(monkeypatch: pytest.MonkeyPatch, kind: Tls) 
     """One attempt, nothing sent, no second try."""
     with FaultServer(tls=kind) as server:
         monkeypatch.setenv("TWILIO_API_URL", server.url)
-        monkeypatch.setattr(client._SESSION, "verify", str(server.ca_file))
         errors = [failure(send), failure(get)]
 
         assert [TwilioUnavailableError] * 2 == [type(error) for error in errors]
@@ -288,7 +287,6 @@ def test_a_handshake_that_broke_off_is_tried_again(monkeypatch: pytest.MonkeyPat
     """It is not final, and the message is sent once."""
     with FaultServer(tls="good") as server:
         monkeypatch.setenv("TWILIO_API_URL", server.url)
-        monkeypatch.setattr(client._SESSION, "verify", str(server.ca_file))
         server.script(faults.CLOSE_IN_HANDSHAKE, faults.RESET_IN_HANDSHAKE, faults.OK)
 
         assert "queued" == send()["status"]
@@ -768,7 +766,6 @@ def test_attempts_without_a_connection_do_not_count(monkeypatch: pytest.MonkeyPa
     """A handshake is no request."""
     with FaultServer(tls="good") as server:
         monkeypatch.setenv("TWILIO_API_URL", server.url)
-        monkeypatch.setattr(client._SESSION, "verify", str(server.ca_file))
         server.script(faults.CLOSE_IN_HANDSHAKE, faults.OK)
 
         assert (1, 1) == (request("GET").attempts, len(server.requests))

@@ -362,7 +362,7 @@ def test_what_a_fault_of_ours_leaves_is_not_sent(
     twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before the request it is provably not sent."""
-    monkeypatch.setattr("twilio_connector.client._SESSION", None)
+    monkeypatch.setattr("twilio_connector.client._prepared", None)
 
     assert "InternalError" == type(failure()).__name__
     assert ["not_sent"] == states(aws_wire)

@@ -223,11 +223,11 @@ def test_our_own_fault_is_a_line_without_its_message(
     aws_wire: AwsWire, context: Context, lines: Lines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It says where, and not what: an exception's message may hold any value."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"not a url {MARKER}")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://[{MARKER}]")
     failed(get_sms.handler, {"message_sid": SID}, context)
     (line,) = logged(lines())
 
-    assert ("ERROR", "unexpected exception", "AttributeError") == (line["level"], line["message"], line["exception"])
+    assert ("ERROR", "unexpected exception", "ValueError") == (line["level"], line["message"], line["exception"])
     assert any(where.startswith("connection.py:") for where in line["where"])
     assert MARKER not in json.dumps(line)
     assert [] == aws_wire.calls

@@ -221,11 +221,11 @@ class Twilio:
         try:
             while True:
                 request.auth = connection.basic_auth
-                result = self._attempt(_SESSION.prepare_request(request), terms)
+                result = self._attempt(_prepared(request), terms)
                 attempts += result.attempts
                 if follow and isinstance(result, Failure) and follow.fullmatch(result.location):
                     public = requests.Request("GET", result.location)
-                    result = self._attempt(_SESSION.prepare_request(public), terms)
+                    result = self._attempt(_prepared(public), terms)
                     attempts += result.attempts
                 if isinstance(result, Answer):
                     return result._replace(attempts=attempts)
@@ -281,6 +281,13 @@ class Twilio:
 
     def _seconds_left(self) -> float:
         return self._deadline.remaining() - self._reserve
+
+
+def _prepared(request: requests.Request) -> requests.PreparedRequest:
+    """Return a request as it goes on the wire; its answer may come compressed."""
+    prepared = request.prepare()
+    prepared.headers.setdefault("Accept-Encoding", "gzip, deflate")
+    return prepared
 
 
 def _read(reply: transport.Reply, proof: type[msgspec.Struct] | None, *, read_only: bool) -> Answer | Failure:

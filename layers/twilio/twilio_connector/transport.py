@@ -7,14 +7,15 @@ import socket
 import ssl
 import time
 from collections.abc import Buffer, Mapping
-from http.cookiejar import DefaultCookiePolicy
 from typing import Any, NamedTuple
 
 import requests
 from requests.adapters import HTTPAdapter
+from requests.certs import where
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, Timeout
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError
+from urllib3.util import ssl_
 
 from twilio_connector import __version__
 
@@ -23,7 +24,6 @@ USER_AGENT = f"twilio-connector-aws/{__version__} (Python {platform.python_versi
 # A function may be frozen between invocations while the server closes its connections. Such a connection ends
 # a request in a way that cannot be told from one that was carried out, so it is not used again.
 _MAX_IDLE = 5.0  # seconds
-_CHUNK = 65536  # bytes
 
 MAX_THREADS = 50
 """So many may send at the same time, each on a connection that is kept."""
@@ -180,42 +180,46 @@ class _TlsPool(_DropsIdle, HTTPSConnectionPool):
     ConnectionCls = _TlsConnection
 
 
+# Made while the function starts, when Lambda gives it whole processors: to read all the authorities takes longer than
+# the rest of a handshake, and requests would do that for each connection.
+TLS = ssl_.create_urllib3_context()
+"""The context of all connections."""
+TLS.load_verify_locations(where())
+
+
 class _Adapter(HTTPAdapter):
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, **kwargs)
+        super().init_poolmanager(*args, ssl_context=TLS, **kwargs)
         self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
 
+    def cert_verify(self, *_: Any, **__: Any) -> None:
+        """Leave that to the context, which demands a certificate and knows the authorities."""
 
-class Session(requests.Session):
-    """One session for all invocations: keep-alive, no proxies, netrc, cookies or redirects."""
+
+class Session:
+    """Connections for all invocations, which are kept.
+
+    It is requests without a `requests.Session`: there are no proxies, netrc, cookies or redirects to turn off.
+    """
 
     def __init__(self) -> None:
         """Open no connection yet."""
-        super().__init__()
-        self.trust_env = False  # a netrc would replace our credentials
-        self.headers["User-Agent"] = USER_AGENT
-        self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-        self.mount("https://", _Adapter(pool_maxsize=MAX_THREADS))
-        self.mount("http://", _Adapter(pool_maxsize=MAX_THREADS))
+        self._adapter = _Adapter(pool_maxsize=MAX_THREADS)
 
-    def get_redirect_target(self, resp: requests.Response) -> None:
-        """Know of no redirect: requests would read the whole body, however large, before it follows none."""
+    def close(self) -> None:
+        """Close all connections; the next request opens one."""
+        self._adapter.close()
 
-    def exchange(
-        self,
-        request: requests.PreparedRequest,
-        *,
-        timeout: Timeout,
-        max_bytes: int,
-    ) -> Reply:
+    def exchange(self, request: requests.PreparedRequest, *, timeout: Timeout, max_bytes: int) -> Reply:
         """Send a request once and read the whole answer; `max_bytes` counts after decompression.
 
         Raises NeverSent, Lost or TooLarge. What matters about an answer outside 2xx is its status: a body that
         cannot be read is left out there.
         """
+        request.headers.setdefault("User-Agent", USER_AGENT)
         try:
             # requests hands urllib3's Timeout through, though its types do not say so.
-            response = self.send(request, timeout=timeout, stream=True, allow_redirects=False)  # type: ignore[arg-type]
+            response = self._adapter.send(request, stream=True, timeout=timeout)  # type: ignore[arg-type]
         except (requests.RequestException, HTTPError, http.client.HTTPException, OSError, ValueError) as error:
             raise Lost(_lost(error)) from None
         with response:
@@ -233,12 +237,10 @@ class Session(requests.Session):
 
 
 def _body(response: requests.Response, max_bytes: int) -> bytes:
-    body = bytearray()
-    for chunk in response.raw.stream(_CHUNK, decode_content=True):
-        body += chunk
-        if len(body) > max_bytes:
-            raise TooLarge
-    return bytes(body)
+    body: bytes = response.raw.read(max_bytes + 1, decode_content=True)
+    if len(body) > max_bytes:
+        raise TooLarge
+    return body
 
 
 def _lost(error: Exception) -> str:
