@@ -9,7 +9,6 @@ import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple, Self
 from urllib.parse import parse_qsl, urlsplit
 
@@ -124,8 +123,7 @@ def _read_event(event: Any) -> Rotation:
         ) from None
 
 
-@dataclass(frozen=True, slots=True)
-class Secret:
+class Secret(NamedTuple):
     """A connection's secret, whose version `version` is being made; `stages` has the labels of each version."""
 
     arn: str

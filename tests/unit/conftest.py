@@ -31,6 +31,7 @@ type Log = Callable[[], list[dict[str, Any]]]
 @pytest.fixture(scope="session", autouse=True)
 def _authority() -> None:
     """Let the functions know the authority that signed the fault server's good certificate."""
+    transport._AUTHORITIES.join()
     transport.TLS.load_verify_locations(ca_file())
 
 

@@ -4,5 +4,5 @@ import gc
 
 __version__ = "0.1.0"
 
-# Modules are never garbage: to look for some while they are imported takes a tenth of the time that a start takes.
-gc.set_threshold(50_000, 20, 100)
+# What a function imports is never garbage: Python looks for some so often that this takes a tenth of a cold start.
+gc.set_threshold(50_000)

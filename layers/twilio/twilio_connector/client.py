@@ -3,7 +3,6 @@
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
@@ -109,8 +108,7 @@ class _Terms(NamedTuple):
         return _LEAST_SECONDS if method in READ_ONLY_METHODS else min(self.timeout, _LEAST_SECONDS_TO_CHANGE)
 
 
-@dataclass(frozen=True, slots=True)
-class Retries:
+class Retries(NamedTuple):
     """How often, when, and after how many seconds a failed request is sent again."""
 
     limit: int

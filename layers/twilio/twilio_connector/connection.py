@@ -5,8 +5,7 @@ import threading
 import time
 from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta, Struct
@@ -109,8 +108,7 @@ def parse_secret(name: str, secret: str) -> Connection:
     return Connection(**given)
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
+class _Known(NamedTuple):
     """What the last look-up of a name brought: when it was read, and until when it is not asked for again."""
 
     result: Connection | ConnectorError

@@ -3,7 +3,6 @@
 import base64
 import binascii
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
@@ -64,8 +63,7 @@ class Record(NamedTuple):
     receive_count: int = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HttpRequest:
+class HttpRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A request through API Gateway (payload format 1.0 or 2.0) or a function URL.
 
     `path` is what the client called, with stage or base path. `query` is as it came; None in payload 1.0, which
@@ -76,10 +74,14 @@ class HttpRequest:
     domain: str
     path: str
     query: str | None
-    parameters: list[tuple[str, str]] = field(repr=False)
-    path_parameters: dict[str, str] = field(repr=False)
-    headers: dict[str, str] = field(repr=False)
-    body: bytes = field(repr=False)
+    parameters: list[tuple[str, str]]
+    path_parameters: dict[str, str]
+    headers: dict[str, str]
+    body: bytes
+
+    def __repr__(self) -> str:
+        """Leave out what may hold a secret, a number or a text."""
+        return f"HttpRequest({self.method} {self.domain}{self.path})"
 
 
 def is_http(event: Any) -> bool:

@@ -22,14 +22,12 @@ subclass does not match its parent there.
     └── InternalError                500  a fault of the connector or its deployment
 """
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from msgspec import Struct
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
+class Fault(NamedTuple):
     """One wrong field of an input, named as the user wrote it."""
 
     field: str

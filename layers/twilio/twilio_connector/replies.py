@@ -20,7 +20,7 @@ NOTHING = "<Response/>"
 MAX_BYTES = 64 * 1024
 """https://www.twilio.com/docs/api/errors/11750"""
 _FRESH_SECONDS = 300
-_NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_NOT_IN_XML = "[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"  # compiled on use, which takes 5 ms
 
 
 class _Setting(NamedTuple):
@@ -56,7 +56,7 @@ def reply(about: Kind, event: Event, deadline: Deadline) -> str:
         extra = {"function": "webhook", "reason": str(error), "error": type(error).__name__}
         telemetry.logger.error("no reply", extra=extra)
         return NOTHING
-    text = escape(_NOT_IN_XML.sub("", setting.text))
+    text = escape(re.sub(_NOT_IN_XML, "", setting.text))
     return f"<Response><Message>{text}</Message></Response>" if is_message and text else NOTHING
 
 

@@ -2,16 +2,14 @@
 
 import os
 import re
-from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 from twilio_connector.errors import InternalError
 
 _TEST_URL = re.compile(r"https://[^\s/?#@\\]+|http://(127\.0\.0\.1|localhost|\[::1\])(:[0-9]+)?")
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(NamedTuple):
     """The settings all functions share.
 
     `twilio_api_url` is empty but in test stacks, where it replaces every Twilio host.

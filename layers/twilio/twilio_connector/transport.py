@@ -2,16 +2,17 @@
 
 import http.client
 import io
-import platform
 import socket
 import ssl
+import sys
+import threading
 import time
 from collections.abc import Buffer, Mapping
 from typing import Any, NamedTuple
 
+import certifi
 import requests
 from requests.adapters import HTTPAdapter
-from requests.certs import where
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, Timeout
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError
@@ -19,7 +20,7 @@ from urllib3.util import ssl_
 
 from twilio_connector import __version__
 
-USER_AGENT = f"twilio-connector-aws/{__version__} (Python {platform.python_version()})"
+USER_AGENT = f"twilio-connector-aws/{__version__} (Python {sys.version.partition(' ')[0]})"
 
 # A function may be frozen between invocations while the server closes its connections. Such a connection ends
 # a request in a way that cannot be told from one that was carried out, so it is not used again.
@@ -149,7 +150,9 @@ class _Connection(_KnowsWhetherSent, HTTPConnection):
 
 
 class _TlsConnection(_KnowsWhetherSent, HTTPSConnection):
-    pass
+    def connect(self) -> None:
+        _AUTHORITIES.join()
+        super().connect()
 
 
 class _DropsIdle:
@@ -180,11 +183,13 @@ class _TlsPool(_DropsIdle, HTTPSConnectionPool):
     ConnectionCls = _TlsConnection
 
 
-# Made while the function starts, when Lambda gives it whole processors: to read all the authorities takes longer than
-# the rest of a handshake, and requests would do that for each connection.
 TLS = ssl_.create_urllib3_context()
 """The context of all connections."""
-TLS.load_verify_locations(where())
+
+# To read all the authorities takes longer than the rest of a handshake, and requests would do it for each connection.
+# This is done once, while the function starts, when Lambda gives it whole processors, and beside the other imports.
+_AUTHORITIES = threading.Thread(target=TLS.load_verify_locations, args=[certifi.where()], daemon=True)
+_AUTHORITIES.start()
 
 
 class _Adapter(HTTPAdapter):
