@@ -81,5 +81,5 @@ def delays(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Record how long the client waits instead of waiting; jitter is the most it can be."""
     waited: list[float] = []
     monkeypatch.setattr(time, "sleep", waited.append)
-    monkeypatch.setattr(random, "uniform", lambda _, most: most)
+    monkeypatch.setattr(random.SystemRandom, "uniform", lambda _, __, most: most)
     return waited

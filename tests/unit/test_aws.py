@@ -1,10 +1,16 @@
 """Do calls to AWS say whether they were refused or not answered, and do threads not wait for each other?"""
 
 import json
+import os
 import re
+import subprocess
+import sys
+import textwrap
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any, NamedTuple
 
 import botocore.session
@@ -14,6 +20,7 @@ from twilio_connector.transport import MAX_THREADS
 
 from tests.actors import answer_requests
 from tests.aws_wire import LOST, PASS, AwsWire
+from tests.conftest import ROOT
 from tests.faults import closed_port
 
 MARKER = "xqzjvmarker"
@@ -196,6 +203,61 @@ def test_a_function_is_invoked_by_its_arn(aws_wire: AwsWire) -> None:
     aws_wire.failures["Invoke"] = [(403, "AccessDeniedException:http://internal")]
     with pytest.raises(aws.RefusedError, match=r"^AccessDeniedException$"):
         aws.invoke(arn, b"{}")
+
+
+def test_under_snapstart_lambda_serves_the_keys(sent: list[Sent], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A snapshot has no keys; what is served expires, and is asked for again before it does."""
+    served: list[str] = []
+
+    class Endpoint(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            served.append(self.headers["Authorization"])
+            expires_at = datetime.now(UTC) + timedelta(minutes=1 if len(served) == 1 else 60)
+            keys = {"AccessKeyId": f"KEY{len(served)}", "SecretAccessKey": "not-a-secret", "Token": "session-token"}
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps(keys | {"Expiration": expires_at.isoformat()}).encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    aws._served_credentials.cache_clear()
+    with HTTPServer(("127.0.0.1", 0), Endpoint) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"http://127.0.0.1:{server.server_port}/keys")
+        monkeypatch.setenv("AWS_CONTAINER_AUTHORIZATION_TOKEN", "of-the-environment")
+        for _ in range(3):
+            aws.call("sqs", "SendMessage", QueueUrl="q", MessageBody="Hello")
+        server.shutdown()
+    aws._served_credentials.cache_clear()
+
+    assert ["of-the-environment"] * 2 == served
+    assert ["KEY2"] * 3 == [re.findall(r"Credential=(\w+)/", each.headers["Authorization"])[0] for each in sent]
+    assert {"session-token"} == {each.headers["X-Amz-Security-Token"] for each in sent}
+
+
+_FROZEN = """
+    import os, random, sys
+    before = random.getstate()
+    import send_sms, webhook
+    from twilio_connector import client
+    sockets = [fd for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")
+               and os.readlink(f"/proc/self/fd/{fd}").startswith("socket:")]
+    print(sockets, client.CONNECTIONS._known, random.getstate() == before, "botocore.credentials" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("kind", ["on-demand", "snap-start"])
+def test_a_snapshot_has_nothing_that_must_not_be_shared(kind: str) -> None:
+    """No connection, no secret and no random numbers; but all that would be imported later."""
+    path = os.pathsep.join(map(str, (ROOT / "functions", ROOT / "layers" / "twilio")))
+    variables = {"PYTHONPATH": path, "AWS_LAMBDA_INITIALIZATION_TYPE": kind, "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-c", textwrap.dedent(_FROZEN)]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=True)
+
+    assert ("", f"[] {{}} True {kind == 'snap-start'}\n") == (done.stderr, done.stdout)
 
 
 @pytest.mark.parametrize("token", [None, "session-token"])

@@ -24,6 +24,7 @@ DEFAULTS = {
     "WebhookBaseUrl": "",
     "TwilioApiUrl": "",
     "Architecture": "arm64",
+    "SnapStart": "off",
     "WebhookRateLimit": 1000,
     "WebhookBurstLimit": 2000,
     "ReplyFunctionArn": "",
@@ -673,6 +674,7 @@ def test_alias_follows_every_change(name: str) -> None:
     environment = [
         shared["Function"]["Environment"],
         shared["Function"]["Architectures"],
+        shared["Function"]["SnapStart"],
         properties.get("Environment", {}),
     ]
     named = {*found("Ref", environment), *re.findall(r"\$\{(\w+)\}", " ".join(found("Fn::Sub", environment)))}

@@ -448,7 +448,7 @@ def test_deliveries_become_rarer(
     aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch, receives: int, longest: int, part: float
 ) -> None:
     """Twice as long each time up to a quarter of an hour, and half of it by chance."""
-    monkeypatch.setattr(random, "uniform", lambda least, most: least + part * (most - least))
+    monkeypatch.setattr(random.SystemRandom, "uniform", lambda _, least, most: least + part * (most - least))
     aws_wire.failures["PutItem"] = [AWAY]
 
     assert ["1"] == deliver(record(SMS, receives=receives))
@@ -461,7 +461,7 @@ def test_a_full_queue_takes_minutes(
     twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch, receives: int, longest: int, part: int
 ) -> None:
     """Seconds would only fill it again."""
-    monkeypatch.setattr(random, "uniform", lambda least, most: most if part else least)
+    monkeypatch.setattr(random.SystemRandom, "uniform", lambda _, least, most: most if part else least)
     twilio.script(faults.QUEUE_FULL)
 
     assert ["1"] == deliver(record(SMS, receives=receives))
@@ -576,7 +576,7 @@ def test_an_unknown_outcome_is_sent_again_on_purpose(
     twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch, key: dict[str, str]
 ) -> None:
     """Who says `resend` wants it at least once."""
-    monkeypatch.setattr(random, "uniform", lambda _, most: most)
+    monkeypatch.setattr(random.SystemRandom, "uniform", lambda _, __, most: most)
     twilio.script(faults.status(500), faults.OK)
     sms = SMS | key | {"on_unknown": "resend"}
 

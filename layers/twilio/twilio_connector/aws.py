@@ -5,9 +5,9 @@ descriptions of its services takes longer than all else that a function does whe
 """
 
 import os
-import random
 import time
 from collections.abc import Mapping
+from functools import cache
 from types import MappingProxyType
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
@@ -18,6 +18,7 @@ from requests.structures import CaseInsensitiveDict
 from urllib3 import Timeout
 
 from twilio_connector import transport
+from twilio_connector.retries import jitter
 from twilio_connector.settings import variable
 
 _CONNECT_SECONDS = 1
@@ -115,7 +116,7 @@ def call(service: str, operation: str, **parameters: Any) -> dict[str, Any]:
         except UnavailableError:
             if not attempts:
                 raise
-        time.sleep(random.uniform(0, _LONGEST_PAUSE))  # noqa: S311 spreads load, no secret
+        time.sleep(jitter(0, _LONGEST_PAUSE))
 
 
 def invoke(function_arn: str, payload: bytes) -> bytes | None:
@@ -153,7 +154,7 @@ def _exchange(service: str, path: str, headers: Mapping[str, str], body: bytes, 
 
 def _signed(service: str, url: str, headers: Mapping[str, str], body: bytes) -> requests.PreparedRequest:
     """Return a request with the signature of the function's role."""
-    # A sixth of the time that a function takes to start; there are calls that need none, such as a dry run.
+    # A sixth of the time that a function takes to start, where that is not done ahead of the first call.
     from botocore.auth import SigV4Auth  # noqa: PLC0415
     from botocore.awsrequest import AWSRequest  # noqa: PLC0415
 
@@ -194,7 +195,27 @@ def _endpoint(service: str) -> str:
 
 
 def _keys() -> _Keys:
-    """Return the keys of the function's role, which Lambda puts into the environment."""
+    """Return the keys of the function's role, which Lambda puts into the environment, or under SnapStart serves.
+
+    https://docs.aws.amazon.com/lambda/latest/dg/snapstart-activate.html
+    """
+    if "AWS_ACCESS_KEY_ID" not in os.environ:
+        return _Keys(*_served_credentials().get_frozen_credentials()[:3])
     return _Keys(
         os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"], os.environ.get("AWS_SESSION_TOKEN")
     )
+
+
+@cache
+def _served_credentials() -> Any:
+    """Return what asks for the keys anew before they expire."""
+    from botocore.credentials import ContainerProvider  # noqa: PLC0415 as in _signed
+
+    return ContainerProvider().load()
+
+
+# A snapshot has what was imported before it was made, and provisioned concurrency imports it before the first call.
+if os.environ.get("AWS_LAMBDA_INITIALIZATION_TYPE", "on-demand") != "on-demand":
+    import botocore.auth
+    import botocore.awsrequest
+    import botocore.credentials  # noqa: F401

@@ -1,6 +1,5 @@
 """The stack's EventBridge bus."""
 
-import random
 import time
 from collections.abc import Iterator, Sequence
 from enum import Enum, auto
@@ -10,6 +9,7 @@ import msgspec
 
 from twilio_connector import aws, telemetry
 from twilio_connector.errors import ServiceUnavailableError
+from twilio_connector.retries import jitter
 from twilio_connector.settings import variable
 
 # https://docs.aws.amazon.com/eventbridge/latest/APIReference/API_PutEvents.html
@@ -63,7 +63,7 @@ def attempt(entries: Sequence[Entry]) -> list[Outcome]:
 
 def pause() -> None:
     """Wait a moment before another attempt, not at the same time as all others."""
-    time.sleep(random.uniform(0, _LONGEST_PAUSE))  # noqa: S311 spreads load, no secret
+    time.sleep(jitter(0, _LONGEST_PAUSE))
 
 
 def put(entries: Sequence[Entry]) -> None:

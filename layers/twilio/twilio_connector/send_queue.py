@@ -1,7 +1,6 @@
 """The send queue: what each record becomes, so that none is lost, told twice or sent twice."""
 
 import math
-import random
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from twilio_connector.errors import (
     ServiceUnavailableError,
 )
 from twilio_connector.ledger import State
+from twilio_connector.retries import jitter
 from twilio_connector.settings import Settings, variable
 
 MOST_RECEIVES = 10
@@ -156,7 +156,7 @@ def _delay(record: Record, error: ConnectorError) -> None:
     if url.split("/")[-2:] != record.queue_arn.split(":")[-2:]:
         return  # a queue of the user's own, which the function has no right to
     longest = min(max(_FIRST_DELAY, error.patience or 0) * 2 ** (record.receive_count - 1), _LONGEST_DELAY)
-    jittered = int(random.uniform(longest / 2, longest))  # noqa: S311 spreads load, no secret
+    jittered = int(jitter(longest / 2, longest))
     seconds = max(math.ceil(error.retry_after or 0), jittered)
     with suppress(aws.RefusedError):
         aws.call(
