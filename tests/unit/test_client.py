@@ -292,7 +292,7 @@ def test_a_handshake_that_broke_off_is_tried_again(monkeypatch: pytest.MonkeyPat
         assert "queued" == send()["status"]
         assert (3, 1, [0.25, 0.5]) == (server.connections, len(server.requests), delays)
         server.script(faults.CLOSE_IN_HANDSHAKE)
-        client._SESSION.close()
+        client._SESSION._adapter.close()
         assert TwilioUnavailableError is type(failure(send))
         assert (6, 1) == (server.connections, len(server.requests))
 
@@ -748,6 +748,13 @@ def request(method: str, retries: Retries | None = None, **more: Any) -> client.
     """Make a request of no action's own."""
     more |= {"retries": retries} if retries else {}
     return Twilio(None, Deadline(30)).request(method, "Calls.json", **more)
+
+
+def test_answers_may_come_compressed(twilio: FaultServer) -> None:
+    """A page of a list is hundreds of kilobytes of repeated names."""
+    get()
+
+    assert "gzip, deflate" == twilio.requests[0].header("Accept-Encoding")
 
 
 CHOSEN = Retries(limit=2, when=lambda _: True, delay=lambda _: 0.0)

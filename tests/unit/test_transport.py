@@ -11,7 +11,6 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,8 +35,9 @@ LARGEST = 100_000  # bytes
 @pytest.fixture
 def session() -> Iterator[transport.Session]:
     """Give a session without connections."""
-    with closing(transport.Session()) as made:
-        yield made
+    made = transport.Session()
+    yield made
+    made._adapter.close()
 
 
 @pytest.fixture
@@ -215,6 +215,27 @@ def test_only_public_authorities_are_trusted() -> None:
 
         assert "its certificate does not verify\n" == printed
         assert [] == server.requests
+
+
+_SLOW = """
+    import ssl
+    import sys
+    import time
+
+    load = ssl.SSLContext.load_verify_locations
+
+    def slow(context, _):
+        time.sleep(0.5)
+        load(context, sys.argv[2])
+
+    ssl.SSLContext.load_verify_locations = slow
+"""
+
+
+def test_a_connection_waits_for_the_authorities() -> None:
+    """They are read beside other things: a certificate that came sooner would be taken for a bad one."""
+    with FaultServer(tls="good") as server:
+        assert "200\n" == run(_SLOW + _GET, server.url + MESSAGES, str(server.ca_file))
 
 
 def test_a_good_certificate_is_trusted(session: transport.Session) -> None:

@@ -211,10 +211,6 @@ class Session:
         """Open no connection yet."""
         self._adapter = _Adapter(pool_maxsize=MAX_THREADS)
 
-    def close(self) -> None:
-        """Close all connections; the next request opens one."""
-        self._adapter.close()
-
     def exchange(self, request: requests.PreparedRequest, *, timeout: Timeout, max_bytes: int) -> Reply:
         """Send a request once and read the whole answer; `max_bytes` counts after decompression.
 
