@@ -238,6 +238,20 @@ def test_under_snapstart_lambda_serves_the_keys(sent: list[Sent], monkeypatch: p
     assert {"session-token"} == {each.headers["X-Amz-Security-Token"] for each in sent}
 
 
+def test_keys_that_are_not_served_are_an_outage(sent: list[Sent], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing was sent, and later it may be."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setattr("botocore.utils.ContainerMetadataFetcher.RETRY_ATTEMPTS", 1)
+    aws._served_credentials.cache_clear()
+    with closed_port() as port:
+        monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"http://127.0.0.1:{port}/keys")
+        with pytest.raises(aws.UnavailableError, match=r"^CredentialRetrievalError$"):
+            aws.call("events", "PutEvents", Entries=[])
+
+    assert [] == sent
+
+
 _FROZEN = """
     import os, random, sys
     before = random.getstate()

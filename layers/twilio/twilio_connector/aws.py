@@ -200,10 +200,19 @@ def _keys() -> _Keys:
     https://docs.aws.amazon.com/lambda/latest/dg/snapstart-activate.html
     """
     if "AWS_ACCESS_KEY_ID" not in os.environ:
-        return _Keys(*_served_credentials().get_frozen_credentials()[:3])
+        return _served_keys()
     return _Keys(
         os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"], os.environ.get("AWS_SESSION_TOKEN")
     )
+
+
+def _served_keys() -> _Keys:
+    from botocore.exceptions import BotoCoreError  # noqa: PLC0415 as in _signed
+
+    try:
+        return _Keys(*_served_credentials().get_frozen_credentials()[:3])
+    except BotoCoreError as error:
+        raise UnavailableError(type(error).__name__) from None
 
 
 @cache
