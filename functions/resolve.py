@@ -1,78 +1,72 @@
-"""Find out what became of messages whose outcome is unknown, and report those for which nobody waits."""
+"""Find out whether messages with an unknown outcome were sent, and report it."""
 
-import time
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
-import msgspec
-from twilio_connector import reports, sending, telemetry
-from twilio_connector.client import Twilio
+from twilio_connector import telemetry
+from twilio_connector.aws.lease import Leases
 from twilio_connector.deadline import Deadline
-from twilio_connector.errors import ConnectorError, OutcomeUnknownError, ServiceUnavailableError
-from twilio_connector.ledger import Ledger, Overdue, Proven, Record, Reported, State
+from twilio_connector.errors import ConnectorError, ServiceUnavailableError
+from twilio_connector.invocation.function import Invocation, lambda_function
+from twilio_connector.messaging import reconciliation
+from twilio_connector.messaging.idempotency_store import IdempotencyStore
 from twilio_connector.settings import variable
 
-_LEAST_SECONDS = 30  # for one more record, whatever fails
+_LEAST_SECONDS = 30  # enough for one more record, even if all of its calls time out
+_THREADS = 8  # records at the same time
 
 
-def handler(event: Any, context: Any) -> dict[str, int]:  # noqa: ARG001 a schedule says nothing
-    """Return how many records were open, and how many of them are settled now; the next run takes up the rest."""
-    deadline = Deadline.of(context)
-    ledger = Ledger(variable("LEDGER_TABLE"))
-    counts = {"open": 0, "settled": 0}
+@lambda_function
+def handler(_: Any, invocation: Invocation) -> dict[str, int]:
+    """Return how many records were open, and how many of them are settled now. The next run handles the rest.
+
+    One run works at a time. Another one returns at once.
+    """
+    leases = Leases(variable("LEDGER_TABLE"), "resolve")
+    lease = leases.take(invocation.deadline.remaining())
+    if lease is None:
+        return {"open": 0, "settled": 0}
     try:
-        for record in ledger.unsettled():
-            if deadline.remaining() < _LEAST_SECONDS:
-                break
-            counts["open"] += 1
-            counts["settled"] += _settled(ledger, record, deadline)
-    except ConnectorError as error:
-        telemetry.failure(error, function=__name__)
-        raise
-    except Exception as error:  # noqa: BLE001 its message must not reach a log
-        raise telemetry.bug(error) from None
+        return _resolve_all(lease.turn, invocation.deadline)
     finally:
-        telemetry.flush()
-    return counts
+        with suppress(ServiceUnavailableError):  # the lease expires by itself
+            leases.give_back(lease)
 
 
-def _settled(ledger: Ledger, record: Record, deadline: Deadline) -> bool:
-    """Bring a record as far as it goes, and tell whether nobody has to be told any more."""
+def _resolve_all(turn: int, deadline: Deadline) -> dict[str, int]:
+    """Handle all open records, from another shard on at each turn, and return the counts."""
+    ledger = IdempotencyStore(variable("LEDGER_TABLE"))
+    ids = ledger.pending(turn)
+    lock = threading.Lock()
+
+    def work(_: int) -> list[bool]:
+        settled: list[bool] = []
+        while deadline.remaining() >= _LEAST_SECONDS:
+            with lock:
+                record_id = next(ids, None)
+            if record_id is None:
+                break
+            if (is_settled := _resolve_record(ledger, record_id, deadline)) is not None:
+                settled.append(is_settled)
+        return settled
+
+    with ThreadPoolExecutor(_THREADS, initializer=telemetry.resume, initargs=(telemetry.noted(),)) as pool:
+        settled = [is_settled for each in pool.map(work, range(_THREADS)) for is_settled in each]
+    return {"open": len(settled), "settled": sum(settled)}
+
+
+def _resolve_record(ledger: IdempotencyStore, record_id: str, deadline: Deadline) -> bool | None:
+    """Reconcile a record, and return whether it is settled; None if it was settled before."""
     try:
-        return _settle(ledger, record, deadline)
-    except ServiceUnavailableError as error:
-        telemetry.failure(error, function=__name__, connection=record.connection)
-    except Exception as error:  # noqa: BLE001 the other records must not wait for it
-        telemetry.bug(error)
-    return False
-
-
-def _settle(ledger: Ledger, record: Record, deadline: Deadline) -> bool:
-    if record.state is not State.UNKNOWN and record.lease_until > time.time():
-        return False  # its sender may still answer
-    known = _looked_for(ledger, record, Twilio(record.connection, deadline))
-    if known is None or known.settled:
-        return True
-    if known.state is State.SENDING:
-        return False  # somebody claimed it again
-    if known.state is State.UNKNOWN:
-        if known.claimed_at + 60 * int(variable("UNKNOWN_REPORT_AFTER")) > time.time():
-            return False
-        error = OutcomeUnknownError("neither a status callback nor Twilio's list shows the message")
-        reports.unknown(reports.subject(known), msgspec.json.encode(known.sms).decode(), error.problem())
-    elif known.message:
-        reports.sent(reports.subject(known), known.message)
-    ledger.write(Reported(known.state), known)
-    return True
-
-
-def _looked_for(ledger: Ledger, record: Record, twilio: Twilio) -> Record | None:
-    """Return the record with what Twilio knows of its message."""
-    now: Record | None = record
-    if record.state is State.SENDING:
-        now = ledger.write(Overdue(), record)
-        telemetry.count("OutcomeUnknown")
-    if now and now.state is State.UNKNOWN and (message := sending.find(twilio, ledger, now)):
-        now = ledger.write(Proven(message), now)
-    if now and now.message:
-        now = msgspec.structs.replace(now, message=sending.whole(twilio, now.message))
-    return now
+        with Invocation(deadline, send_id=record_id) as call:
+            record = ledger.find(record_id)
+            if record is None or record.settled:
+                return None
+            telemetry.note(connection=record.connection, caller=record.caller)
+            if is_settled := reconciliation.reconcile(ledger, record, deadline):
+                call.outcome = "settled"
+            return is_settled
+    except ConnectorError:  # the other records must not wait for it
+        return False

@@ -1,19 +1,20 @@
-"""The time an invocation has left, so that it answers before it is killed."""
+"""The time that an invocation has left, so that it answers before Lambda ends it."""
 
-import time
 from typing import Any, Self
 
-# API Gateway's HTTP APIs give up after 30 s
+from twilio_connector import clock
+
+# API Gateway's HTTP APIs time out after 30 s
 # (https://docs.aws.amazon.com/apigateway/latest/developerguide/http-api-quotas.html).
 API_SECONDS = 28.0
 
 
 class Deadline:
-    """A moment after which the invocation's answer comes too late."""
+    """The time at which the invocation must have answered."""
 
     def __init__(self, seconds: float) -> None:
         """Start the clock."""
-        self._began = time.monotonic()
+        self._began = clock.monotonic()
         self._seconds = seconds
 
     @classmethod
@@ -22,7 +23,7 @@ class Deadline:
         return cls(context.get_remaining_time_in_millis() / 1000)
 
     def capped(self, seconds: float) -> "Deadline":
-        """Return this deadline, but at most that many seconds after the beginning."""
+        """Return this deadline, but at most that many seconds after the start."""
         capped = Deadline(min(self._seconds, seconds))
         capped._began = self._began
         return capped
@@ -34,5 +35,5 @@ class Deadline:
         return earlier
 
     def remaining(self) -> float:
-        """Return the seconds left; negative once it is over."""
-        return self._began + self._seconds - time.monotonic()
+        """Return the seconds left; negative after the deadline."""
+        return self._began + self._seconds - clock.monotonic()

@@ -1,24 +1,25 @@
 """The connector's errors; their class names are part of its interface.
 
-Lambda reports the class name as `errorType`, which Step Functions compares with `ErrorEquals` by name: a
-subclass does not match its parent there.
+Lambda reports the class name as `errorType`. Step Functions compares it with `ErrorEquals` by name, so a subclass does
+not match its parent there.
 
     ConnectorError
     ├── InvalidInputError            400  the input is wrong; nothing was sent
     ├── ConnectionNotFoundError      404  no such secret, or not allowed to read it
     ├── ConnectionInvalidError       500  the secret is not a connection
-    ├── ServiceUnavailableError      503  AWS or the deadline stopped us before anything was sent (retry)
+    ├── ServiceUnavailableError      503  AWS failed or time ran out before anything was sent (retry)
     ├── TwilioAuthenticationError    502  Twilio refused the credentials
     ├── TwilioNotFoundError          404  Twilio has no such resource
     ├── TwilioRejectedError          4xx  Twilio refused the request
-    │   └── RecipientOptedOutError   400  the recipient said STOP
+    │   └── RecipientOptedOutError   400  the recipient opted out with STOP
     ├── TwilioRateLimitError         429  too many requests at once; not processed (retry)
     ├── SenderQueueFullError         429  the sender's queue is full (retry after minutes)
-    ├── TwilioUnavailableError       502  provably not processed, or only a read (retry)
+    ├── TwilioUnavailableError       502  certainly not processed, or only a read (retry)
     ├── OutcomeUnknownError          504  a change may or may not have been carried out
+    ├── KeyNotFoundError             404  the connection has no record of the key
     ├── IdempotencyConflictError     422  the key was used for another input
     ├── SendInProgressError          409  the key's message is being sent at this moment (retry)
-    ├── ResponseTooLargeError        502  a read whose answer does not fit Lambda's limit
+    ├── ResponseTooLargeError        502  the result of a read exceeds Lambda's limit
     └── InternalError                500  a fault of the connector or its deployment
 """
 
@@ -35,7 +36,7 @@ class Fault(NamedTuple):
 
 
 class TwilioDetails(Struct, frozen=True, kw_only=True):
-    """What Twilio said about a failed request.
+    """Twilio's error answer to a failed request.
 
     `text` may hold phone numbers: it goes to API callers, never into an exception's message or a log.
     """
@@ -47,15 +48,15 @@ class TwilioDetails(Struct, frozen=True, kw_only=True):
 
 
 class ConnectorError(Exception):
-    """Base of everything the connector raises; its message holds no value of an input or a secret."""
+    """Base class of the connector's errors. The message holds no input value and no secret."""
 
     status: ClassVar[int]
     retryable: ClassVar[bool] = False
-    patience: ClassVar[int | None] = None
-    """Seconds after which an API caller may try again, where Twilio does not say."""
+    default_retry_after: ClassVar[int | None] = None
+    """Seconds after which an API caller may retry, unless Twilio gives a time."""
 
     def __init__(self, message: str, *, twilio: TwilioDetails | None = None, retry_after: float | None = None) -> None:
-        """`retry_after` is in seconds, where Twilio gave it."""
+        """Take the message; `retry_after` is Twilio's, in seconds."""
         self.twilio = twilio
         self.retry_after = retry_after
         super().__init__(message + _references(twilio))
@@ -87,7 +88,7 @@ class ConnectorError(Exception):
 
 
 def _references(twilio: TwilioDetails | None) -> str:
-    """Return what a person needs to look the failure up at Twilio."""
+    """Return Twilio's status, error code and request id, with which a person finds the failure at Twilio."""
     if twilio is None:
         return ""
     parts = [f"HTTP {twilio.status}"]
@@ -104,7 +105,7 @@ class InvalidInputError(ConnectorError):
     status = 400
 
     def __init__(self, *faults: Fault) -> None:
-        """All faults of one input are reported at once."""
+        """Take all faults of the input."""
         self.faults = faults
         super().__init__("; ".join(f"{fault.field}: {fault.message}" for fault in faults))
 
@@ -127,14 +128,14 @@ class ConnectionInvalidError(ConnectorError):
 
 
 class ServiceUnavailableError(ConnectorError):
-    """An AWS service or the deadline stopped the request before anything went on the wire."""
+    """An AWS service failed or time ran out before anything was sent to Twilio."""
 
     status = 503
     retryable = True
 
 
 class TwilioAuthenticationError(ConnectorError):
-    """Twilio refused the credentials, also after they were read anew."""
+    """Twilio refused the credentials, even after the connector read the secret again."""
 
     status = 502
 
@@ -152,12 +153,12 @@ class TwilioRejectedError(ConnectorError):
 
     @property
     def http_status(self) -> int:
-        """Twilio's own status where it says more than 400."""
+        """Twilio's own status if it is 403, 409 or 422, otherwise 400."""
         return self.twilio.status if self.twilio and self.twilio.status in {403, 409, 422} else self.status
 
 
 class RecipientOptedOutError(TwilioRejectedError):
-    """The recipient said STOP to this sender (https://www.twilio.com/docs/api/errors/21610)."""
+    """The recipient opted out of this sender's messages with STOP (https://www.twilio.com/docs/api/errors/21610)."""
 
     @property
     def http_status(self) -> int:
@@ -170,19 +171,19 @@ class TwilioRateLimitError(ConnectorError):
 
     status = 429
     retryable = True
-    patience = 1
+    default_retry_after = 1
 
 
 class SenderQueueFullError(ConnectorError):
-    """The sender's queue is full for minutes (https://www.twilio.com/docs/api/errors/21611)."""
+    """The sender's queue at Twilio is full; a retry needs minutes (https://www.twilio.com/docs/api/errors/21611)."""
 
     status = 429
     retryable = True
-    patience = 60
+    default_retry_after = 60
 
 
 class TwilioUnavailableError(ConnectorError):
-    """Twilio could not be reached or failed, and provably nothing was changed."""
+    """Twilio was unreachable or failed, and certainly nothing was changed."""
 
     status = 502
     retryable = True
@@ -192,6 +193,12 @@ class OutcomeUnknownError(ConnectorError):
     """A request that changes something may or may not have been carried out."""
 
     status = 504
+
+
+class KeyNotFoundError(ConnectorError):
+    """The connection has no record of this idempotency key: it was never used, or more than 30 days ago."""
+
+    status = 404
 
 
 class IdempotencyConflictError(ConnectorError):
@@ -205,11 +212,11 @@ class SendInProgressError(ConnectorError):
 
     status = 409
     retryable = True
-    patience = 1
+    default_retry_after = 1
 
 
 class ResponseTooLargeError(ConnectorError):
-    """The answer of a read does not fit Lambda's limit."""
+    """The result of a read exceeds Lambda's limit."""
 
     status = 502
 
@@ -234,8 +241,9 @@ NOTHING_CHANGED = frozenset(
         TwilioRateLimitError,
         SenderQueueFullError,
         TwilioUnavailableError,
+        KeyNotFoundError,
         IdempotencyConflictError,
         InternalError,
     )
 )
-"""The classes, by name, of errors after which nothing was changed at Twilio by the call that failed."""
+"""Names of the error classes with which the failed call changed nothing at Twilio."""

@@ -1,4 +1,4 @@
-"""What the stack's parameters set, read from the environment at call time."""
+"""Settings from the stack's parameters, read from the environment at call time."""
 
 import os
 import re
@@ -12,7 +12,7 @@ _TEST_URL = re.compile(r"https://[^\s/?#@\\]+|http://(127\.0\.0\.1|localhost|\[:
 class Settings(NamedTuple):
     """The settings all functions share.
 
-    `twilio_api_url` is empty but in test stacks, where it replaces every Twilio host.
+    `twilio_api_url` is empty except in test stacks, where it replaces every Twilio host.
     """
 
     connection_prefix: str
@@ -24,7 +24,7 @@ class Settings(NamedTuple):
     def from_env(cls) -> Self:
         """Read the settings; raises InternalError naming the variable that is missing or wrong."""
         url = variable("TWILIO_API_URL")
-        # It receives the credentials, so the template's rule for it is checked here again.
+        # This host receives the credentials, so the template's rule is checked here again.
         if url and not _TEST_URL.fullmatch(url):
             raise InternalError(
                 "environment variable TWILIO_API_URL: must be empty, https://host or a loopback address"
@@ -38,7 +38,7 @@ class Settings(NamedTuple):
 
 
 def variable(name: str) -> str:
-    """Return an environment variable; raises InternalError where the template did not set it."""
+    """Return an environment variable; raises InternalError if the template did not set it."""
     try:
         return os.environ[name]
     except KeyError:

@@ -1,0 +1,1 @@
+"""One Twilio account over HTTP."""

@@ -1,0 +1,1 @@
+"""Sends a message once per idempotency key, and reports its outcome."""

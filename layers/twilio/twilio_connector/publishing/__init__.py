@@ -1,0 +1,1 @@
+"""Twilio's events to the bus, each once."""

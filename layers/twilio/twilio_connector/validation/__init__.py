@@ -1,0 +1,1 @@
+"""Typed inputs and phone numbers."""

@@ -1,0 +1,1 @@
+"""What Twilio posts: its signature, its text, its events."""
