@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import requests
 from requests.adapters import HTTPAdapter
-from twilio_connector import transport
+from twilio_connector import http
 from twilio_connector.errors import ServiceUnavailableError
 from urllib3 import HTTPResponse
 
@@ -77,31 +77,29 @@ class Actor(threading.Thread):
         self.step()
 
 
-def attempt(actor: Actor, fault: Callable[[], str], carry_out: Callable[[], transport.Reply]) -> transport.Reply:
+def attempt(actor: Actor, fault: Callable[[], str], carry_out: Callable[[], http.Reply]) -> http.Reply:
     """Make one of the attempts of a call to AWS, whose answers are lost as its fault says; others act in between."""
     if not actor.attempts:
         actor.attempts = [*_ATTEMPTS.get(fault(), [""])]
     lost = actor.attempts.pop(0)
     actor.stop()
     if lost == "before":
-        raise transport.Lost
+        raise http.ResponseLostError
     reply = carry_out()
     actor.stop()
     if lost == "after":
-        raise transport.Lost
+        raise http.ResponseLostError
     actor.attempts.clear()
     return reply
 
 
-def answer_requests(
-    monkeypatch: pytest.MonkeyPatch, answer: Callable[[requests.PreparedRequest], transport.Reply]
-) -> None:
-    """Let all requests be answered in memory instead of by the network; `transport.Lost` is a broken connection."""
+def answer_requests(monkeypatch: pytest.MonkeyPatch, answer: Callable[[requests.PreparedRequest], http.Reply]) -> None:
+    """Let all requests be answered in memory instead of by the network; `ResponseLostError` is a broken connection."""
 
     def send(_: HTTPAdapter, request: requests.PreparedRequest, **__: Any) -> requests.Response:
         try:
             reply = answer(request)
-        except transport.Lost:
+        except http.ResponseLostError:
             raise requests.ConnectionError from None
         response = requests.Response()
         response.status_code = reply.status

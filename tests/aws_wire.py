@@ -3,14 +3,20 @@
 import json
 import threading
 import time
+from collections import Counter
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import unquote
+
+from tests import aws_models
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+CHECKED: Counter[str] = Counter()
+"""How many calls were held against AWS's service models, by operation."""
 LOST = (0, "lost")
 PASS = (200, "")
 
@@ -23,8 +29,8 @@ _PROJECTED: dict[str, set[str]] = {"unsettled-index": set(), "content-index": {"
 class AwsWire:
     """Secrets, a table, queues and a bus behind `AWS_ENDPOINT_URL`; `calls` records each operation with its parameters.
 
-    `failures[operation]` is a list of `(status, code)` that the next calls get instead of an answer; `LOST` is a call
-    that was carried out, but whose answer does not come, `PASS` one that goes through.
+    `failures[operation]` is a list of `(status, code)` that the next calls get instead of an answer. `LOST` is a call
+    that is carried out and whose answer is lost. `PASS` is a call that goes through.
     """
 
     def __init__(self) -> None:
@@ -38,19 +44,28 @@ class AwsWire:
         self.rotated: dict[str, RotatedSecret] = {}
         """Secrets with all their versions, by ARN."""
         self.items: dict[str, dict[str, Any]] = {}
-        """The ledger's, by id."""
+        """The ledger's records, by id."""
+        self.owners: dict[str, dict[str, Any]] = {}
+        """The ledger's other items: whose a SID is, and the lease of `resolve`."""
         self.deliveries: dict[str, dict[str, Any]] = {}
         """The items of the events that were published, by id."""
         self.unprocessed: list[int] = []
         """How many of its last keys the next BatchGetItem leaves over, the one after it, and so on."""
         self.parameters: dict[str, str] = {}
         """Systems Manager's."""
+        self.queues: dict[str, list[dict[str, Any]]] = {}
+        """What is in the queues that are to keep what is sent to them, by URL; `Visible` is whether it is received."""
         self.function: Callable[[Any], tuple[dict[str, str], bytes]] = lambda _: ({}, b"null")
         """What a function that is invoked does with its payload: headers and body of the answer."""
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.failures: dict[str, list[tuple[int, str]]] = {}
         self.refused: list[int] = []
         """How many of its last entries the bus refuses of the next PutEvents, of the one after it, and so on."""
+        self.faults: list[str] = []
+        """What AWS would refuse of the calls, by its service models."""
+        self.hangs: Callable[[str, int], bool] | None = None
+        """Which operations are not answered before the end, by name and by how often it was called before."""
+        self._ended = threading.Event()
         self._one_at_a_time = threading.Lock()
         wire = self
 
@@ -93,12 +108,21 @@ class AwsWire:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Stop."""
+        self._ended.set()
         self._server.shutdown()
         self._server.server_close()
+        if kind is None:
+            assert [] == self.faults
 
     def count(self, operation: str) -> int:
         """Return how often an operation was called."""
         return sum(called == operation for called, _ in self.calls)
+
+    def age(self, seconds: float) -> None:
+        """Let the ledger's keys be older than they are."""
+        for item in self.items.values():
+            for name in item.keys() & {"claimed_at", "lease_until", "unknown_since"}:
+                item[name] = {"N": str(int(item[name]["N"]) - int(seconds))}
 
     @property
     def entries(self) -> list[dict[str, Any]]:
@@ -113,16 +137,30 @@ class AwsWire:
     def answer(self, operation: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         """Return status and body of the answer to a call."""
         with self._one_at_a_time:
-            self.calls.append((operation, body))
+            hangs = self.hangs is not None and self.hangs(operation, self.count(operation))
+            self._note(operation, body)
+        if hangs:
+            self._ended.wait()
+            return LOST[0], {}
+        with self._one_at_a_time:
             failure = self.failures[operation].pop(0) if self.failures.get(operation) else PASS
             if failure not in {LOST, PASS}:
                 return failure[0], {"__type": failure[1], "message": failure[1]}
             answer: tuple[int, dict[str, Any]] = getattr(self, f"_{operation}")(body)
             return (LOST[0], {}) if failure == LOST else answer
 
+    def _note(self, operation: str, body: dict[str, Any]) -> None:
+        self.calls.append((operation, body))
+        parameters = body
+        if operation == "Invoke":
+            arn = unquote(body["path"]).removeprefix("/2015-03-31/functions/").removesuffix("/invocations")
+            parameters = {"FunctionName": arn, "Payload": json.dumps(body["payload"]).encode()}
+        self.faults += aws_models.faults(operation, parameters)
+        CHECKED[operation] += 1
+
     def invoke(self, path: str, payload: Any) -> tuple[int, dict[str, str], bytes]:
         """Return status, headers and body of the answer to an invocation."""
-        self.calls.append(("Invoke", {"path": path, "payload": payload}))
+        self._note("Invoke", {"path": path, "payload": payload})
         failure = self.failures["Invoke"].pop(0) if self.failures.get("Invoke") else PASS
         if failure != PASS:
             return failure[0], {"x-amzn-ErrorType": failure[1]}, b"{}"
@@ -140,8 +178,36 @@ class AwsWire:
         results += [{"ErrorCode": "InternalFailure", "ErrorMessage": "injected"}] * refused
         return 200, {"FailedEntryCount": refused, "Entries": results}
 
-    def _SendMessage(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:  # noqa: ARG002, N802 as AWS calls it
-        return 200, {"MessageId": str(len(self.sent))}
+    def _SendMessage(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:  # noqa: N802 as AWS calls it
+        message_id = str(len(self.sent))
+        if body["QueueUrl"] in self.queues:
+            record = {"MessageId": message_id, "Body": body["MessageBody"], "Visible": True}
+            attributes = {"MessageAttributes": body["MessageAttributes"]} if body.get("MessageAttributes") else {}
+            self.queues[body["QueueUrl"]].append(record | attributes)
+        return 200, {"MessageId": message_id}
+
+    def _ReceiveMessage(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:  # noqa: N802 as AWS calls it
+        """Give records that nobody sees until `show`, or until somebody shows them."""
+        found = [each for each in self.queues[body["QueueUrl"]] if each["Visible"]][: body["MaxNumberOfMessages"]]
+        for each in found:
+            each |= {"Visible": False, "ReceiptHandle": f"handle-{each['MessageId']}"}
+        return 200, {"Messages": [{name: each[name] for name in each if name != "Visible"} for each in found]}
+
+    def _DeleteMessage(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:  # noqa: N802 as AWS calls it
+        queue = self.queues[body["QueueUrl"]]
+        queue[:] = [each for each in queue if each.get("ReceiptHandle") != body["ReceiptHandle"]]
+        return 200, {}
+
+    def _ChangeMessageVisibilityBatch(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:  # noqa: N802 as AWS
+        handles = {each["ReceiptHandle"] for each in body["Entries"]}
+        for each in self.queues[body["QueueUrl"]]:
+            each["Visible"] |= each.get("ReceiptHandle") in handles
+        return 200, {"Successful": [{"Id": each["Id"]} for each in body["Entries"]], "Failed": []}
+
+    def show(self, queue_url: str) -> None:
+        """Let the visibility timeout of all records of a queue end."""
+        for each in self.queues[queue_url]:
+            each["Visible"] = True
 
     def _ChangeMessageVisibility(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:  # noqa: ARG002, N802 as AWS
         return 200, {}
@@ -149,7 +215,7 @@ class AwsWire:
     def _GetItem(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:  # noqa: N802 as AWS calls it
         if not body["Key"]["id"]["S"]:
             return 400, {"__type": "ValidationException", "message": "a key is never empty"}
-        item = self._table(body["TableName"]).get(body["Key"]["id"]["S"])
+        item = self._table(body["TableName"], body["Key"]["id"]["S"]).get(body["Key"]["id"]["S"])
         return 200, {"Item": item} if item else {}
 
     def _BatchGetItem(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:  # noqa: N802 as AWS calls it
@@ -165,18 +231,36 @@ class AwsWire:
         return 200, {"Responses": {name: found}, "UnprocessedKeys": left}
 
     def _PutItem(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:  # noqa: N802 as AWS calls it
-        items = self._table(body["TableName"])
+        items = self._table(body["TableName"], body["Item"]["id"]["S"])
         old = items.get(body["Item"]["id"]["S"])
         if not _holds(body, old):
             answer: dict[str, Any] = {"__type": "ConditionalCheckFailedException", "message": "as injected"}
-            if old and body["ReturnValuesOnConditionCheckFailure"] == "ALL_OLD":
+            if old and body.get("ReturnValuesOnConditionCheckFailure") == "ALL_OLD":
                 answer["Item"] = old
             return 400, answer
         items[body["Item"]["id"]["S"]] = body["Item"]
         return 200, {}
 
-    def _table(self, name: str) -> dict[str, dict[str, Any]]:
-        return self.deliveries if name == "deliveries" else self.items
+    def _TransactWriteItems(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:  # noqa: N802 as AWS calls it
+        """Write all items or none: https://docs.aws.amazon.com/amazondynamodb/latest/APIReference/API_TransactWriteItems.html."""
+        puts = [each["Put"] for each in body["TransactItems"]]
+        places = [(put["TableName"], put["Item"]["id"]["S"]) for put in puts]
+        if len(set(places)) != len(places):
+            return 400, {"__type": "ValidationException", "message": "multiple operations on one item"}
+        reasons = [
+            {"Code": "None" if _holds(put, self._table(*place).get(place[1])) else "ConditionalCheckFailed"}
+            for put, place in zip(puts, places, strict=True)
+        ]
+        if {"Code": "ConditionalCheckFailed"} in reasons:
+            return 400, {"__type": "TransactionCanceledException", "CancellationReasons": reasons}
+        for put, place in zip(puts, places, strict=True):
+            self._table(*place)[place[1]] = put["Item"]
+        return 200, {}
+
+    def _table(self, name: str, item_id: str = "") -> dict[str, dict[str, Any]]:
+        if name == "deliveries":
+            return self.deliveries
+        return self.owners if item_id.startswith(("SM", "MM")) or item_id == "resolve" else self.items
 
     def _Query(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:  # noqa: N802 as AWS calls it
         """Answer with one item a page, as a large table would, and with no more of it than the template's index has."""
@@ -216,19 +300,25 @@ class AwsWire:
 
 
 def _holds(body: dict[str, Any], old: dict[str, Any] | None) -> bool:
-    """Tell whether a condition holds: a part, or several with AND."""
+    """Tell whether a condition holds: a part, or several with AND, or with OR."""
     names, values = body.get("ExpressionAttributeNames", {}), body.get("ExpressionAttributeValues", {})
 
     def part_holds(part: str) -> bool:
         if part == "attribute_not_exists(id)":
             return old is None
-        name, equals, value = part.split()
-        if equals != "=":
-            raise NotImplementedError(part)
-        return old is not None and old.get(names.get(name, name)) == values[value]
+        name, comparison, value = part.split()
+        given = (old or {}).get(names.get(name, name))
+        match comparison:
+            case "=":
+                return given is not None and given == values[value]
+            case "<=":
+                return given is not None and int(given["N"]) <= int(values[value]["N"])
+        raise NotImplementedError(part)
 
     condition = body.get("ConditionExpression")
-    return condition is None or all(part_holds(part) for part in condition.split(" AND "))
+    if condition is None:
+        return True
+    return any(all(part_holds(part) for part in either.split(" AND ")) for either in condition.split(" OR "))
 
 
 class RotatedSecret:

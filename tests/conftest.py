@@ -9,7 +9,19 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from tests.aws_wire import CHECKED
+
 ROOT = Path(__file__).parent.parent
+DEPLOYED = sorted([*(ROOT / "functions").glob("*.py"), *(ROOT / "layers/twilio/twilio_connector").rglob("*.py")])
+"""The files that Lambda runs."""
+
+
+def module_name(path: Path) -> str:
+    """Return the name by which a deployed file is imported."""
+    parts = path.with_suffix("").parts
+    start = parts.index("twilio_connector") if "twilio_connector" in parts else len(parts) - 1
+    return ".".join(parts[start:]).removesuffix(".__init__")
+
 
 # What Lambda gives to a function; the settings are those of the template's defaults.
 os.environ |= {
@@ -37,11 +49,15 @@ os.environ |= {
     "SEND_LEASE": "60",
     "UNKNOWN_REPORT_AFTER": "15",
     "LOG_LEVEL": "INFO",
+    "LOG_SUCCESS": "true",
     "POWERTOOLS_SERVICE_NAME": "twilio-connector",
 }
 
 settings.register_profile("default", derandomize=True, deadline=None, print_blob=True)
 settings.load_profile("default")
+
+REQUEST_ID = "52fdfc07-2182-454f-963f-5f0f9a621d72"
+"""Lambda's, of every invocation."""
 
 type LoadEvent = Callable[[str], Any]
 
@@ -52,10 +68,30 @@ class Context:
     def __init__(self, seconds: float = 30) -> None:
         """`seconds` remain."""
         self.seconds = seconds
+        self.aws_request_id = REQUEST_ID
 
     def get_remaining_time_in_millis(self) -> int:
         """Return the time that remains at the beginning."""
         return int(self.seconds * 1000)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Let a worker of pytest-xdist hand over what it counted."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["checked"] = dict(CHECKED)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take over what a worker counted."""
+    CHECKED.update(getattr(node, "workeroutput", {}).get("checked", {}))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many calls to AWS were held against its service models."""
+    if CHECKED:
+        counts = ", ".join(f"{count:,} {name}" for name, count in CHECKED.most_common())
+        terminalreporter.line(f"{CHECKED.total():,} calls as AWS's service models want them: {counts}")
 
 
 @pytest.fixture

@@ -1,15 +1,17 @@
-"""The README as tests read it: its sections, and its fenced blocks with their marks.
+"""The documentation as tests read it: README and docs, their sections, and their fenced blocks with their marks.
 
 A mark stands before a block, where no reader sees it:
 
-    <!-- run -->                commands that run here, by a caller who has no more than the README's policy
+    <!-- run -->                commands that run here, by a caller who has no more than the caller's policy
     <!-- run: deployer -->      likewise, by whoever deployed the stack
     <!-- parse: WHY -->         commands that are only parsed here
+    <!-- model: WHY -->         commands of the AWS CLI that are held against the services' models
     <!-- answer -->             JSON like what the commands before it print (they may print more)
     <!-- answer: exact -->      JSON that the commands before it print
     <!-- save: NAME -->         JSON that the reader writes to a file of that name
     <!-- file: PATH -->         JSON that is also in a file of the project
     <!-- published: PATH -->    JSON of the event that the webhook makes of the request in a file
+    <!-- drawing -->            text that a test makes of a table
 """
 
 import re
@@ -17,15 +19,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
-FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for folder in (ROOT, ROOT / "docs", ROOT / "docs/operations")
+    for path in ([ROOT / "README.md"] if folder == ROOT else sorted(folder.glob("*.md")))
+}
+FENCE = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)
 
 _MARKED = re.compile(r"^<!-- (\w+)(?:: (.+?))? -->\n```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 class Block(NamedTuple):
-    """A fenced block and its mark; `line` is where it begins."""
+    """A fenced block and its mark; `line` is where it begins in its page."""
 
+    page: str
     line: int
     mark: str
     argument: str
@@ -33,12 +40,13 @@ class Block(NamedTuple):
     text: str
 
     def __str__(self) -> str:
-        return f"line {self.line}"
+        return f"{self.page}:{self.line}"
 
 
 BLOCKS = [
-    Block(README.count("\n", 0, match.start()) + 1, match[1], match[2] or "", match[3], match[4])
-    for match in _MARKED.finditer(README)
+    Block(page, text.count("\n", 0, match.start()) + 1, match[1], match[2] or "", match[3], match[4])
+    for page, text in PAGES.items()
+    for match in _MARKED.finditer(text)
 ]
 
 
@@ -47,9 +55,11 @@ def marked(*marks: str) -> list[Block]:
     return [block for block in BLOCKS if block.mark in marks]
 
 
-def section(title: str) -> str:
-    """Return the text under a heading of the second level."""
-    return README.split(f"\n## {title}\n")[1].split("\n## ")[0]
+def section(page: str, title: str) -> str:
+    """Return the text under a heading of a page of docs, up to the next heading of its level or of a higher one."""
+    heading = re.search(rf"^(#+) {re.escape(title)}\n(.*)", PAGES[f"docs/{page}.md"], re.MULTILINE | re.DOTALL)
+    assert heading, f"docs/{page}.md has no section {title}"
+    return re.split(rf"^#{{1,{len(heading[1])}}} ", heading[2], maxsplit=1, flags=re.MULTILINE)[0]
 
 
 def rows(text: str) -> dict[str, list[str]]:

@@ -64,6 +64,7 @@ from .aws import AwsFault, AwsProxy
 from .canary import Canary, Visit, black_hole, closed_port, resolve_to
 from .faults import Fault
 from .keys import Credentials, Key
+from .lag import Lag
 from .server import FaultServer
 from .twilio import History
 from .wire import Reply, Request
@@ -77,6 +78,7 @@ __all__ = [
     "FaultServer",
     "History",
     "Key",
+    "Lag",
     "Reply",
     "Request",
     "Visit",

@@ -9,7 +9,10 @@
 Requests that run at the same time each name their own faults, in any text of their bodies:
 
     send(idempotency_key="order-7;aws=PutItem.2.drop_after")  # the second PutItem that has this very text
+    send(idempotency_key="order-9;aws=Write.2.drop_after")  # the second write to DynamoDB, by whatever operation
     send(idempotency_key="order-8;aws=PutItem.1.throttle+PutItem.2.kill_before")
+
+With `proxy.lag = Lag(3)` the indexes of DynamoDB answer as they did three seconds ago.
 
 The text of a marker is all around it that is visible ASCII without quotes and backslashes: calls are counted for
 each such text and operation. Names are the keys of `KINDS`.
@@ -20,11 +23,12 @@ import re
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from .lag import WRITES, Ask, Lag
 from .listener import Listener
 from .upstream import Answer, Upstream
 from .wire import Exchange, Gate, Reader, Request
@@ -182,11 +186,28 @@ def refuse_entries(count: int) -> Kind:
     return Kind("refuse_entries", act)
 
 
+def visible_after(seconds: int, *, kill: bool = False) -> Kind:
+    """Let the records that are received be visible again so soon; the client may be killed before it has them."""
+
+    def act(exchange: AwsExchange) -> None:
+        asked = json.loads(exchange.request.body) | {"VisibilityTimeout": seconds}
+        if kill:
+            exchange.aim()
+        answer = exchange.forward(_as_root(exchange.request, asked))
+        if kill:
+            _kill(exchange)
+        else:
+            exchange.answer(answer)
+
+    return Kind("visible_after", act)
+
+
 THROTTLE = Kind("throttle", _throttle)
 DENY = Kind("deny", lambda exchange: exchange.error(400, "AccessDeniedException"))
 FAIL = Kind("fail", lambda exchange: exchange.error(500, "InternalServerError"))
 DROP_BEFORE = Kind("drop_before", _drop)
 DROP_AFTER = Kind("drop_after", _after(_drop))
+HANG_BEFORE = Kind("hang_before", _hang)
 HANG_AFTER = Kind("hang_after", _after(_hang))
 KILL_BEFORE = Kind("kill_before", _kill)
 KILL_AFTER = Kind("kill_after", _kill_after)
@@ -195,7 +216,8 @@ KILL_AFTER = Kind("kill_after", _kill_after)
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
-        THROTTLE, DENY, FAIL, DROP_BEFORE, DROP_AFTER, HANG_AFTER, KILL_BEFORE, KILL_AFTER, delay(1), refuse_entries(1)
+        THROTTLE, DENY, FAIL, DROP_BEFORE, DROP_AFTER, HANG_BEFORE, HANG_AFTER, KILL_BEFORE, KILL_AFTER, delay(1),
+        refuse_entries(1),
     )
 }  # fmt: skip
 """The kinds that a marker can name."""
@@ -208,6 +230,7 @@ class AwsProxy(Listener):
         """Listen; `upstream_url` can be set at any time."""
         super().__init__(port)
         self.upstream_url = upstream_url
+        self.lag: Lag | None = None
         self.url = f"http://127.0.0.1:{self.port}"
         self._calls: list[AwsCall] = []
         self._marked: Counter[tuple[str, str]] = Counter()
@@ -230,6 +253,20 @@ class AwsProxy(Listener):
         with self._changed:
             self._faults.append(fault)
             self._turns.append(0)
+
+    @contextmanager
+    def failing(self, *faults: AwsFault) -> Iterator[None]:
+        """Let calls have these faults for a while; what hangs is released at its end."""
+        for fault in faults:
+            self.add(fault)
+        try:
+            yield
+        finally:
+            with self._changed:
+                for fault in faults:
+                    place = next(index for index, each in enumerate(self._faults) if each is fault)
+                    del self._faults[place], self._turns[place]
+            self.release()
 
     def clear(self) -> None:
         """Forget the faults that were added; what hangs is released."""
@@ -258,7 +295,15 @@ class AwsProxy(Listener):
         def forward(request: Request) -> Answer:
             if self.upstream_url is None:
                 raise ConnectionRefusedError
-            return upstream.forward(self.upstream_url, request)
+            answer = upstream.forward(self.upstream_url, request)
+            if self.lag and service == "dynamodb" and answer.status == 200:
+                answer = _lagging(self.lag, operation, request, answer, ask)
+            return answer
+
+        def ask(operation: str, content: dict[str, Any]) -> dict[str, Any]:
+            answer = upstream.forward(self.upstream_url or "", _dynamodb(operation, content))
+            asked: dict[str, Any] = json.loads(answer.body)
+            return asked
 
         service, operation = _named(request)
         call, kind = self._chosen(AwsCall(request.time, service, operation, None, None), request.body)
@@ -284,12 +329,13 @@ class AwsProxy(Listener):
         chosen: Kind | None = None
         with self._changed:
             for text, marker in texts.items():
-                self._marked[text, call.operation] += 1
-                turn = f"{call.operation}.{self._marked[text, call.operation]}"
                 named = dict(each.rsplit(".", 1) for each in marker.split("+"))
-                if not chosen and turn in named:
-                    chosen = KINDS[named[turn]]
-                    call = call._replace(marker_text=text)
+                for operation in (call.operation, *(["Write"] if call.operation in WRITES else [])):
+                    self._marked[text, operation] += 1
+                    turn = f"{operation}.{self._marked[text, operation]}"
+                    if not chosen and turn in named:
+                        chosen = KINDS[named[turn]]
+                        call = call._replace(marker_text=text)
             for index, fault in enumerate(self._faults):
                 if fault.matches(call, body):
                     self._turns[index] += 1
@@ -318,6 +364,29 @@ def _as_root(request: Request, content: Any) -> Request:
     head = _LENGTH.sub(rb"\g<1>%d" % len(body), _SIGNED.sub(b"", request.head))
     head = head.replace(b"\r\n", b"\r\nAuthorization: %b\r\n" % (_ROOT % service.encode()), 1)
     return replace(request, head=head, body=body)
+
+
+def _dynamodb(operation: str, content: dict[str, Any]) -> Request:
+    """Return a request of root's."""
+    body = json.dumps(content).encode()
+    lines = ["POST / HTTP/1.1", "Host: localhost", f"X-Amz-Target: DynamoDB_20120810.{operation}"]
+    lines += ["Content-Type: application/x-amz-json-1.0", f"Content-Length: {len(body)}"]
+    head = "\r\n".join([*lines, f"Authorization: {(_ROOT % b'dynamodb').decode()}", "", ""]).encode()
+    return Request(0, time.time(), head=head, body=body)
+
+
+def _lagging(lag: Lag, operation: str, request: Request, answer: Answer, ask: Ask) -> Answer:
+    """Take note of a write, and answer a query of an index as it was."""
+    asked = json.loads(request.body)
+    if operation in WRITES:
+        lag.wrote(operation, asked, ask)
+    if operation == "Query" and "IndexName" in asked:
+        present = json.loads(answer.body)
+        then = lag.answer(asked, present, ask)
+        if then is not present:
+            headers = tuple(header for header in answer.headers if header[0].lower() != "x-amz-crc32")
+            answer = answer._replace(headers=headers, body=json.dumps(then).encode())
+    return answer
 
 
 def _json(status: int, value: Any) -> Answer:

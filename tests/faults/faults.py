@@ -232,6 +232,13 @@ def _with_headers(name: str, headers: Mapping[str, str]) -> Fault:
     return Fault(name, lambda exchange: exchange.reply(exchange.normal._replace(headers=tuple(headers.items()))))
 
 
+MALFORMED_HEADER = Fault(
+    "malformed_header",
+    lambda exchange: exchange.send(exchange.normal.head[:-2] + b"no colon\r\n\r\n" + exchange.normal.body),
+)
+"""The normal answer with a line among its headers that is none: urllib3 warns of it, with the whole URL."""
+
+
 # Answers that are broken off, late or no HTTP
 
 
@@ -382,7 +389,8 @@ NAMED: dict[str, Fault] = {
     for fault in (
         OK, UNAUTHORIZED, OPTED_OUT, QUEUE_FULL, NOT_FOUND, NO_CONTENT, ENDLESS, INVALID_CHUNK, NOT_HTTP,
         CLOSE_AFTER_READ, RESET_AFTER_READ, RESET_BEFORE_READ, HANG_BEFORE_READ, OK_THEN_CLOSE, hang(),
-        huge(50), gzip_bomb(), nested_gzip(3), huge_header(), many_headers(), drip("headers"), drip("body"),
+        huge(50), gzip_bomb(), nested_gzip(3), huge_header(), many_headers(), MALFORMED_HEADER,
+        drip("headers"), drip("body"),
         *(status(code) for code in (300, 400, 401, 403, 404, 408, 409, 422, 429, 500, 501, 502, 503, 504)),
         *(html(code) for code in (200, 201, 403, 404, 500, 502, 503, 504)),
         *(replace(too_many(value), name=f"status_429_{kind}") for kind, value in RETRY_AFTER.items()),

@@ -4,7 +4,6 @@ Operations are those of Twilio's OpenAPI documents (https://github.com/twilio/tw
 errors: their statuses and codes are those that https://github.com/dixahq/twilio-client takes them for.
 """
 
-import itertools
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -36,7 +35,7 @@ class Credentials:
         self.secondary: str | None = None
         self.keys = dict(keys)
         self._max_page_size = max_page_size
-        self._numbers = itertools.count(1)
+        self._made = 0
 
     def accepts(self, user: str, password: str) -> bool:
         """Tell whether Twilio takes them at this moment."""
@@ -81,7 +80,7 @@ class Credentials:
 
     def _create(self, request: Request) -> Reply:
         # CreateNewKey, 201: a standard key, and its secret this once.
-        sid, secret = f"SK{next(self._numbers):032x}", self._new("key-secret")
+        sid, secret = f"SK{self._number():032x}", self._new("key-secret")
         self.keys[sid] = Key(secret, request.form["FriendlyName"][0])
         return Reply.json(201, self._shown(sid) | {"secret": secret})
 
@@ -139,7 +138,11 @@ class Credentials:
         return Reply.json(200, {"account_sid": self.account_sid, "auth_token": self.primary})
 
     def _new(self, kind: str) -> str:
-        return f"not-a-{kind}-{next(self._numbers)}"
+        return f"not-a-{kind}-{self._number()}"
+
+    def _number(self) -> int:
+        self._made += 1
+        return self._made
 
 
 def _error(status: int, code: int, message: str) -> Reply:

@@ -30,7 +30,7 @@ class Cloud:
         self.client = cache(self._client)
 
     def _client(self, service: str, *, as_caller: bool = False) -> Any:
-        """Return a client of the deployer, or of the caller, who has only the README's policy."""
+        """Return a client of the deployer, or of the caller, who has only the documentation's policy."""
         caller = self.info["caller"]
         return boto3.client(
             service,

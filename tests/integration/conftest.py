@@ -9,14 +9,14 @@ import pytest
 
 from local import FOLDER
 from local import stack as local_stack
+from local.aws import client
 from tests.faults import AwsProxy, FaultServer
 from tests.integration.cloud import Cloud
 
 QUICK = {
     "SendSmsTimeout": "20",
     "SendLease": "20",
-    "SendVisibilityTimeout": "20",
-    "UnknownReportAfter": "1",
+    "UnknownReportAfter": "3",
 }
 """Time limits of a stack on which nobody wants to wait."""
 
@@ -51,6 +51,11 @@ def stack(folder: Path, aws_proxy: AwsProxy, twilio_relay: FaultServer) -> Itera
         running = local_stack.up(folder, parameters=parameters, functions_aws_url=aws_proxy.url)
         aws_proxy.upstream_url = running["aws_endpoint_url"]
         twilio_relay.upstream = running["twilio"]["url"]
+        # The template's minutes are too long to wait for a second delivery.
+        sqs = client("sqs", running["aws_endpoint_url"])
+        for queue, seconds in {"SendQueueArn": "20", "BufferQueueArn": "2"}.items():
+            url = sqs.get_queue_url(QueueName=running["outputs"][queue].split(":")[-1])["QueueUrl"]
+            sqs.set_queue_attributes(QueueUrl=url, Attributes={"VisibilityTimeout": seconds})
         yield running
     finally:
         local_stack.down(folder)
@@ -71,17 +76,12 @@ def cloud(stack: dict[str, Any]) -> Cloud:
 
 
 @pytest.fixture(scope="session")
-def quick_buffer(cloud: Cloud) -> None:
-    """Let the buffer deliver again at once what was not published: the template's minutes are too long."""
-    url = cloud.resource("BufferQueue")
-    cloud.client("sqs").set_queue_attributes(QueueUrl=url, Attributes={"VisibilityTimeout": "2"})
-
-
-@pytest.fixture(scope="session")
 def other_connections(cloud: Cloud) -> None:
-    """Store a connection that Twilio refuses, and one that is none."""
+    """Store a connection that Twilio refuses, one that is none, and one that cannot believe a callback."""
     default = json.loads(cloud.client("secretsmanager").get_secret_value(SecretId="twilio/default")["SecretString"])
+    without_token = {name: value for name, value in default.items() if name != "auth_token"}
     secrets = {
+        "without-token": json.dumps(without_token),
         "refused": json.dumps(default | {"api_key_secret": "no-longer-valid"}),
         "broken": '{"account_sid": "AC1"}',
     }

@@ -127,7 +127,7 @@ def test_unsigned_calls_are_refused(cloud: Cloud, method: str, path: str) -> Non
 
 
 def test_caller_may_only_call(cloud: Cloud) -> None:
-    """The README's policy for callers reads no secret, puts no event and does not invoke the webhook."""
+    """The documentation's policy for callers reads no secret, puts no event and does not invoke the webhook."""
     event = {"EventBusName": cloud.outputs["EventBusName"], "Source": "twilio", "DetailType": "x", "Detail": "{}"}
 
     with pytest.raises(ClientError, match="AccessDenied"):

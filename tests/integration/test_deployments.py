@@ -137,8 +137,9 @@ OUTCOMES: list[tuple[str, str, dict[str, Any], int, str, int]] = [
     ("SendSms", "status_409", {}, 409, "TwilioRejectedError", 1),
     ("SendSms", "status_429", {}, 429, "TwilioRateLimitError", 3),
     ("SendSms", "status_429_huge", {}, 429, "TwilioRateLimitError", 1),
-    ("SendSms", "status_401", {}, 502, "TwilioAuthenticationError", 2),
     ("SendSms", "status_403_20003", {}, 502, "TwilioAuthenticationError", 1),
+    # The last: for 30 seconds the container leaves the credentials alone.
+    ("SendSms", "status_401", {}, 502, "TwilioAuthenticationError", 2),
     ("RawRequest", "status_503", {"method": "POST"}, 504, "OutcomeUnknownError", 1),
     ("RawRequest", "status_503", {"method": "GET"}, 502, "TwilioUnavailableError", 1),
     ("RawRequest", "status_503", {"method": "GET", "max_retry_count": 2}, 502, "TwilioUnavailableError", 3),

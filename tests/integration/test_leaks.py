@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import uuid
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ from urllib.parse import quote, quote_plus
 
 import pytest
 
-from tests.faults import AwsFault, AwsProxy, aws
+from tests.faults import AwsFault, AwsProxy, FaultServer, aws, faults
 from tests.integration.cloud import Cloud, eventually
+from tests.integration.test_redrive import redrive
 
 NUMBER = "+15005559873"
 CALLER = "+15005554321"
@@ -40,19 +42,32 @@ def secrets(cloud: Cloud) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def text(cloud: Cloud, aws_proxy: AwsProxy, other_connections: None) -> str:  # noqa: ARG001 they are used by name
+def text(
+    cloud: Cloud,
+    aws_proxy: AwsProxy,
+    twilio_relay: FaultServer,
+    other_connections: None,  # noqa: ARG001 they are used by name
+) -> str:
     """Return a text that went through every function, with success and with failure."""
     text = f"marker-{uuid.uuid4().hex}"
     sms = {"to": NUMBER, "message": text}
     cloud.api("POST", "/messages", sms)
     cloud.api("POST", "/messages", sms | {"from": CALLER})  # refused by Twilio
     cloud.api("POST", "/messages", sms | {"connection": "refused"})
+    for _ in range(2):  # sent, and the first result again
+        cloud.api("POST", "/messages", sms | {"idempotency_key": f"{text}-key"})
+    cloud.api("GET", f"/sends?idempotency_key={text}-key")
+    queued = {"QueueUrl": cloud.outputs["SendQueueUrl"], "MessageBody": json.dumps(sms | {"idempotency_key": text})}
+    cloud.client("sqs").send_message(**queued)
     cloud.invoke("SendSms", sms | {"to": f"{NUMBER} or so", text: text, "send_at": text, "max_price": text})
     cloud.invoke("SendSms", {"Records": [{"eventSource": "aws:sqs", "messageId": "1", "body": text}]})
     cloud.invoke("SendSms", {"Records": [{"eventSource": "aws:kinesis", "kinesis": {"data": text}}]})
     cloud.api("GET", f"/messages/{text}")
     cloud.api("GET", f"/messages?{text}={quote(NUMBER)}&to={quote(NUMBER)}&page_token={text}")
     cloud.api("GET", f"/messages?to={quote(NUMBER)}")
+    twilio_relay.script(faults.MALFORMED_HEADER)  # of which a library warns, with the URL
+    cloud.api("GET", f"/messages?to={quote(NUMBER)}")
+    twilio_relay.reset()
     for url in (f"/Accounts/$TWILIO_ACCOUNT_SID/{text}.json", f"https://{text}.example/", f"/{text}"):
         cloud.api(
             "POST", "/raw-request", {"method": "POST", "url": url, "data": {"Body": text}, "headers": {text: NUMBER}}
@@ -80,7 +95,19 @@ def text(cloud: Cloud, aws_proxy: AwsProxy, other_connections: None) -> str:  # 
 
 def test_no_log_group_holds_personal_data_or_secrets(cloud: Cloud, text: str) -> None:
     """The lines of all log groups are there, and none has a marker."""
-    lines = eventually(cloud.log_lines, until=lambda lines: any("InvalidInputError" in line for line in lines))
+    lines = eventually(
+        cloud.log_lines,
+        until=lambda lines: all(
+            any(said in line for line in lines)
+            for said in (
+                "InvalidInputError",
+                "a library warns",
+                '"replayed":true',
+                '"messaging.message.id"',
+                '"accepted"',
+            )
+        ),
+    )
 
     assert [] == found(lines, [text, NUMBER, CALLER, *secrets(cloud)])
 
@@ -92,6 +119,14 @@ def test_the_table_of_published_events_holds_no_personal_data_or_secrets(cloud: 
 
     assert items
     assert [] == found(items, [text, NUMBER, CALLER, *secrets(cloud)])
+
+
+def test_the_dashboard_holds_no_personal_data_or_secrets(cloud: Cloud, text: str) -> None:
+    """It names metrics, and no series is called by what somebody sent."""
+    body = cloud.client("cloudwatch").get_dashboard(DashboardName=cloud.resource("Dashboard"))["DashboardBody"]
+
+    assert "MessagesSent" in body
+    assert [] == found([body], [text, NUMBER, CALLER, *secrets(cloud)])
 
 
 def test_nothing_is_left_in_the_webhooks_queues(cloud: Cloud, text: str) -> None:  # noqa: ARG001 it went through them
@@ -113,6 +148,46 @@ def test_answers_of_failed_calls_hold_no_input(cloud: Cloud, text: str) -> None:
     answers = [cloud.api("POST", "/messages", sms).text, json.dumps(cloud.invoke("SendSms", sms))]
 
     assert [] == found(answers, [text, NUMBER])
+
+
+def test_raw_answers_hold_no_secrets(cloud: Cloud, twilio_relay: FaultServer) -> None:
+    """Whatever Twilio says, and wherever it says it: the account's own resource has the auth token in clear."""
+    value = cloud.client("secretsmanager").get_secret_value(SecretId="twilio/default")["SecretString"]
+    connection = json.loads(value)
+    held = [connection[name] for name in ("api_key_secret", "auth_token")]
+    basic = [base64.b64encode(f"{connection['account_sid']}:{secret}".encode()).decode() for secret in held]
+    escaped = ["".join(f"%{ord(character):02x}" for character in secret) for secret in held]
+    told = {"auth_token": "of-somebody", "echo": [*held, *basic, *escaped], "inner": json.dumps({"a": held})}
+    twilio_relay.script(faults.answer(json.dumps(told).encode(), code=200, headers={"X-Echo": held[0]}))
+    request = {"method": "GET", "url": "/Accounts/$TWILIO_ACCOUNT_SID.json"}
+    answers = [
+        *(cloud.api("POST", "/raw-request", request | {"response_type": kind}).text for kind in ("json", "text")),
+        json.dumps(cloud.invoke("RawRequest", request)),
+    ]
+
+    assert all('"attempts"' in answer and "[redacted]" in answer for answer in answers)
+    assert [] == found(answers, [*held, *basic, *escaped, "of-somebody"])
+
+
+def test_redrive_prints_no_personal_data_or_keys(cloud: Cloud) -> None:
+    """Of records that it moves, and of those that it refuses, whatever is in their attributes."""
+    marker = f"marker-{uuid.uuid4().hex}"
+    sms = {"to": NUMBER, "from": CALLER, "message": marker, "connection": "default", "idempotency_key": marker}
+    bodies = [sms, {"to": NUMBER, "message": marker}, sms | {"idempotency_key": f"{marker} {NUMBER}"}, marker]
+    attributes = {name: {"DataType": "String", "StringValue": marker} for name in ("error", "detail", "send_id")}
+    with cloud.queue() as (failed, _), cloud.queue() as (target, _):
+        for body in bodies:
+            cloud.client("sqs").send_message(
+                QueueUrl=failed, MessageBody=json.dumps(body), MessageAttributes=attributes
+            )
+        ways = (["--dry-run"], ["--to", target], ["--to", f"{target}-gone"], ["--from", f"{failed}-gone"])
+        runs = [redrive(cloud, "--from", failed, *options) for options in ways]
+    printed = [run.stdout + run.stderr for run in runs]
+
+    assert [["would-move"], ["moved"], [], []] == [re.findall(r" (would-move|moved) \S", text) for text in printed]
+    assert [3, 3, 3, 0] == [text.count(" refused ") for text in printed]
+    assert [1, 1, 1, 3] == [run.returncode for run in runs]
+    assert [] == found(printed, [marker, NUMBER, CALLER])
 
 
 @pytest.mark.parametrize("spelling", range(8))

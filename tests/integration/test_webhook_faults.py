@@ -13,8 +13,6 @@ from tests.faults import AwsFault, AwsProxy, aws
 from tests.integration.cloud import Bus, Cloud, eventually
 from tests.mutants import SIGNATURE, Answer, Request, Target, send
 
-pytestmark = pytest.mark.usefixtures("quick_buffer")
-
 ACCEPTED = Answer(200, "<Response/>", "text/xml")
 UNAVAILABLE = Answer(503, '{"message":"Service Unavailable"}', "application/json")
 NOT_TAKEN = "PutEvents.1.throttle+PutEvents.2.throttle"

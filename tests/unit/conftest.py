@@ -2,14 +2,19 @@
 
 import json
 import random
+import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from io import StringIO
 from typing import Any
 
 import pytest
-from twilio_connector import aws, client, telemetry, transport
-from twilio_connector.connection import Connections
+from twilio_connector import clock as connector_clock
+from twilio_connector import http, telemetry
+from twilio_connector.api import client
+from twilio_connector.api.connections import Connections
+from twilio_connector.aws import client as aws_client
 
 from tests.aws_wire import AwsWire
 from tests.faults import FaultServer
@@ -31,8 +36,8 @@ type Log = Callable[[], list[dict[str, Any]]]
 @pytest.fixture(scope="session", autouse=True)
 def _authority() -> None:
     """Let the functions know the authority that signed the fault server's good certificate."""
-    transport._AUTHORITIES.join()
-    transport.TLS.load_verify_locations(ca_file())
+    http._AUTHORITIES.join()
+    http.TLS.load_verify_locations(ca_file())
 
 
 @pytest.fixture
@@ -43,6 +48,31 @@ def aws_wire(monkeypatch: pytest.MonkeyPatch) -> Iterator[AwsWire]:
         monkeypatch.setenv("AWS_ENDPOINT_URL", wire.url)
         monkeypatch.setattr(client, "CONNECTIONS", Connections())
         yield wire
+
+
+@pytest.fixture(autouse=True)
+def _no_call() -> None:
+    """Let the log know of no call, as before an invocation: some tests call what runs within one."""
+    telemetry.resume({})
+
+
+class StandardOutput:
+    """Whatever pytest has in its place while a test runs."""
+
+    def write(self, text: str) -> None:
+        """Write there."""
+        sys.stdout.write(text)
+
+    def flush(self) -> None:
+        """Flush there."""
+        sys.stdout.flush()
+
+
+@pytest.fixture
+def lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Log:
+    """Return what the function wrote to its log since, line by line."""
+    monkeypatch.setattr(telemetry.logger.registered_handler, "stream", StandardOutput())
+    return lambda: [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
 @pytest.fixture
@@ -73,13 +103,47 @@ def twilio(monkeypatch: pytest.MonkeyPatch, aws_wire: AwsWire) -> Iterator[Fault
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let requests and look-ups begin with half a second left, so that a test of deadlines is quick."""
     monkeypatch.setattr(client, "_LEAST_SECONDS_TO_CHANGE", 0.5)
-    monkeypatch.setattr(aws, "SECONDS", 0)
+    monkeypatch.setattr(aws_client, "SECONDS", 0)
+
+
+class Clock:
+    """The connector's clock, which goes on when a test tells it to."""
+
+    def __init__(self) -> None:
+        """Begin with the time that it is."""
+        self.now = time.time()
+        """Seconds since the epoch."""
+        self.elapsed = 1000.0
+        """Seconds of the clock that nobody sets."""
+
+    @property
+    def date(self) -> datetime:
+        """The time as a date."""
+        return datetime.fromtimestamp(self.now, UTC)
+
+    def ago(self, **units: float) -> datetime:
+        """Return a date in the past."""
+        return self.date - timedelta(**units)
+
+    def go_on(self, seconds: float) -> None:
+        """Let so many seconds pass."""
+        self.now += seconds
+        self.elapsed += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Set the connector's clock."""
+    clock = Clock()
+    monkeypatch.setattr(connector_clock, "now", lambda: clock.now)
+    monkeypatch.setattr(connector_clock, "monotonic", lambda: clock.elapsed)
+    return clock
 
 
 @pytest.fixture
 def delays(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Record how long the client waits instead of waiting; jitter is the most it can be."""
+    """Record how long the connector waits instead of waiting; jitter is the most it can be."""
     waited: list[float] = []
-    monkeypatch.setattr(time, "sleep", waited.append)
+    monkeypatch.setattr(connector_clock, "sleep", waited.append)
     monkeypatch.setattr(random.SystemRandom, "uniform", lambda _, __, most: most)
     return waited

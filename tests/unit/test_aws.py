@@ -7,16 +7,25 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from io import BytesIO
 from typing import Any, NamedTuple
 
+import botocore.loaders
 import botocore.session
 import pytest
-from twilio_connector import aws, transport
-from twilio_connector.transport import MAX_THREADS
+from botocore.awsrequest import AWSResponse
+from botocore.exceptions import BotoCoreError
+from twilio_connector import http
+from twilio_connector.aws import client as aws_client
+from twilio_connector.aws import queue
+from twilio_connector.errors import InternalError
+from twilio_connector.http import MAX_THREADS
 
 from tests.actors import answer_requests
 from tests.aws_wire import LOST, PASS, AwsWire
@@ -28,7 +37,7 @@ MARKER = "xqzjvmarker"
 
 def read() -> dict[str, Any]:
     """Read the secret."""
-    return aws.call("secretsmanager", "GetSecretValue", SecretId="twilio/default")
+    return aws_client.call("secretsmanager", "GetSecretValue", SecretId="twilio/default")
 
 
 @pytest.mark.usefixtures("aws_wire")
@@ -44,9 +53,9 @@ def test_a_refusal_is_no_outage(aws_wire: AwsWire, refusal: tuple[int, str]) -> 
     """It is final, so it is asked for once, and its code is told."""
     aws_wire.failures["GetSecretValue"] = [refusal]
 
-    with pytest.raises(aws.RefusedError) as error:
+    with pytest.raises(aws_client.AwsError) as error:
         read()
-    assert (aws.RefusedError, refusal[1]) == (error.type, error.value.code)
+    assert (aws_client.AwsError, refusal[1]) == (error.type, error.value.code)
     assert 1 == aws_wire.count("GetSecretValue")
 
 
@@ -64,20 +73,20 @@ def test_an_outage_is_told_after_two_attempts(aws_wire: AwsWire, failure: tuple[
     """By status or by code; the second attempt may go through."""
     aws_wire.failures["GetSecretValue"] = [failure, failure, failure, PASS]
 
-    with pytest.raises(aws.UnavailableError) as error:
+    with pytest.raises(aws_client.AwsUnavailableError) as error:
         read()
     assert failure[1] == error.value.code
     assert 2 == aws_wire.count("GetSecretValue")
     assert "twilio/default" == read()["Name"]
 
 
-@pytest.mark.parametrize("code", sorted(aws._TRANSIENT))
+@pytest.mark.parametrize("code", sorted(aws_client._TRANSIENT))
 @pytest.mark.usefixtures("delays")
 def test_a_code_that_says_nothing_about_the_request_is_an_outage(aws_wire: AwsWire, code: str) -> None:
     """Whatever its status is."""
     aws_wire.failures["GetSecretValue"] = [(400, code)] * 2
 
-    with pytest.raises(aws.UnavailableError):
+    with pytest.raises(aws_client.AwsUnavailableError):
         read()
 
 
@@ -86,7 +95,7 @@ def test_an_answer_that_is_lost_is_an_outage(aws_wire: AwsWire) -> None:
     """The call may have been carried out."""
     aws_wire.failures["GetSecretValue"] = [LOST, LOST]
 
-    with pytest.raises(aws.UnavailableError):
+    with pytest.raises(aws_client.AwsUnavailableError):
         read()
     assert 2 == aws_wire.count("GetSecretValue")
 
@@ -96,7 +105,7 @@ def test_a_service_that_is_not_there_is_an_outage(monkeypatch: pytest.MonkeyPatc
     """With the name of what went wrong, and no address."""
     with closed_port() as port:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-        with pytest.raises(aws.UnavailableError) as error:
+        with pytest.raises(aws_client.AwsUnavailableError) as error:
             read()
 
     assert "the connection was refused or broken off" == error.value.code == str(error.value)
@@ -107,8 +116,8 @@ def test_an_error_shows_its_code_alone(aws_wire: AwsWire, monkeypatch: pytest.Mo
     refusal = {"__type": "ConditionalCheckFailedException", "message": MARKER, "Item": {"id": {"S": MARKER}}}
     monkeypatch.setattr(aws_wire, "answer", lambda *_: (400, refusal))
 
-    with pytest.raises(aws.RefusedError) as error:
-        aws.call("dynamodb", "PutItem", TableName="t", Item={"id": {"S": "1"}})
+    with pytest.raises(aws_client.AwsError) as error:
+        aws_client.call("dynamodb", "PutItem", TableName="t", Item={"id": {"S": "1"}})
     assert {"id": {"S": MARKER}} == error.value.answer["Item"]
     assert MARKER not in f"{error.value}{error.value!r}"
     assert (None, None) == (error.value.__cause__, error.value.__context__)
@@ -123,7 +132,7 @@ def test_calls_do_not_wait_for_each_other(aws_wire: AwsWire, monkeypatch: pytest
         all_there.wait()
         return answer(operation, body)
 
-    monkeypatch.setattr(aws, "_READ_SECONDS", 20)
+    monkeypatch.setattr(aws_client, "_READ_SECONDS", 20)
     monkeypatch.setattr(aws_wire, "answer", answer_together)
     with ThreadPoolExecutor(MAX_THREADS) as pool:
         answers = list(pool.map(lambda _: read(), range(MAX_THREADS)))
@@ -138,7 +147,9 @@ def test_a_call_takes_no_longer_than_it_says(aws_wire: AwsWire, delays: list[flo
     aws_wire.failures["GetSecretValue"] = [LOST]
     read()
 
-    assert aws.SECONDS == aws._ATTEMPTS * (aws._CONNECT_SECONDS + aws._READ_SECONDS) + max(delays)
+    assert aws_client.SECONDS == aws_client._ATTEMPTS * (aws_client._CONNECT_SECONDS + aws_client._READ_SECONDS) + max(
+        delays
+    )
     assert 2 == aws_wire.count("GetSecretValue")
 
 
@@ -158,9 +169,9 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[Sent]:
     """Record each request instead of sending it."""
     requests: list[Sent] = []
 
-    def answer(request: Any) -> transport.Reply:
+    def answer(request: Any) -> http.Reply:
         requests.append(Sent(request.url, dict(request.headers), request.body))
-        return transport.Reply(200, {}, b"{}")
+        return http.Reply(200, {}, b"{}")
 
     answer_requests(monkeypatch, answer)
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
@@ -181,7 +192,7 @@ def test_a_service_is_spoken_to_as_boto3_does(  # the model that boto3 has of ea
     sent: list[Sent], service: str, operation: str, host: str, target: str, version: str
 ) -> None:
     """At its host, with its target and its version of the protocol."""
-    aws.call(service, operation)
+    aws_client.call(service, operation)
     model = botocore.session.get_session().get_service_model(service).metadata
 
     assert [f"https://{host}.us-east-1.amazonaws.com/"] == [each.path for each in sent]
@@ -191,18 +202,129 @@ def test_a_service_is_spoken_to_as_boto3_does(  # the model that boto3 has of ea
     assert host == model["endpointPrefix"]
 
 
+CALLS: dict[str, tuple[str, Callable[[], Any], dict[str, Any]]] = {
+    "dynamodb": ("list_tables", lambda: aws_client.call("dynamodb", "ListTables"), {}),
+    "events": (
+        "put_events",
+        lambda: aws_client.call("events", "PutEvents", Entries=[{"Source": "x"}]),
+        {"Entries": [{"Source": "x"}]},
+    ),
+    "lambda": ("invoke", lambda: aws_client.invoke("f", b"{}"), {"FunctionName": "f"}),
+    "secretsmanager": ("list_secrets", lambda: aws_client.call("secretsmanager", "ListSecrets"), {}),
+    "sqs": ("list_queues", lambda: aws_client.call("sqs", "ListQueues"), {}),
+    "ssm": ("describe_parameters", lambda: aws_client.call("ssm", "DescribeParameters"), {}),
+}
+"""A call of each service: boto3's name of it, ours, and its parameters."""
+PARTITIONS = {
+    "us-east-1": "amazonaws.com",
+    "cn-north-1": "amazonaws.com.cn",
+    "us-gov-west-1": "amazonaws.com",
+    "us-iso-east-1": "c2s.ic.gov",
+    "us-isob-east-1": "sc2s.sgov.gov",
+    "eusc-de-east-1": "amazonaws.eu",
+}
+"""A region of each partition whose services botocore knows, and its suffix."""
+NAMES = {"events": "EVENTBRIDGE", "secretsmanager": "SECRETS_MANAGER"}
+OWN, ALL = "http://127.0.0.1:2001", "http://127.0.0.1:2002/"
+
+
+def variables_of(service: str) -> dict[str, dict[str, str]]:
+    """Return sets of AWS's variables, by what they are for."""
+    own = f"AWS_ENDPOINT_URL_{NAMES.get(service, service.upper())}"
+    fips, dual_stack = {"AWS_USE_FIPS_ENDPOINT": "true"}, {"AWS_USE_DUALSTACK_ENDPOINT": "True"}
+    return {
+        "none": {},
+        "fips": fips,
+        "dual-stack": dual_stack,
+        "both": fips | dual_stack,
+        "off": {"AWS_USE_FIPS_ENDPOINT": "false", "AWS_USE_DUALSTACK_ENDPOINT": "1"},
+        "url": {"AWS_ENDPOINT_URL": ALL},
+        "own url": {own: OWN},
+        "both urls": {own: OWN, "AWS_ENDPOINT_URL": ALL},
+        "a path": {own: f"{OWN}/a/b/"},
+        "empty": {own: "", "AWS_ENDPOINT_URL": ""},
+        "another's": {"AWS_ENDPOINT_URL_S3": OWN, "AWS_ENDPOINT_URL": ALL},
+        "ignored": {own: OWN, "AWS_ENDPOINT_URL": ALL, "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "TRUE"},
+        "not ignored": {own: OWN, "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "yes"},
+        "ignored, fips": {"AWS_ENDPOINT_URL": ALL, "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "true"} | fips,
+    }
+
+
+LOADER = botocore.loaders.Loader()
+
+
+def boto3_url(service: str) -> str:
+    """Return where boto3 sends the service's call."""
+    session = botocore.session.Session()
+    session.register_component("data_loader", LOADER)
+    client = session.create_client(service, region_name=os.environ["AWS_REGION"])
+    urls: list[str] = []
+
+    def answer(request: Any, **_: Any) -> AWSResponse:
+        urls.append(request.url)
+        return AWSResponse(request.url, 200, {}, BytesIO())
+
+    client.meta.events.register_first("before-send", answer)
+    with suppress(Exception):  # the answer is none; where nothing was sent, this is seen below
+        getattr(client, CALLS[service][0])(**CALLS[service][2])
+    (url,) = urls
+    return url
+
+
+@pytest.mark.parametrize("region", PARTITIONS)
+@pytest.mark.parametrize("service", CALLS)
+def test_a_service_is_where_boto3_finds_it(
+    sent: list[Sent], monkeypatch: pytest.MonkeyPatch, service: str, region: str
+) -> None:
+    """In each partition, with AWS's own variables in every combination that matters."""
+    for name, value in {"AWS_REGION": region, "URL_SUFFIX": PARTITIONS[region]}.items():
+        monkeypatch.setenv(name, value)
+    found = {}
+    for name, variables in variables_of(service).items():
+        with monkeypatch.context() as environment:
+            for variable, value in variables.items():
+                environment.setenv(variable, value)
+            CALLS[service][1]()
+            found[name] = (sent[-1].path, boto3_url(service))
+
+    assert [] == [name for name, (ours, boto3s) in found.items() if ours != boto3s], found
+    assert 4 < len({ours for ours, _ in found.values()})
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        ({"AWS_ENDPOINT_URL": ALL, "AWS_USE_FIPS_ENDPOINT": "true"}),
+        ({"AWS_ENDPOINT_URL_SQS": OWN, "AWS_USE_DUALSTACK_ENDPOINT": "true"}),
+    ],
+    ids=["fips", "dual-stack"],
+)
+def test_variables_that_exclude_each_other_are_told(
+    sent: list[Sent], monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
+) -> None:
+    """As boto3 does it, nothing is sent."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InternalError, match="AWS_USE_FIPS_ENDPOINT and AWS_USE_DUALSTACK_ENDPOINT: sqs"):
+        aws_client.call("sqs", "ListQueues")
+    with pytest.raises(BotoCoreError):
+        botocore.session.Session().create_client("sqs", region_name="us-east-1").list_queues()
+
+    assert [] == sent
+
+
 def test_a_function_is_invoked_by_its_arn(aws_wire: AwsWire) -> None:
     """Whose colons are no part of a path; a failure of its own is told from Lambda's."""
     arn = "arn:aws:lambda:us-east-1:123456789012:function:reply:live"
 
-    assert b"null" == aws.invoke(arn, b'{"a":1}')
+    assert b"null" == aws_client.invoke(arn, b'{"a":1}')
     assert [("Invoke", {"a": 1})] == [(called, body["payload"]) for called, body in aws_wire.calls]
     assert f"/2015-03-31/functions/{arn.replace(':', '%3A')}/invocations" == aws_wire.calls[0][1]["path"]
     aws_wire.function = lambda _: ({"X-Amz-Function-Error": "Unhandled"}, b"{}")
-    assert aws.invoke(arn, b"{}") is None
+    assert aws_client.invoke(arn, b"{}") is None
     aws_wire.failures["Invoke"] = [(403, "AccessDeniedException:http://internal")]
-    with pytest.raises(aws.RefusedError, match=r"^AccessDeniedException$"):
-        aws.invoke(arn, b"{}")
+    with pytest.raises(aws_client.AwsError, match=r"^AccessDeniedException$"):
+        aws_client.invoke(arn, b"{}")
 
 
 def test_under_snapstart_lambda_serves_the_keys(sent: list[Sent], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,15 +345,15 @@ def test_under_snapstart_lambda_serves_the_keys(sent: list[Sent], monkeypatch: p
 
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
-    aws._served_credentials.cache_clear()
+    aws_client._served_credentials.cache_clear()
     with HTTPServer(("127.0.0.1", 0), Endpoint) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"http://127.0.0.1:{server.server_port}/keys")
         monkeypatch.setenv("AWS_CONTAINER_AUTHORIZATION_TOKEN", "of-the-environment")
         for _ in range(3):
-            aws.call("sqs", "SendMessage", QueueUrl="q", MessageBody="Hello")
+            aws_client.call("sqs", "SendMessage", QueueUrl="q", MessageBody="Hello")
         server.shutdown()
-    aws._served_credentials.cache_clear()
+    aws_client._served_credentials.cache_clear()
 
     assert ["of-the-environment"] * 2 == served
     assert ["KEY2"] * 3 == [re.findall(r"Credential=(\w+)/", each.headers["Authorization"])[0] for each in sent]
@@ -243,11 +365,11 @@ def test_keys_that_are_not_served_are_an_outage(sent: list[Sent], monkeypatch: p
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setattr("botocore.utils.ContainerMetadataFetcher.RETRY_ATTEMPTS", 1)
-    aws._served_credentials.cache_clear()
+    aws_client._served_credentials.cache_clear()
     with closed_port() as port:
         monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"http://127.0.0.1:{port}/keys")
-        with pytest.raises(aws.UnavailableError, match=r"^CredentialRetrievalError$"):
-            aws.call("events", "PutEvents", Entries=[])
+        with pytest.raises(aws_client.AwsUnavailableError, match=r"^CredentialRetrievalError$"):
+            aws_client.call("events", "PutEvents", Entries=[])
 
     assert [] == sent
 
@@ -256,7 +378,7 @@ _FROZEN = """
     import os, random, sys
     before = random.getstate()
     import send_sms, webhook
-    from twilio_connector import client
+    from twilio_connector.api import client
     sockets = [fd for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")
                and os.readlink(f"/proc/self/fd/{fd}").startswith("socket:")]
     print(sockets, client.CONNECTIONS._known, random.getstate() == before, "botocore.credentials" in sys.modules)
@@ -282,7 +404,7 @@ def test_a_request_is_signed_with_the_roles_keys(
     monkeypatch.setenv("AWS_REGION", "eu-central-1")
     if token:
         monkeypatch.setenv("AWS_SESSION_TOKEN", token)
-    aws.call("sqs", "SendMessage", QueueUrl="q", MessageBody="Grüße")
+    aws_client.call("sqs", "SendMessage", QueueUrl="q", MessageBody="Grüße")
     headers = sent[0].headers
 
     assert re.fullmatch(
@@ -300,30 +422,30 @@ def test_an_answer_that_is_no_object_is_lost(
     aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch, delays: list[float], body: bytes
 ) -> None:
     """The call may have been carried out."""
-    answer_requests(monkeypatch, lambda _: transport.Reply(200, {}, body))
+    answer_requests(monkeypatch, lambda _: http.Reply(200, {}, body))
 
-    with pytest.raises(aws.LostError):
+    with pytest.raises(aws_client.AwsResponseLostError):
         read()
     assert (0, 1) == (len(aws_wire.calls), len(delays))
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"a":"\xff"}'])
-@pytest.mark.parametrize(("status", "kind"), [(403, aws.RefusedError), (502, aws.LostError)])
+@pytest.mark.parametrize(("status", "kind"), [(403, aws_client.AwsError), (502, aws_client.AwsResponseLostError)])
 @pytest.mark.usefixtures("delays")
 def test_a_refusal_without_a_code_has_its_status(
     monkeypatch: pytest.MonkeyPatch, body: bytes, status: int, kind: type[Exception]
 ) -> None:
     """As a proxy answers."""
-    answer_requests(monkeypatch, lambda _: transport.Reply(status, {}, body))
+    answer_requests(monkeypatch, lambda _: http.Reply(status, {}, body))
 
-    with pytest.raises(aws.RefusedError, match=f"^HTTP {status}$") as error:
+    with pytest.raises(aws_client.AwsError, match=f"^HTTP {status}$") as error:
         read()
     assert kind is error.type
 
 
 def test_a_function_is_waited_for_longer() -> None:
     """But less long than Twilio waits, which is 15 seconds."""
-    assert 10 > aws._CONNECT_SECONDS + aws.REPLY_SECONDS > aws.SECONDS
+    assert 10 > aws_client._CONNECT_SECONDS + aws_client.REPLY_SECONDS > aws_client.SECONDS
 
 
 @pytest.mark.usefixtures("delays")
@@ -331,8 +453,8 @@ def test_a_function_is_waited_for_longer() -> None:
 @pytest.mark.parametrize(
     ("operation", "call"),
     [
-        ("PutEvents", lambda: aws.call("events", "PutEvents", Entries=[{"Detail": "{}"}])),
-        ("Invoke", lambda: aws.invoke("arn:aws:lambda:us-east-1:123456789012:function:f", b"{}")),
+        ("PutEvents", lambda: aws_client.call("events", "PutEvents", Entries=[{"Detail": "{}"}])),
+        ("Invoke", lambda: aws_client.invoke("arn:aws:lambda:us-east-1:123456789012:function:f", b"{}")),
     ],
     ids=["event", "function"],
 )
@@ -342,7 +464,7 @@ def test_what_is_not_idempotent_is_asked_once(
     """An event that is put again has to say so, and a function that was asked is not asked again."""
     aws_wire.failures[operation] = [failure]
 
-    with pytest.raises(aws.UnavailableError):
+    with pytest.raises(aws_client.AwsUnavailableError):
         call()
     assert 1 == aws_wire.count(operation)
 
@@ -367,9 +489,9 @@ def test_what_may_have_been_carried_out_is_lost(
     """Silence and 5xx; with 4xx the service says that it did nothing."""
     aws_wire.failures["PutEvents"] = [failure]
 
-    with pytest.raises(aws.RefusedError) as error:
-        aws.call("events", "PutEvents", Entries=[{"Detail": "{}"}])
-    assert is_lost == isinstance(error.value, aws.LostError)
+    with pytest.raises(aws_client.AwsError) as error:
+        aws_client.call("events", "PutEvents", Entries=[{"Detail": "{}"}])
+    assert is_lost == isinstance(error.value, aws_client.AwsResponseLostError)
 
 
 @pytest.mark.usefixtures("aws_wire")
@@ -377,16 +499,16 @@ def test_a_service_that_is_not_reached_lost_nothing(monkeypatch: pytest.MonkeyPa
     """Nothing was sent."""
     with closed_port() as port:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-        with pytest.raises(aws.UnavailableError) as error:
-            aws.call("events", "PutEvents", Entries=[{"Detail": "{}"}])
+        with pytest.raises(aws_client.AwsUnavailableError) as error:
+            aws_client.call("events", "PutEvents", Entries=[{"Detail": "{}"}])
 
-    assert not isinstance(error.value, aws.LostError)
+    assert not isinstance(error.value, aws_client.AwsResponseLostError)
 
 
 @pytest.mark.parametrize("character", ["\ufffe", "\uffff"])
 def test_a_message_has_no_character_that_sqs_refuses(aws_wire: AwsWire, character: str) -> None:
     """JSON's escapes spell it, so whoever reads it sees the same."""
-    aws.send_message(
+    queue.send_message(
         "https://sqs.us-east-1.amazonaws.com/123456789012/q",
         json.dumps({"a": character}, ensure_ascii=False),
         DelaySeconds=3,
@@ -396,3 +518,26 @@ def test_a_message_has_no_character_that_sqs_refuses(aws_wire: AwsWire, characte
     assert character not in sent["MessageBody"]
     assert {"a": character} == json.loads(sent["MessageBody"])
     assert 3 == sent["DelaySeconds"]
+
+
+# Deadlines
+
+
+def test_a_call_takes_no_longer_than_there_is_time(aws_wire: AwsWire) -> None:
+    """Nor is it made again, for which no time is left."""
+    aws_wire.hangs = lambda _, __: True
+    began = time.monotonic()
+    with pytest.raises(aws_client.AwsUnavailableError):
+        aws_client.call("dynamodb", "GetItem", seconds=0.2, TableName="ledger", Key={"id": {"S": "1"}})
+
+    assert time.monotonic() - began < 1.9  # a whole attempt takes two
+    assert 1 == aws_wire.count("GetItem")
+
+
+@pytest.mark.parametrize("seconds", [0, -1])
+def test_a_call_without_time_is_not_made(aws_wire: AwsWire, seconds: float) -> None:
+    """It is as if nobody had answered."""
+    with pytest.raises(aws_client.AwsUnavailableError, match="no time left"):
+        aws_client.call("dynamodb", "GetItem", seconds=seconds, TableName="ledger", Key={"id": {"S": "1"}})
+
+    assert [] == aws_wire.calls

@@ -1,80 +1,30 @@
 """The bundle hangs together: each function is in its five places, and the template keeps its promises."""
 
+import itertools
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import yaml
-from twilio_connector import send_queue
+from twilio_connector.messaging import queue_consumer
 
 from tests.readme import ROOT, rows, section
 
 FUNCTIONS = sorted(path.stem for path in (ROOT / "functions").glob("*.py"))
-READERS = ["get_sms", "list_sms", "raw_request"]
 ASYNCHRONOUS = {"SendSmsFunction": "FailedQueue", "RawRequestFunction": "DeadLetterQueue"}
 FUNCTION = "AWS::Serverless::Function"
 
-DEFAULTS = {
-    "ConnectionPrefix": "twilio/",
-    "ConnectionKmsKeyArn": "",
-    "DefaultConnection": "default",
-    "DefaultCountry": "US",
-    "WebhookBaseUrl": "",
-    "TwilioApiUrl": "",
-    "Architecture": "arm64",
-    "SnapStart": "off",
-    "WebhookRateLimit": 1000,
-    "WebhookBurstLimit": 2000,
-    "ReplyFunctionArn": "",
-    "AutoReply": "",
-    "PollingSchedule": "",
-    "LogLevel": "INFO",
-    "LogRetentionDays": 30,
-    "AlarmTopicArn": "",
-    "UnknownReportAfter": 15,
-    "SendTopicArn": "",
-    "SendBatchSize": 10,
-    "SendBatchWindow": 0,
-    "SendMaximumConcurrency": 5,
-    "SendThreads": 10,
-    "SendSmsTimeout": 30,
-    "SendLease": 60,
-    "SendVisibilityTimeout": 200,
-}
-OUTPUTS = {
-    "ActionsApiUrl",
-    "WebhookUrl",
-    "SendSmsFunctionArn",
-    "GetSmsFunctionArn",
-    "ListSmsFunctionArn",
-    "RawRequestFunctionArn",
-    "WebhookFunctionArn",
-    "EventBusName",
-    "EventBusArn",
-    "ResolveFunctionArn",
-    "SendQueueUrl",
-    "SendQueueArn",
-    "FailedQueueUrl",
-    "DeadLetterQueueUrl",
-    "BufferQueueArn",
-    "BufferDeadLetterQueueUrl",
-    "PollMessagesFunctionArn",
-    "RotateConnectionFunctionArn",
-}
-GIVEN_UP = {"SendQueue": "FailedQueue", "BufferQueue": "BufferDeadLetterQueue"}
-"""The queues that functions read, and where SQS puts what was received too often."""
-ROUTES = {
-    ("ActionsApi", "POST", "/messages", "send_sms"),
-    ("ActionsApi", "GET", "/messages", "list_sms"),
-    ("ActionsApi", "GET", "/messages/{message_sid}", "get_sms"),
-    ("ActionsApi", "POST", "/raw-request", "raw_request"),
-    ("WebhookApi", "POST", "/webhook", "webhook"),
-    ("WebhookApi", "GET", "/webhook", "webhook"),
-    ("WebhookApi", "POST", "/webhook/{connection}", "webhook"),
-    ("WebhookApi", "GET", "/webhook/{connection}", "webhook"),
-}
+GIVEN_UP = {"BufferQueue": "BufferDeadLetterQueue"}
+"""Where SQS puts what was received too often."""
+MENDED = ["RecordsUnhandled", "SecretsMalformed", "CredentialsRefused", "DefaultConnectionMissing"]
+"""What somebody must mend at once."""
+DENIED = {"sqs:*", "logs:*"}
+"""What policies deny: calls of queues without TLS, and logs that are not the functions'."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -135,14 +85,29 @@ def resource(name: str) -> str:
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_function_is_in_its_five_places(name: str) -> None:
-    """A function has its resource, its event, its unit tests and its section of the README."""
-    title = name.replace("_", " ").title().replace("Sms", "SMS")
-
+    """A function has its resource, its event, its unit tests and its line in the reference."""
     assert FUNCTION == RESOURCES[resource(name)]["Type"]
     assert f"{name}.handler" == RESOURCES[resource(name)]["Properties"]["Handler"]
     assert (ROOT / "events" / f"{name}.json").is_file()
     assert (ROOT / "tests" / "unit" / f"test_{name}.py").is_file()
-    assert section(title)
+    assert name in rows(section("reference", "Functions"))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_only_who_is_not_waited_for_imports_boto3(name: str) -> None:
+    """It takes longer to load than all else that a function does when it starts. Of the layer, `rotation` has it."""
+    code = f"""
+import sys, {name}
+from twilio_connector import http
+print(sorted({{"boto3", "botocore.client", "botocore.auth"}} & sys.modules.keys()))
+http._AUTHORITIES.join()  # a thread in the midst of OpenSSL may end Python with an error
+"""
+    path = os.pathsep.join(map(str, (ROOT / "functions", ROOT / "layers" / "twilio")))
+    variables = {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True)
+
+    assert (name == "rotate_connection") == ("boto3" in done.stdout)
+    assert name == "rotate_connection" or done.stdout == "[]\n"
 
 
 def test_every_resource_has_its_function() -> None:
@@ -160,11 +125,6 @@ def test_every_event_is_of_a_function(path: Any) -> None:
 # ---------------------------------------------------------------- what users give and get
 
 
-def test_parameters() -> None:
-    """The parameters and their defaults are those that users rely on."""
-    assert DEFAULTS == {name: parameter["Default"] for name, parameter in PARAMETERS.items()}
-
-
 def test_parameters_are_explained() -> None:
     """Every parameter has a description, a group, and if it can be wrong the words that say so."""
     groups = TEMPLATE["Metadata"]["AWS::CloudFormation::Interface"]["ParameterGroups"]
@@ -178,29 +138,23 @@ def test_parameters_are_explained() -> None:
     ]
 
 
-def test_outputs() -> None:
-    """The outputs are those that users rely on, each with a description."""
-    assert OUTPUTS == TEMPLATE["Outputs"].keys()
-    assert [] == [name for name, output in TEMPLATE["Outputs"].items() if not output["Description"]]
-
-
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_function_arns_are_of_the_alias(name: str) -> None:
     """A function's output is the ARN of its alias, which every deployment moves."""
     assert {"Ref": f"{resource(name)}.Alias"} == TEMPLATE["Outputs"][f"{resource(name)}Arn"]["Value"]
 
 
-@pytest.mark.parametrize(("name", "default"), DEFAULTS.items(), ids=DEFAULTS)
-def test_readme_tells_parameters(name: str, default: object) -> None:
-    """The README has each parameter with its default."""
-    assert str(default) == rows(section("Configuration"))[name][0].strip("`")
+def test_readme_tells_parameters() -> None:
+    """The reference, on which users rely, has each parameter with its default, and no other."""
+    told = {name: cells[0].strip("`") for name, cells in rows(section("reference", "Parameters")).items()}
+
+    assert {name: str(parameter["Default"]) for name, parameter in PARAMETERS.items()} == told
 
 
 def test_readme_tells_outputs() -> None:
-    """The README has each output, and no other."""
-    table = section("Configuration").split("| output |")[1].split("\n\n")[0]
-
-    assert OUTPUTS == rows(table).keys()
+    """The reference has each output, and no other; each has a description."""
+    assert rows(section("reference", "Outputs")).keys() == TEMPLATE["Outputs"].keys()
+    assert [] == [name for name, output in TEMPLATE["Outputs"].items() if not output["Description"]]
 
 
 # ---------------------------------------------------------------- who may do what
@@ -212,36 +166,32 @@ def test_nothing_is_allowed_everywhere() -> None:
 
     assert resources
     assert [] == [each for each in resources if each == "*"]
-    assert [] == [action for action in allowed(RESOURCES) if "*" in action]
+    assert DENIED == {action for action in allowed(RESOURCES) if "*" in action}
 
 
-def test_all_actions_that_are_allowed() -> None:
-    """Functions read secrets and a setting, keep their tables, use the queues, put events, and ask for replies."""
-    assert {
-        "secretsmanager:GetSecretValue",
-        "secretsmanager:DescribeSecret",
-        "secretsmanager:PutSecretValue",
-        "secretsmanager:UpdateSecretVersionStage",
-        "kms:Decrypt",
-        "kms:GenerateDataKey",
-        "events:PutEvents",
-        "dynamodb:GetItem",
-        "dynamodb:BatchGetItem",
-        "dynamodb:PutItem",
-        "dynamodb:Query",
-        "sqs:ReceiveMessage",
-        "sqs:DeleteMessage",
-        "sqs:GetQueueAttributes",
-        "sqs:ChangeMessageVisibility",
-        "sqs:SendMessage",
-        "ssm:GetParameter",
-        "lambda:InvokeFunction",
-    } == set(allowed(RESOURCES))
+def test_queues_are_read_by_whom_lambda_delivers_to() -> None:
+    """Lambda reads a queue with the role of the function that gets its records, and nobody else reads it."""
+    reads = {"sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:GetQueueAttributes"}
+    delivered = {
+        (mapping["FunctionName"]["Ref"].removesuffix(".Alias"), mapping["EventSourceArn"]["Fn::GetAtt"][0], action)
+        for mapping in of_type("AWS::Lambda::EventSourceMapping").values()
+        for action in reads
+    }
+    may = {
+        (name, target["Fn::GetAtt"][0], action)
+        for name, properties in of_type(FUNCTION).items()
+        for statements in found("Statement", properties["Policies"])
+        for statement, _ in map(unconditional, statements)
+        for action in reads.intersection(listed(statement["Action"]))
+        for target in listed(statement["Resource"])
+    }
+
+    assert delivered == may
 
 
 def test_connections_policy() -> None:
     """Secrets are read below the prefix only, and a key is used through Secrets Manager only."""
-    read, decrypt = RESOURCES["ConnectionsPolicy"]["Properties"]["PolicyDocument"]["Statement"]
+    read, decrypt, _ = RESOURCES["ConnectionsPolicy"]["Properties"]["PolicyDocument"]["Statement"]
     arn = "arn:${AWS::Partition}:secretsmanager:${AWS::Region}:${AWS::AccountId}:secret:${ConnectionPrefix}*"
 
     assert ("secretsmanager:GetSecretValue", {"Fn::Sub": arn}) == (read["Action"], read["Resource"])
@@ -252,97 +202,55 @@ def test_connections_policy() -> None:
     assert {"StringEquals": via} == statement["Condition"]
 
 
-@pytest.mark.parametrize("name", READERS)
-def test_actions_may_read_connections_only(name: str) -> None:
-    """An action that keeps no ledger has the connections' policy and no other."""
-    assert [{"Ref": "ConnectionsPolicy"}] == RESOURCES[resource(name)]["Properties"]["Policies"]
+def test_logs_of_others_are_not_written() -> None:
+    """AWS's own policy for Lambda allows all logs of the account; this one takes all away but the functions' own.
+
+    A log group's ARN has `:*` at its end for some actions, and none for others:
+    https://docs.aws.amazon.com/AmazonCloudWatch/latest/logs/iam-access-control-overview-cwl.html
+    """
+    *_, deny = RESOURCES["ConnectionsPolicy"]["Properties"]["PolicyDocument"]["Statement"]
+    groups = {each["LoggingConfig"]["LogGroup"]["Ref"] for each in of_type(FUNCTION).values()}
+
+    assert ("Deny", "logs:*") == (deny["Effect"], deny["Action"])
+    start = "arn:${AWS::Partition}:logs:${AWS::Region}:${AWS::AccountId}:log-group:"
+    assert {f"{start}${{{group}}}*" for group in groups} == {arn["Fn::Sub"] for arn in deny["NotResource"]}
+    assert all({"Ref": "ConnectionsPolicy"} in each["Policies"] for each in of_type(FUNCTION).values())
 
 
-SECRETS_ARN = "arn:${AWS::Partition}:secretsmanager:${AWS::Region}:${AWS::AccountId}:secret:${ConnectionPrefix}*"
 REPLY_ARN = "arn:${AWS::Partition}:ssm:${AWS::Region}:${AWS::AccountId}:parameter${Reply}"
 
 
-@pytest.mark.parametrize(
-    ("name", "rights"),
-    [
-        (
-            "SendSmsFunction",
-            {
-                "dynamodb:GetItem Ledger",
-                "dynamodb:PutItem Ledger",
-                "dynamodb:Query ${Ledger.Arn}/index/content-index",
-                "sqs:ReceiveMessage SendQueue",
-                "sqs:DeleteMessage SendQueue",
-                "sqs:GetQueueAttributes SendQueue",
-                "sqs:ChangeMessageVisibility SendQueue",
-                "sqs:SendMessage SendQueue",
-                "sqs:SendMessage FailedQueue",
-                "events:PutEvents EventBus twilio-connector",
-            },
-        ),
-        (
-            "ResolveFunction",
-            {
-                "dynamodb:GetItem Ledger",
-                "dynamodb:PutItem Ledger",
-                "dynamodb:Query ${Ledger.Arn}/index/*",
-                "sqs:SendMessage FailedQueue",
-                "events:PutEvents EventBus twilio-connector",
-            },
-        ),
-        (
-            "PollMessagesFunction",
-            {
-                "dynamodb:GetItem Deliveries",
-                "dynamodb:BatchGetItem Deliveries",
-                "dynamodb:PutItem Deliveries",
-                "sqs:SendMessage BufferQueue",
-                "sqs:SendMessage BufferDeadLetterQueue",
-                "events:PutEvents EventBus twilio",
-            },
-        ),
-        (
-            "RotateConnectionFunction",
-            {
-                f"secretsmanager:DescribeSecret {SECRETS_ARN}",
-                f"secretsmanager:PutSecretValue {SECRETS_ARN}",
-                f"secretsmanager:UpdateSecretVersionStage {SECRETS_ARN}",
-                "kms:GenerateDataKey ConnectionKmsKeyArn if HasConnectionKmsKey",
-            },
-        ),
-        (
-            "WebhookFunction",
-            {
-                "dynamodb:GetItem Ledger",
-                "dynamodb:PutItem Ledger",
-                "dynamodb:PutItem Deliveries",
-                "sqs:SendMessage BufferQueue",
-                "sqs:SendMessage BufferDeadLetterQueue",
-                "sqs:ReceiveMessage BufferQueue",
-                "sqs:DeleteMessage BufferQueue",
-                "sqs:GetQueueAttributes BufferQueue",
-                "events:PutEvents EventBus twilio",
-                f"ssm:GetParameter {REPLY_ARN} if HasReply",
-                "lambda:InvokeFunction ReplyFunctionArn if HasReplyFunction",
-            },
-        ),
-    ],
-)
-def test_other_functions_may(name: str, rights: set[str]) -> None:
-    """Each has the rights that it needs, on the one thing it needs them for; only the webhook speaks as `twilio`."""
-    connections, own = RESOURCES[name]["Properties"]["Policies"]
-    statements = [unconditional(statement) for statement in own["Statement"]]
-    given = {
-        " ".join([action, listed(next(iter(target.values())))[0], *sources, *condition])
-        for statement, condition in statements
+def test_rights_are_given_on_conditions_of_the_parameters() -> None:
+    """What only a parameter brings is allowed only with it: a key, a function or text for replies."""
+    conditions = {
+        (action, next(iter(statement["Resource"].values())), *condition)
+        for properties in of_type(FUNCTION).values()
+        for statements in found("Statement", properties["Policies"])
+        for statement, condition in map(unconditional, statements)
         for action in listed(statement["Action"])
-        for target in listed(statement["Resource"])
-        for sources in [found("events:source", statement)]
+        if condition
     }
 
-    assert {"Ref": "ConnectionsPolicy"} == connections
-    assert rights == given
-    assert {"Allow"} == {statement["Effect"] for statement, _ in statements}
+    assert {
+        ("kms:GenerateDataKey", "ConnectionKmsKeyArn", "if", "HasConnectionKmsKey"),
+        ("ssm:GetParameter", REPLY_ARN, "if", "HasReply"),
+        ("lambda:InvokeFunction", "ReplyFunctionArn", "if", "HasReplyFunction"),
+    } == conditions
+
+
+def test_no_event_is_put_without_a_source() -> None:
+    """`ForAllValues` holds where the key is missing, so another condition asks for the key."""
+    conditions = [
+        condition
+        for policy in found("Policies", RESOURCES)
+        for statements in found("Statement", policy)
+        for statement in statements
+        if statement.get("Action") == "events:PutEvents"
+        for condition in [statement["Condition"]]
+    ]
+
+    assert conditions
+    assert [{"events:source": "false"}] * len(conditions) == [condition["Null"] for condition in conditions]
 
 
 def unconditional(statement: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -356,15 +264,31 @@ def unconditional(statement: dict[str, Any]) -> tuple[dict[str, Any], list[str]]
 
 def test_only_the_rule_and_the_topic_may_write_to_the_queues() -> None:
     """No service may put anything in a queue but for the stack's rule, and the topic that the parameter names."""
-    (policy,) = of_type("AWS::SQS::QueuePolicy").values()
-    rule, topic = RESOURCES["QueuePolicy"]["Properties"]["PolicyDocument"]["Statement"]
+    rule, topic, _ = RESOURCES["QueuePolicy"]["Properties"]["PolicyDocument"]["Statement"]
     condition, topic, otherwise = topic["Fn::If"]
 
-    assert [{"Ref": "SendQueue"}, {"Ref": "FailedQueue"}] == policy["Queues"]
+    both = [{"Fn::GetAtt": [name, "Arn"]} for name in ("SendQueue", "FailedQueue")]
+    assert both == rule["Resource"] == topic["Resource"]
     assert ("HasSendTopic", {"Ref": "AWS::NoValue"}) == (condition, otherwise)
     assert {"ArnEquals": {"aws:SourceArn": {"Fn::GetAtt": ["SendSmsRequestedRule", "Arn"]}}} == rule["Condition"]
     assert {"ArnEquals": {"aws:SourceArn": {"Ref": "SendTopicArn"}}} == topic["Condition"]
     assert {"sqs:SendMessage"} == {statement["Action"] for statement in (rule, topic)}
+
+
+def test_queues_are_spoken_to_over_tls_only() -> None:
+    """Each has the policy that denies everything else; the template has no topic.
+
+    https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-security-best-practices.html
+    """
+    (policy,) = of_type("AWS::SQS::QueuePolicy").values()
+    *_, deny = policy["PolicyDocument"]["Statement"]
+    queues = of_type("AWS::SQS::Queue")
+
+    assert queues.keys() == {queue["Ref"] for queue in policy["Queues"]}
+    assert queues.keys() == {queue["Fn::GetAtt"][0] for queue in deny["Resource"]}
+    assert ("Deny", "*", "sqs:*") == (deny["Effect"], deny["Principal"], deny["Action"])
+    assert {"Bool": {"aws:SecureTransport": "false"}} == deny["Condition"]
+    assert {} == of_type("AWS::SNS::Topic")
 
 
 def test_no_role_is_shared() -> None:
@@ -375,22 +299,38 @@ def test_no_role_is_shared() -> None:
 # ---------------------------------------------------------------- the front doors
 
 
-def test_routes() -> None:
-    """The two APIs have the routes that users rely on."""
+def test_readme_tells_routes() -> None:
+    """The reference, on which users rely, has each function's routes through the two APIs, and no other."""
     routes = {
-        (
-            event["ApiId"]["Ref"],
-            event["Method"],
-            event["Path"],
-            properties["Handler"].removesuffix(".handler"),
-        )
+        (properties["Handler"].removesuffix(".handler"), source["Properties"]["Method"], source["Properties"]["Path"])
         for properties in of_type(FUNCTION).values()
-        for event in (
-            source["Properties"] for source in properties.get("Events", {}).values() if source["Type"] == "HttpApi"
+        for source in properties.get("Events", {}).values()
+        if source["Type"] == "HttpApi"
+    }
+    told = {
+        (name, method, path)
+        for name, (_, through, _) in rows(section("reference", "Functions")).items()
+        # `POST`, `GET /webhook` and `/webhook/{connection}` are four: each method with each path.
+        for method, path in (
+            itertools.product(re.findall("[A-Z]{3,}", through), re.findall(r"/[^`]*", through))
+            if name == "webhook"
+            else re.findall(r"`([A-Z]+) (/[^`]*)`", through)
         )
     }
 
-    assert ROUTES == routes
+    assert told == routes
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_routes_are_of_one_api(name: str) -> None:
+    """The webhook's, which ask for no signature of AWS, are in an API of their own."""
+    apis = {
+        source["Properties"]["ApiId"]["Ref"]
+        for source in RESOURCES[resource(name)]["Properties"].get("Events", {}).values()
+        if source["Type"] == "HttpApi"
+    }
+
+    assert apis <= {"WebhookApi" if name == "webhook" else "ActionsApi"}
 
 
 def test_actions_need_a_signature() -> None:
@@ -450,7 +390,7 @@ def test_lambda_never_repeats_a_send() -> None:
 
 
 def test_nothing_is_given_up_without_a_trace() -> None:
-    """Every asynchronous invocation, rule, subscription, schedule and queue that is read has a place for failures."""
+    """Every asynchronous invocation, rule, subscription, schedule and buffer has a place for failures."""
     asynchronous = {
         name: destination["Destination"]["Fn::GetAtt"][0]
         for name, properties in RESOURCES.items()
@@ -464,7 +404,6 @@ def test_nothing_is_given_up_without_a_trace() -> None:
         for event in function.get("Events", {}).values()
         if event["Type"].startswith("Schedule")
     ]
-    mappings = of_type("AWS::Lambda::EventSourceMapping").values()
     redrives = {
         name: properties["RedrivePolicy"]["deadLetterTargetArn"]["Fn::GetAtt"][0]
         for name, properties in of_type("AWS::SQS::Queue").items()
@@ -478,7 +417,6 @@ def test_nothing_is_given_up_without_a_trace() -> None:
             "RawRequestLatestInvokeConfig": "DeadLetterQueue",
             "ResolveFunction": "DeadLetterQueue",
             "PollMessagesFunction": "DeadLetterQueue",
-            "RotateConnectionFunction": "DeadLetterQueue",
         }
         == asynchronous
     )
@@ -487,13 +425,25 @@ def test_nothing_is_given_up_without_a_trace() -> None:
         each["RedrivePolicy"]["deadLetterTargetArn"]["Fn::GetAtt"] for each in subscriptions
     ]
     assert [["DeadLetterQueue", "Arn"]] * 2 == [each["DeadLetterConfig"]["Arn"]["Fn::GetAtt"] for each in schedules]
-    assert GIVEN_UP.keys() == {mapping["EventSourceArn"]["Fn::GetAtt"][0] for mapping in mappings}
     assert redrives == GIVEN_UP
-    assert send_queue.MOST_RECEIVES < RESOURCES["SendQueue"]["Properties"]["RedrivePolicy"]["maxReceiveCount"]
+
+
+def test_sqs_moves_nothing_out_of_the_send_queue() -> None:
+    """Moved back it would have another id: what has no key of its own would be sent a second time."""
+    assert "RedrivePolicy" not in RESOURCES["SendQueue"]["Properties"]
+
+
+def test_rule_and_topic_hand_over_their_ids() -> None:
+    """Neither the rule nor the subscription changes what it delivers, so its dead letters hold the id for the key."""
+    (rule,) = of_type("AWS::Events::Rule").values()
+    (subscription,) = of_type("AWS::SNS::Subscription").values()
+
+    assert [{"Id", "Arn", "DeadLetterConfig"}] == [target.keys() for target in rule["Targets"]]
+    assert {"TopicArn", "Protocol", "Endpoint", "RedrivePolicy"} == subscription.keys()
 
 
 def test_the_buffer_is_patient() -> None:
-    """A record comes again only after any invocation has ended, and for as long as the README says."""
+    """A record comes again only after any invocation has ended, and for as long as the documentation says."""
     buffer = RESOURCES["BufferQueue"]["Properties"]
     timeout = RESOURCES["WebhookFunction"]["Properties"].get("Timeout", TEMPLATE["Globals"]["Function"]["Timeout"])
     window = RESOURCES["BufferToWebhook"]["Properties"].get("MaximumBatchingWindowInSeconds", 0)
@@ -502,7 +452,7 @@ def test_the_buffer_is_patient() -> None:
     # https://docs.aws.amazon.com/lambda/latest/dg/services-sqs-configure.html
     assert 6 * timeout + window <= visibility
     assert (180, 10 * 3600) == (visibility, visibility * buffer["RedrivePolicy"]["maxReceiveCount"])
-    assert "every three minutes for ten hours" in section("Webhook")
+    assert "every three minutes, for ten hours" in section("operations", "Buffer")
 
 
 def test_queues_are_encrypted_and_patient() -> None:
@@ -510,22 +460,6 @@ def test_queues_are_encrypted_and_patient() -> None:
     for properties in of_type("AWS::SQS::Queue").values():
         assert properties["SqsManagedSseEnabled"]
         assert 14 * 24 * 3600 == properties["MessageRetentionPeriod"]
-
-
-def test_time_limits_fit_together() -> None:
-    """By default a record comes again only after any invocation has ended, and a lease ends after that too."""
-    # https://docs.aws.amazon.com/lambda/latest/dg/services-sqs-configure.html
-    timeout, window = DEFAULTS["SendSmsTimeout"], DEFAULTS["SendBatchWindow"]
-    visibility, lease = DEFAULTS["SendVisibilityTimeout"], DEFAULTS["SendLease"]
-
-    assert {"Ref": "SendSmsTimeout"} == RESOURCES["SendSmsFunction"]["Properties"]["Timeout"]
-    assert {"Ref": "SendVisibilityTimeout"} == RESOURCES["SendQueue"]["Properties"]["VisibilityTimeout"]
-    assert isinstance(timeout, int)
-    assert isinstance(window, int)
-    assert isinstance(visibility, int)
-    assert isinstance(lease, int)
-    assert 6 * timeout + window <= visibility
-    assert timeout < lease
 
 
 @pytest.mark.parametrize("name", ["Ledger", "Deliveries"])
@@ -537,16 +471,6 @@ def test_table(name: str) -> None:
     assert {"SSEEnabled": True} == table["SSESpecification"]
     assert {"PointInTimeRecoveryEnabled": True} == table["PointInTimeRecoverySpecification"]
     assert {"AttributeName": "expires_at", "Enabled": True} == table["TimeToLiveSpecification"]
-
-
-def test_tables_go_with_their_stack() -> None:
-    """Only where one would be replaced is the ledger kept: without it keys would be sent again."""
-    policies = {
-        name: (RESOURCES[name]["DeletionPolicy"], RESOURCES[name]["UpdateReplacePolicy"])
-        for name in of_type("AWS::DynamoDB::Table")
-    }
-
-    assert {"Ledger": ("Delete", "Retain"), "Deliveries": ("Delete", "Delete")} == policies
 
 
 def test_mapping_of_the_buffer() -> None:
@@ -601,6 +525,7 @@ def test_environment() -> None:
         "DEFAULT_COUNTRY": {"Ref": "DefaultCountry"},
         "TWILIO_API_URL": {"Ref": "TwilioApiUrl"},
         "LOG_LEVEL": {"Ref": "LogLevel"},
+        "LOG_SUCCESS": {"Ref": "LogSuccess"},
         "URL_SUFFIX": {"Ref": "AWS::URLSuffix"},
         "RES_OPTIONS": "timeout:1 attempts:2",
         "POWERTOOLS_SERVICE_NAME": {"Ref": "AWS::StackName"},
@@ -630,6 +555,7 @@ def test_environment() -> None:
             "SEND_THREADS": {"Ref": "SendThreads"},
             "SEND_LEASE": {"Ref": "SendLease"},
         },
+        "GetSmsFunction": {"LEDGER_TABLE": {"Ref": "Ledger"}},
         "ResolveFunction": {
             "LEDGER_TABLE": {"Ref": "Ledger"},
             "EVENT_BUS_NAME": {"Ref": "EventBus"},
@@ -642,53 +568,12 @@ def test_environment() -> None:
 # ---------------------------------------------------------------- many stacks, many deployments
 
 
-def test_nothing_stops_a_second_stack() -> None:
-    """What has a name of its own has the stack's name in it."""
-    named = {
-        f"{name}.{key}": value
-        for name, resource in RESOURCES.items()
-        for key, value in resource.get("Properties", {}).items()
-        if re.fullmatch(r"(?:\w*[a-z])?Name|ManagedPolicyName", key)
-        and key not in {"FunctionName", "MetricName", "EventBusName"}
-    } | {
-        f"{name}.FunctionName": properties["FunctionName"]
-        for name, properties in of_type(FUNCTION).items()
-        if "FunctionName" in properties
-    }
-
-    assert {
-        "EventBus.Name": {"Ref": "AWS::StackName"},
-        "ActionsApi.Name": {"Fn::Sub": "${AWS::StackName}-actions"},
-        "WebhookApi.Name": {"Fn::Sub": "${AWS::StackName}-webhook"},
-        "Reply.Name": {"Fn::Sub": "/twilio-connector/${AWS::StackName}/reply"},
-    } == named
-
-
 @pytest.mark.parametrize("name", sorted(of_type(FUNCTION)))
 def test_alias_follows_every_change(name: str) -> None:
-    """A version's description has every parameter of the environment: a new value publishes a version."""
-    properties, shared = RESOURCES[name]["Properties"], TEMPLATE["Globals"]
-    separator, parts = properties["VersionDescription"]["Fn::Join"]
-    if "Fn::Join" in parts[0]:  # what all functions have, and one more
-        parts = [*parts[0]["Fn::Join"][1], *parts[1:]]
-    environment = [
-        shared["Function"]["Environment"],
-        shared["Function"]["Architectures"],
-        shared["Function"]["SnapStart"],
-        properties.get("Environment", {}),
-    ]
-    named = {*found("Ref", environment), *re.findall(r"\$\{(\w+)\}", " ".join(found("Fn::Sub", environment)))}
-    used = named & PARAMETERS.keys()
-    conditions = {condition for condition, *_ in found("Fn::If", environment)}
-    chosen = {condition for condition in conditions if not parameters_of(condition) <= used}
-
-    assert used == {part["Ref"] for part in parts if "Ref" in part}
-    assert chosen == {part["Fn::If"][0] for part in parts if "Fn::If" in part}
-    assert properties["AutoPublishAliasAllProperties"]
-    assert "live" == shared["Function"]["AutoPublishAlias"]
-    assert shared["LayerVersion"]["PublishLambdaVersion"]
-    # https://docs.aws.amazon.com/lambda/latest/api/API_PublishVersion.html
-    assert 256 >= sum(map(longest, parts)) + len(separator) * (len(parts) - 1)
+    """Code, layer and settings change together: each publishes a version, to which the alias moves."""
+    assert RESOURCES[name]["Properties"]["AutoPublishAliasAllProperties"]
+    assert "live" == TEMPLATE["Globals"]["Function"]["AutoPublishAlias"]
+    assert TEMPLATE["Globals"]["LayerVersion"]["PublishLambdaVersion"]
 
 
 def parameters_of(condition: str) -> set[str]:
@@ -705,20 +590,6 @@ def test_reply_is_read_at_run_time() -> None:
     assert {"ReplyFunctionArn", "AutoReply"} == parameters_of("HasReply")
     assert {"ReplyFunctionArn"} == parameters_of("HasReplyFunction")
     assert {"Fn::Sub": "${ReplyFunctionArn}\n${AutoReply}"} == reply["Properties"]["Value"]
-
-
-def longest(part: dict[str, Any]) -> int:
-    """Return the length of the longest value that a part of a description can have."""
-    if "Fn::If" in part:
-        return max(map(len, part["Fn::If"][1:]))
-    parameter = PARAMETERS[part["Ref"]]
-    if parameter["Type"] == "Number":
-        return len(str(parameter["MaxValue"]))
-    if "MaxLength" in parameter:
-        return int(parameter["MaxLength"])
-    if "AllowedValues" in parameter:
-        return max(map(len, parameter["AllowedValues"]))
-    return max(length for length in range(1000) if re.fullmatch(parameter["AllowedPattern"], "A" * length))
 
 
 # ---------------------------------------------------------------- what operators see
@@ -755,22 +626,50 @@ def test_alarms() -> None:
     watched = {
         (alarm["Namespace"], alarm["MetricName"], dimension["Name"], named(dimension["Value"]), alarm["Threshold"])
         for alarm in alarms
-        for dimension in alarm["Dimensions"]
+        for dimension in alarm.get("Dimensions", ())
     }
     actions = {"Fn::If": ["HasAlarmTopic", [{"Ref": "AlarmTopicArn"}], {"Ref": "AWS::NoValue"}]}
+    own = {"Fn::Sub": "TwilioConnector/${AWS::StackName}"}
 
-    assert {("AWS/Lambda", "Errors", "FunctionName", name, 1) for name in of_type(FUNCTION)} | {
-        ("AWS/ApiGateway", "5xx", "ApiId", name, 1) for name in of_type("AWS::Serverless::HttpApi")
-    } | {
+    assert sorted(f"{name.removesuffix('Function')}Faults" for name in of_type(FUNCTION)) == sorted(
+        alarm["MetricName"] for alarm in alarms if alarm["Namespace"] == own and "Dimensions" not in alarm
+    )
+    assert {
+        ("AWS/Lambda", "Throttles", "FunctionName", name, 1)
+        for name in ("SendSmsFunction", "WebhookFunction", "ResolveFunction")
+    } | {("AWS/ApiGateway", "5xx", "ApiId", name, 1) for name in of_type("AWS::Serverless::HttpApi")} | {
         ("TwilioConnector", "OutcomeUnknown", "service", "AWS::StackName", 1),
         ("TwilioConnector", "RepliesFailed", "service", "AWS::StackName", 1),
-        ("AWS/SQS", "ApproximateNumberOfMessagesVisible", "QueueName", "DeadLetterQueue", 1),
-    } | {("AWS/SQS", "ApproximateNumberOfMessagesVisible", "QueueName", name, 1) for name in GIVEN_UP.values()} | {
-        ("AWS/SQS", "ApproximateAgeOfOldestMessage", "QueueName", name, 900) for name in GIVEN_UP
+        ("TwilioConnector", "SendQueueAge", "service", "AWS::StackName", 900),
+        ("TwilioConnector", "BufferAge", "service", "AWS::StackName", 900),
+        ("TwilioConnector", "TwilioErrors", "service", "AWS::StackName", 3),
+        ("TwilioConnector", "TwilioErrors", "error", "TwilioUnavailableError", 3),
+        ("TwilioConnector", "WebhookReadingsRefused", "service", "AWS::StackName", 1),
+        ("TwilioConnector", "WebhookUrlMismatch", "service", "AWS::StackName", 1),
+    } | {("TwilioConnector", name, "service", "AWS::StackName", 1) for name in MENDED} | {
+        ("AWS/SQS", "ApproximateNumberOfMessagesVisible", "QueueName", name, 1)
+        for name in ("SendQueue", "BufferQueue", "FailedQueue", "DeadLetterQueue", "BufferDeadLetterQueue")
     } == watched
-    assert all(alarm["AlarmActions"] == actions for alarm in alarms)
+    every = [*alarms, *of_type("AWS::CloudWatch::CompositeAlarm").values()]
+    assert all(alarm["AlarmActions"] == alarm["OKActions"] == actions for alarm in every)
 
 
-def named(value: dict[str, Any]) -> str:
-    """Return the name in a reference to a resource."""
+def test_alarms_of_the_send_queue_last_as_long_as_their_cause() -> None:
+    """From the first count on, and until the longest time between two deliveries has passed without another."""
+    alarms = [
+        alarm
+        for alarm in of_type("AWS::CloudWatch::Alarm").values()
+        if alarm["MetricName"] in {*MENDED, "SendQueueAge"}
+    ]
+
+    assert len(MENDED) + 1 == len(alarms)
+    for alarm in alarms:
+        assert 1 == alarm["DatapointsToAlarm"]
+        assert queue_consumer.LONGEST_DELAY < alarm["Period"] * alarm["EvaluationPeriods"]
+
+
+def named(value: Any) -> str:
+    """Return the name in a reference to a resource, or the value itself."""
+    if isinstance(value, str):
+        return value
     return str(value["Ref"] if "Ref" in value else value["Fn::GetAtt"][0])

@@ -13,9 +13,10 @@ import get_sms
 import pytest
 import responses
 import send_sms
-from twilio_connector import client, entrypoint, errors
-from twilio_connector.client import Retries, Twilio
-from twilio_connector.connection import Connection
+from twilio_connector import clock, errors
+from twilio_connector.api import client
+from twilio_connector.api.client import Retries, Twilio
+from twilio_connector.api.connections import Connection
 from twilio_connector.deadline import Deadline
 from twilio_connector.errors import (
     ConnectionNotFoundError,
@@ -32,12 +33,14 @@ from twilio_connector.errors import (
     TwilioRejectedError,
     TwilioUnavailableError,
 )
+from twilio_connector.invocation import handler as invocation_handler
 
 from tests.aws_wire import AwsWire
+from tests.builders import posts
 from tests.conftest import Context, LoadEvent
 from tests.faults import Canary, Fault, FaultServer, black_hole, closed_port, faults, resolve_to
 from tests.faults.tls import Tls
-from tests.faults.wire import REQUEST_ID, Exchange, Request
+from tests.faults.wire import REQUEST_ID, Exchange
 from tests.unit.conftest import ACCOUNT_SID, API_KEY, AUTH_TOKEN
 
 pytestmark = pytest.mark.usefixtures("delays")
@@ -349,13 +352,45 @@ def test_an_api_caller_is_answered_before_the_api_gives_up(
 ) -> None:
     """However long the function might run."""
     known()
-    monkeypatch.setattr(entrypoint, "API_SECONDS", 1.7)
+    monkeypatch.setattr(invocation_handler, "API_SECONDS", 1.7)
     twilio.script(faults.hang())
     began = time.monotonic()
     answer = send_sms.handler(event("send_sms_api"), Context(900))
 
     assert (504, 1) == (answer["statusCode"], len(twilio.requests))
     assert time.monotonic() - began < 1.7
+
+
+@pytest.mark.usefixtures("hurried")
+@pytest.mark.parametrize(
+    ("hanging", "status"),
+    [(("PutItem", 0), 503), (("TransactWriteItems", 0), 201), (("GetItem", 0), 503), (("GetSecretValue", 0), 503)],
+    ids=lambda value: "-".join(map(str, value)) if isinstance(value, tuple) else str(value),
+)
+def test_an_api_caller_is_answered_in_time_whatever_hangs_at_aws(
+    aws_wire: AwsWire,
+    twilio: FaultServer,
+    event: LoadEvent,
+    monkeypatch: pytest.MonkeyPatch,
+    hanging: tuple[str, int],
+    status: int,
+) -> None:
+    """Before the request or after it: what the ledger could not note, it finds out later."""
+    operation, before = hanging
+    if operation != "GetSecretValue":
+        known()
+    if operation == "GetItem":  # a claim that is withdrawn
+        aws_wire.failures["PutItem"] = [(500, "InternalServerError")] * 2
+    aws_wire.hangs = lambda called, times: called == operation and times >= before
+    monkeypatch.setattr(invocation_handler, "API_SECONDS", 2.5)
+    keyed = event("send_sms_api")
+    keyed["headers"]["idempotency-key"] = "key"
+    began = time.monotonic()
+    answer = send_sms.handler(keyed, Context(900))
+
+    assert (status, status == 201) == (answer["statusCode"], bool(posts(twilio)))
+    assert time.monotonic() - began < 2.5
+    assert aws_wire.count(operation) > before
 
 
 # Sent again
@@ -809,7 +844,7 @@ def test_time_that_runs_out_between_attempts_leaves_a_change_in_doubt(
 ) -> None:
     """A wait that took longer than it should does not unmake the first attempt."""
     deadline = Deadline(30)
-    monkeypatch.setattr(time, "sleep", lambda _: setattr(deadline, "_seconds", 0))
+    monkeypatch.setattr(clock, "sleep", lambda _: setattr(deadline, "_seconds", 0))
     twilio.script(faults.status(500))
     error = failure(Twilio(None, deadline).request, "POST", "Calls.json", retries=CHOSEN)
 
@@ -825,11 +860,6 @@ def sqs(event: LoadEvent, *bodies: str) -> Any:
     record = batch["Records"][0]
     batch["Records"] = [record | {"messageId": str(number), "body": body} for number, body in enumerate(bodies)]
     return batch
-
-
-def posts(twilio: FaultServer) -> list[Request]:
-    """Return the requests that send, without the look-ups of what became of them."""
-    return [request for request in twilio.requests if request.method == "POST"]
 
 
 SHAPES = {
@@ -895,6 +925,7 @@ def test_every_error_has_a_class_of_its_own() -> None:
         "IdempotencyConflictError",
         "InternalError",
         "InvalidInputError",
+        "KeyNotFoundError",
         "SendInProgressError",
         "ServiceUnavailableError",
     }

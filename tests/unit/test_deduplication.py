@@ -3,22 +3,20 @@
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from twilio_connector import deduplication
-from twilio_connector.deduplication import (
-    KEPT_SECONDS,
-    Claim,
+from twilio_connector import clock
+from twilio_connector.publishing.deduplication import (
+    RETENTION_SECONDS,
+    ClaimResult,
     Deduplication,
+    EventState,
+    PublishClaim,
     Seen,
-    State,
-    Verdict,
-    event_key,
-    judge,
+    claim_result,
 )
-from twilio_connector.twilio_events import Event
+from twilio_connector.publishing.event import Event, event_key
 
 from tests.aws_wire import LOST, PASS, AwsWire
 from tests.unit.conftest import ACCOUNT_SID, Log
@@ -42,15 +40,15 @@ Twilio     FIRST    FIRST    BUSY     AGAIN    DUPLICATE  DUPLICATE  DUPLICATE
 buffer     FIRST    FIRST    BUSY     AGAIN    FIRST      AGAIN      DUPLICATE
 """
 
-BEGUN = Seen(State.BEGUN, "other", NOW + 10, NOW + 1000)
+BEGUN = Seen(EventState.BEGUN, "other", NOW + 10, NOW + 1000)
 STANDS: dict[str, Seen | None] = {
     "absent": None,
-    "expired": BEGUN._replace(state=State.DONE, expires_at=NOW),
+    "expired": BEGUN._replace(state=EventState.DONE, expires_at=NOW),
     "begun": BEGUN,
     "overdue": BEGUN._replace(lease_until=NOW),
-    "kept": BEGUN._replace(state=State.KEPT, lease_until=NOW),
-    "kept?": BEGUN._replace(state=State.KEPT, lease_until=NOW, uncertain=True),
-    "done": BEGUN._replace(state=State.DONE, lease_until=NOW),
+    "kept": BEGUN._replace(state=EventState.KEPT, lease_until=NOW),
+    "kept?": BEGUN._replace(state=EventState.KEPT, lease_until=NOW, uncertain=True),
+    "done": BEGUN._replace(state=EventState.DONE, lease_until=NOW),
 }
 
 
@@ -72,25 +70,25 @@ def test_the_table_is_whole() -> None:
 @pytest.mark.parametrize(("asks", "stands", "expected"), rules())
 def test_the_rules(asks: str, stands: str, expected: str) -> None:
     """All of them."""
-    assert Verdict[expected] is judge(STANDS[stands], NOW, buffered=asks == "buffer")
+    assert ClaimResult[expected] is claim_result(STANDS[stands], NOW, buffered=asks == "buffer")
 
 
-@pytest.mark.parametrize("state", State)
+@pytest.mark.parametrize("state", EventState)
 @pytest.mark.parametrize("buffered", [False, True])
 @pytest.mark.parametrize("uncertain", [False, True])
-def test_what_is_expired_says_nothing(state: State, buffered: bool, uncertain: bool) -> None:  # noqa: FBT001 a table
+def test_what_is_expired_says_nothing(state: EventState, buffered: bool, uncertain: bool) -> None:  # noqa: FBT001 a table
     """Whatever it is: DynamoDB deletes it days later. Until its last second it counts."""
     seen = Seen(state, "other", NOW - 100, NOW, uncertain)
 
-    assert Verdict.FIRST is judge(seen, NOW, buffered=buffered)
-    if state is not State.KEPT or not buffered:
-        assert Verdict.FIRST is not judge(seen, NOW - 0.001, buffered=buffered)
+    assert ClaimResult.FIRST is claim_result(seen, NOW, buffered=buffered)
+    if state is not EventState.KEPT or not buffered:
+        assert ClaimResult.FIRST is not claim_result(seen, NOW - 0.001, buffered=buffered)
 
 
 def test_a_lease_ends_in_its_last_second() -> None:
     """Not a moment before."""
-    assert Verdict.BUSY is judge(BEGUN, BEGUN.lease_until - 0.001, buffered=False)
-    assert Verdict.AGAIN is judge(BEGUN, BEGUN.lease_until, buffered=False)
+    assert ClaimResult.BUSY is claim_result(BEGUN, BEGUN.lease_until - 0.001, buffered=False)
+    assert ClaimResult.AGAIN is claim_result(BEGUN, BEGUN.lease_until, buffered=False)
 
 
 @pytest.mark.parametrize(
@@ -122,10 +120,10 @@ def table(aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch) -> Deduplication:
 
 def set_clock(monkeypatch: pytest.MonkeyPatch, now: float) -> None:
     """Set the clock by which leases end."""
-    monkeypatch.setattr(deduplication, "time", SimpleNamespace(time=lambda: now))
+    monkeypatch.setattr(clock, "now", lambda: now)
 
 
-def claimed(table: Deduplication, *, buffered: bool = False) -> Claim:
+def claimed(table: Deduplication, *, buffered: bool = False) -> PublishClaim:
     """Claim the event."""
     return table.claim(EVENT, lease_seconds=LEASE, buffered=buffered)
 
@@ -153,7 +151,7 @@ def test_a_claim_is_one_conditional_write(table: Deduplication, aws_wire: AwsWir
         body["TableName"],
         body["ConditionExpression"],
     )
-    assert Claim(Verdict.FIRST, KEY, stands(aws_wire)["nonce"]) == claim
+    assert PublishClaim(ClaimResult.FIRST, KEY, stands(aws_wire)["nonce"]) == claim
 
 
 def test_what_stands_in_the_table(table: Deduplication, aws_wire: AwsWire) -> None:
@@ -166,10 +164,10 @@ def test_what_stands_in_the_table(table: Deduplication, aws_wire: AwsWire) -> No
         "state": "begun",
         "nonce": claim.nonce,
         "lease_until": str(NOW + LEASE + 1),
-        "expires_at": str(NOW + KEPT_SECONDS),
+        "expires_at": str(NOW + RETENTION_SECONDS),
         "uncertain": False,
     } == stands(aws_wire)
-    assert 24 * 3600 == KEPT_SECONDS
+    assert 30 * 24 * 3600 == RETENTION_SECONDS
 
 
 def test_each_claim_has_its_own_nonce(table: Deduplication, aws_wire: AwsWire) -> None:
@@ -189,8 +187,8 @@ def test_the_rules_on_the_wire(
     before = dict(aws_wire.deliveries)
     claim = claimed(table, buffered=asks == "buffer")
 
-    assert Verdict[expected] is claim.verdict
-    if claim.verdict in {Verdict.FIRST, Verdict.AGAIN}:
+    assert ClaimResult[expected] is claim.verdict
+    if claim.verdict in {ClaimResult.FIRST, ClaimResult.AGAIN}:
         assert ("begun", claim.nonce) == (stands(aws_wire)["state"], stands(aws_wire)["nonce"])
     else:
         assert (before, "", "") == (aws_wire.deliveries, claim.key, claim.nonce)
@@ -220,14 +218,16 @@ def test_only_one_of_many_claims_stands(
     with ThreadPoolExecutor(8) as pool:
         verdicts = [claim.verdict for claim in pool.map(lambda _: claimed(table), range(8))]
 
-    assert [Verdict.BUSY] * 7 + [Verdict.FIRST] == sorted(verdicts, key=lambda verdict: verdict is Verdict.FIRST)
+    assert [ClaimResult.BUSY] * 7 + [ClaimResult.FIRST] == sorted(
+        verdicts, key=lambda verdict: verdict is ClaimResult.FIRST
+    )
 
 
 def test_a_claim_whose_answer_is_lost_is_ours(table: Deduplication, aws_wire: AwsWire) -> None:
     """The call is made again by itself, and finds what it wrote."""
     aws_wire.failures["PutItem"] = [LOST]
 
-    assert Verdict.FIRST is claimed(table).verdict
+    assert ClaimResult.FIRST is claimed(table).verdict
     assert ("begun", 2) == (stands(aws_wire)["state"], aws_wire.count("PutItem"))
 
 
@@ -239,7 +239,7 @@ def test_a_lost_answer_does_not_change_the_verdict(table: Deduplication, aws_wir
     aws_wire.failures["PutItem"] = [LOST] if stands_there == "absent" else [PASS, LOST]
     claim = claimed(table, buffered=True)
 
-    assert Verdict[dict(rule[1:] for rule in rules() if rule[0] == "buffer")[stands_there]] is claim.verdict
+    assert ClaimResult[dict(rule[1:] for rule in rules() if rule[0] == "buffer")[stands_there]] is claim.verdict
     assert (KEY, stands(aws_wire)["nonce"]) == (claim.key, claim.nonce)
 
 
@@ -250,9 +250,9 @@ def test_without_the_table_nobody_knows(
     """Nor is it an error to the delivery; one line says why."""
     aws_wire.failures["PutItem"] = [*failures]
 
-    assert Claim(Verdict.UNAVAILABLE) == claimed(table)
+    assert PublishClaim(ClaimResult.UNAVAILABLE) == claimed(table)
     (line,) = log()
-    assert ("ERROR", "ServiceUnavailableError", "deduplication") == (line["level"], line["error"], line["function"])
+    assert ("ERROR", "ServiceUnavailableError") == (line["level"], line["error"])
 
 
 def test_a_claim_that_was_written_unheard_holds_off_the_next(table: Deduplication, aws_wire: AwsWire) -> None:
@@ -260,7 +260,7 @@ def test_a_claim_that_was_written_unheard_holds_off_the_next(table: Deduplicatio
     aws_wire.failures["PutItem"] = [LOST] * 2
     claimed(table)
 
-    assert Verdict.BUSY is claimed(table).verdict
+    assert ClaimResult.BUSY is claimed(table).verdict
 
 
 @pytest.mark.parametrize("stands_there", ["overdue", "expired"])
@@ -282,7 +282,7 @@ def test_what_somebody_takes_over_first_is_theirs(
     monkeypatch.setattr(aws_wire, "answer", overtaken)
     claim = claimed(table)
 
-    assert (Verdict.BUSY, "theirs") == (claim.verdict, stands(aws_wire)["nonce"])
+    assert (ClaimResult.BUSY, "theirs") == (claim.verdict, stands(aws_wire)["nonce"])
 
 
 def test_an_item_that_is_gone_meanwhile_is_claimed(
@@ -301,7 +301,7 @@ def test_an_item_that_is_gone_meanwhile_is_claimed(
     monkeypatch.setattr(aws_wire, "answer", deleted)
     claim = claimed(table)
 
-    assert (Verdict.FIRST, claim.nonce) == (claim.verdict, stands(aws_wire)["nonce"])
+    assert (ClaimResult.FIRST, claim.nonce) == (claim.verdict, stands(aws_wire)["nonce"])
 
 
 @pytest.mark.parametrize(
@@ -330,7 +330,7 @@ def test_a_damaged_item_says_nothing(
         aws_wire.deliveries[KEY][name] = value
     before = dict(aws_wire.deliveries[KEY])
 
-    assert Claim(Verdict.UNAVAILABLE) == claimed(table)
+    assert PublishClaim(ClaimResult.UNAVAILABLE) == claimed(table)
     assert before == aws_wire.deliveries[KEY]
     assert ["ServiceUnavailableError"] == [line["error"] for line in log()]
 
@@ -342,12 +342,12 @@ def test_what_is_on_the_bus_is_done(table: Deduplication, aws_wire: AwsWire, mon
     """For a day from then on."""
     claim = claimed(table)
     set_clock(monkeypatch, NOW + 20)
-    table.done(EVENT, claim)
+    table.note_done(EVENT, claim)
 
-    assert ("done", str(NOW + 20 + KEPT_SECONDS), False) == tuple(
+    assert ("done", str(NOW + 20 + RETENTION_SECONDS), False) == tuple(
         stands(aws_wire)[name] for name in ("state", "expires_at", "uncertain")
     )
-    assert Verdict.DUPLICATE is claimed(table).verdict is claimed(table, buffered=True).verdict
+    assert ClaimResult.DUPLICATE is claimed(table).verdict is claimed(table, buffered=True).verdict
 
 
 @pytest.mark.parametrize("stands_there", STANDS)
@@ -358,7 +358,7 @@ def test_what_is_on_the_bus_is_done_whatever_the_table_says(
     claim = claimed(table)
     aws_wire.deliveries.clear()
     stand(aws_wire, stands_there)
-    table.done(EVENT, claim)
+    table.note_done(EVENT, claim)
 
     assert "done" == stands(aws_wire)["state"]
 
@@ -370,11 +370,11 @@ def test_what_is_in_the_buffer_is_kept(
     uncertain: bool,  # noqa: FBT001 a table
 ) -> None:
     """Twilio's next delivery is a duplicate, and the buffer's may be published at once."""
-    table.kept(EVENT, claimed(table), uncertain=uncertain)
+    table.note_kept(EVENT, claimed(table), uncertain=uncertain)
 
     assert ("kept", uncertain) == (stands(aws_wire)["state"], stands(aws_wire)["uncertain"])
-    assert Verdict.DUPLICATE is claimed(table).verdict
-    assert (Verdict.AGAIN if uncertain else Verdict.FIRST) is claimed(table, buffered=True).verdict
+    assert ClaimResult.DUPLICATE is claimed(table).verdict
+    assert (ClaimResult.AGAIN if uncertain else ClaimResult.FIRST) is claimed(table, buffered=True).verdict
 
 
 @pytest.mark.parametrize("stands_there", [name for name in STANDS if name != "absent"])
@@ -385,32 +385,32 @@ def test_what_is_kept_does_not_undo_what_somebody_else_did(
     claim = claimed(table)
     stand(aws_wire, stands_there)
     before = stands(aws_wire)
-    table.kept(EVENT, claim, uncertain=False)
+    table.note_kept(EVENT, claim, uncertain=False)
 
     assert (before, []) == (stands(aws_wire), log())
 
 
-@pytest.mark.parametrize("verdict", [Verdict.UNAVAILABLE, Verdict.BUSY, Verdict.DUPLICATE])
-def test_without_a_claim_nothing_is_noted(table: Deduplication, aws_wire: AwsWire, verdict: Verdict) -> None:
+@pytest.mark.parametrize("verdict", [ClaimResult.UNAVAILABLE, ClaimResult.BUSY, ClaimResult.DUPLICATE])
+def test_without_a_claim_nothing_is_noted(table: Deduplication, aws_wire: AwsWire, verdict: ClaimResult) -> None:
     """It belongs to somebody else, if to anybody."""
-    table.done(EVENT, Claim(verdict))
-    table.kept(EVENT, Claim(verdict), uncertain=True)
+    table.note_done(EVENT, PublishClaim(verdict))
+    table.note_kept(EVENT, PublishClaim(verdict), uncertain=True)
 
     assert [] == aws_wire.calls
 
 
 @pytest.mark.parametrize("failures", [[THROTTLED] * 2, [FAILED] * 2, [DENIED], [LOST] * 2], ids=repr)
-@pytest.mark.parametrize("state", [State.DONE, State.KEPT])
+@pytest.mark.parametrize("state", [EventState.DONE, EventState.KEPT])
 def test_a_note_that_fails_is_no_error(
-    table: Deduplication, aws_wire: AwsWire, log: Log, failures: list[tuple[int, str]], state: State
+    table: Deduplication, aws_wire: AwsWire, log: Log, failures: list[tuple[int, str]], state: EventState
 ) -> None:
     """The event is where it is; the next delivery finds out when the claim ends."""
     claim = claimed(table)
     aws_wire.failures["PutItem"] = [*failures]
-    if state is State.DONE:
-        table.done(EVENT, claim)
+    if state is EventState.DONE:
+        table.note_done(EVENT, claim)
     else:
-        table.kept(EVENT, claim, uncertain=False)
+        table.note_kept(EVENT, claim, uncertain=False)
 
     assert ["ServiceUnavailableError"] == [line["error"] for line in log()]
 
@@ -425,7 +425,7 @@ def test_a_note_whose_answer_is_lost_holds(
     """It is written twice, to the same effect."""
     claim = claimed(table)
     aws_wire.failures["PutItem"] = [LOST]
-    table.kept(EVENT, claim, uncertain=uncertain)
+    table.note_kept(EVENT, claim, uncertain=uncertain)
 
     assert ("kept", uncertain, []) == (stands(aws_wire)["state"], stands(aws_wire)["uncertain"], log())
 
@@ -434,4 +434,4 @@ def test_the_clock_is_that_of_the_epoch(aws_wire: AwsWire) -> None:
     """DynamoDB deletes by it."""
     claimed(Deduplication("deliveries"))
 
-    assert time.time() + KEPT_SECONDS - 60 < int(stands(aws_wire)["expires_at"]) <= time.time() + KEPT_SECONDS
+    assert time.time() + RETENTION_SECONDS - 60 < int(stands(aws_wire)["expires_at"]) <= time.time() + RETENTION_SECONDS

@@ -24,17 +24,28 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from msgspec import json
-from twilio_connector import aws, bus, deadline, deduplication, outbox, telemetry, transport
+from twilio_connector import clock, http, telemetry
+from twilio_connector.aws import client, event_bus
 from twilio_connector.deadline import Deadline
-from twilio_connector.deduplication import Deduplication, Seen, State, Verdict, event_key, judge
-from twilio_connector.envelope import Record
-from twilio_connector.twilio_events import Event
+from twilio_connector.invocation.events import SqsRecord
+from twilio_connector.publishing import deduplication, publisher
+from twilio_connector.publishing.deduplication import (
+    RETENTION_SECONDS,
+    ClaimResult,
+    Deduplication,
+    EventState,
+    Seen,
+    claim_result,
+)
+from twilio_connector.publishing.event import Event, event_key
 
 from tests.actors import Actor, answer_requests, attempt
 from tests.aws_wire import AwsWire
 
+pytestmark = pytest.mark.exhaustive
+
 LEASE = 30  # seconds: the function's time limit
-DAY = 24 * 3600
+
 EVENT = Event("Message Received", {"account_sid": "AC0", "deduplication_id": "id", "parameters": {}})
 KEY = event_key(EVENT)
 
@@ -112,7 +123,7 @@ def here() -> Function:
 class Services:
     """AWS in memory, whose calls stop before and after they are carried out."""
 
-    def exchange(self, request: requests.PreparedRequest) -> transport.Reply:
+    def exchange(self, request: requests.PreparedRequest) -> http.Reply:
         """Answer a request, or not."""
         operation = request.headers["X-Amz-Target"].rpartition(".")[2]
         body = json.decode(request.body or b"")
@@ -137,7 +148,7 @@ class Services:
             if operation == "PutEvents":
                 function.attempts.clear()  # it is not tried again by itself
 
-    def _taken(self, operation: str, body: dict[str, Any]) -> transport.Reply:
+    def _taken(self, operation: str, body: dict[str, Any]) -> http.Reply:
         """Take an event, or a message for the buffer."""
         if operation == "PutEvents":
             (entry,) = body["Entries"]
@@ -148,9 +159,9 @@ class Services:
         return reply(200, {})
 
 
-def reply(status: int, answer: Any) -> transport.Reply:
+def reply(status: int, answer: Any) -> http.Reply:
     """Return an answer of AWS."""
-    return transport.Reply(status, {}, json.encode(answer))
+    return http.Reply(status, {}, json.encode(answer))
 
 
 class Deliveries(RuleBasedStateMachine):
@@ -221,9 +232,9 @@ class Deliveries(RuleBasedStateMachine):
 
     @precondition(lambda self: not self.functions)
     @rule(is_deleted=st.booleans())
-    def a_day_passes(self, *, is_deleted: bool) -> None:
+    def it_is_forgotten(self, *, is_deleted: bool) -> None:
         """DynamoDB deletes the item, or has not come to it."""
-        Deliveries.elapsed += DAY + 10 * LEASE
+        Deliveries.elapsed += RETENTION_SECONDS + 10 * LEASE
         if is_deleted:
             self.wire.deliveries.clear()
 
@@ -234,11 +245,11 @@ class Deliveries(RuleBasedStateMachine):
         """Nothing is there twice without saying so; what the table says is true."""
         unmarked = [entry.at for entry in self.entries if entry.mark is None]
         for first, second in pairwise(unmarked):
-            assert second - first > DAY - 10 * LEASE, "twice without a word"
+            assert second - first > RETENTION_SECONDS - 10 * LEASE, "twice without a word"
         seen = self._seen()
-        if seen and seen.state is State.DONE:
+        if seen and seen.state is EventState.DONE:
             assert self.entries, "done, and was not published"
-        if seen and seen.state is State.KEPT:
+        if seen and seen.state is EventState.KEPT:
             assert self.buffer or self.entries, "kept, and is not in the buffer"
 
     def teardown(self) -> None:
@@ -254,7 +265,7 @@ class Deliveries(RuleBasedStateMachine):
         assert not self.buffer, "left in the buffer"
         assert not self.functions
         for delivery in self.accepted:
-            since = delivery.at - DAY - 10 * LEASE
+            since = delivery.at - RETENTION_SECONDS - 10 * LEASE
             assert any(entry.at >= since for entry in self.entries), "accepted, and never published"
 
     # What each of them does
@@ -270,14 +281,14 @@ class Deliveries(RuleBasedStateMachine):
 
     def _delivery(self, faults: Faults) -> Function:
         def work() -> None:
-            outbox.publish([EVENT], Deadline(LEASE))
+            publisher.publish([EVENT], Deadline(LEASE))
             self.accepted.append(Accepted(self.elapsed))
 
         return Function(work, faults)
 
     def _from_the_buffer(self, message: tuple[float, str], faults: Faults) -> Function:
         def work() -> None:
-            again = outbox.publish_kept([Record(message_id="1", body=message[1])], Deadline(LEASE))
+            again = publisher.publish_buffered([SqsRecord(message_id="1", body=message[1])], Deadline(LEASE))
             if not again and message in self.buffer:
                 self.buffer.remove(message)
 
@@ -290,11 +301,6 @@ class Deliveries(RuleBasedStateMachine):
         return deduplication._seen(self.wire.deliveries.get(KEY))
 
 
-def clock() -> float:
-    """Return the seconds since the epoch."""
-    return 1_800_000_000 + Deliveries.elapsed + Deliveries.skew
-
-
 @pytest.fixture(autouse=True)
 def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Put what is in memory in the place of AWS, and the machine's clock in that of the functions."""
@@ -302,11 +308,10 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     wire._server.server_close()  # it is asked without a network
     monkeypatch.setattr(Deliveries, "wire", wire, raising=False)
     answer_requests(monkeypatch, Services().exchange)
-    monkeypatch.setattr(aws, "_LONGEST_PAUSE", 0)
-    for module in (deduplication, outbox):
-        monkeypatch.setattr(module, "time", SimpleNamespace(time=clock))
-    monkeypatch.setattr(deadline, "time", SimpleNamespace(monotonic=lambda: Deliveries.elapsed))
-    monkeypatch.setattr(bus, "time", SimpleNamespace(sleep=lambda _: here().stop()))
+    monkeypatch.setattr(client, "_LONGEST_PAUSE", 0)
+    monkeypatch.setattr(clock, "now", lambda: 1_800_000_000 + Deliveries.elapsed + Deliveries.skew)
+    monkeypatch.setattr(clock, "monotonic", lambda: Deliveries.elapsed)
+    monkeypatch.setattr(event_bus, "clock", SimpleNamespace(sleep=lambda _: here().stop()))
     logging.disable()  # each fault would be a line
     yield
     logging.disable(logging.NOTSET)
@@ -347,6 +352,7 @@ def every_interruption() -> None:
             deliveries.teardown()
 
 
+@pytest.mark.timeout(1200)  # it tries them all
 def test_the_promises_hold_at_every_interruption() -> None:
     """All pairs of things that happen, after all beginnings."""
     every_interruption()
@@ -357,37 +363,39 @@ def test_the_promises_hold_in_every_order() -> None:
     run_state_machine_as_test(Deliveries, settings=SETTINGS)
 
 
-def over_busy(seen: Seen | None, now: float, *, buffered: bool) -> Verdict:
+def over_busy(seen: Seen | None, now: float, *, buffered: bool) -> ClaimResult:
     """Publish what somebody is publishing."""
-    verdict = judge(seen, now, buffered=buffered)
-    return Verdict.FIRST if verdict is Verdict.BUSY else verdict
+    verdict = claim_result(seen, now, buffered=buffered)
+    return ClaimResult.FIRST if verdict is ClaimResult.BUSY else verdict
 
 
-def over_overdue(seen: Seen | None, now: float, *, buffered: bool) -> Verdict:
+def over_overdue(seen: Seen | None, now: float, *, buffered: bool) -> ClaimResult:
     """Take what somebody died with for what nobody began."""
-    is_overdue = seen is not None and seen.state is State.BEGUN and seen.lease_until <= now
-    return Verdict.FIRST if is_overdue else judge(seen, now, buffered=buffered)
+    is_overdue = seen is not None and seen.state is EventState.BEGUN and seen.lease_until <= now
+    return ClaimResult.FIRST if is_overdue else claim_result(seen, now, buffered=buffered)
 
 
-def no_doubt(seen: Seen | None, now: float, *, buffered: bool) -> Verdict:
+def no_doubt(seen: Seen | None, now: float, *, buffered: bool) -> ClaimResult:
     """Forget that what is kept may be on the bus."""
-    return judge(seen and seen._replace(uncertain=False), now, buffered=buffered)
+    return claim_result(seen and seen._replace(uncertain=False), now, buffered=buffered)
 
 
-def kept_is_first(seen: Seen | None, now: float, *, buffered: bool) -> Verdict:
+def kept_is_first(seen: Seen | None, now: float, *, buffered: bool) -> ClaimResult:
     """Publish what is in the buffer, and say nothing of its doubt."""
-    return Verdict.FIRST if seen and seen.state is State.KEPT else judge(seen, now, buffered=buffered)
+    return ClaimResult.FIRST if seen and seen.state is EventState.KEPT else claim_result(seen, now, buffered=buffered)
 
 
-def begun_is_done(seen: Seen | None, now: float, *, buffered: bool) -> Verdict:
+def begun_is_done(seen: Seen | None, now: float, *, buffered: bool) -> ClaimResult:
     """Trust whoever is publishing it."""
-    is_begun = seen is not None and seen.state is State.BEGUN
-    return Verdict.DUPLICATE if is_begun else judge(seen, now, buffered=buffered)
+    is_begun = seen is not None and seen.state is EventState.BEGUN
+    return ClaimResult.DUPLICATE if is_begun else claim_result(seen, now, buffered=buffered)
 
 
-def kept_is_done(seen: Seen | None, now: float, *, buffered: bool) -> Verdict:
+def kept_is_done(seen: Seen | None, now: float, *, buffered: bool) -> ClaimResult:
     """Take what is in the buffer for published, also when it comes from there."""
-    return Verdict.DUPLICATE if seen and seen.state is State.KEPT else judge(seen, now, buffered=buffered)
+    return (
+        ClaimResult.DUPLICATE if seen and seen.state is EventState.KEPT else claim_result(seen, now, buffered=buffered)
+    )
 
 
 @pytest.mark.parametrize(
@@ -401,9 +409,9 @@ def kept_is_done(seen: Seen | None, now: float, *, buffered: bool) -> Verdict:
         (kept_is_done, "accepted, and never published|kept, and is not in the buffer"),
     ],
 )
-def test_a_broken_rule_is_seen(monkeypatch: pytest.MonkeyPatch, broken: Callable[..., Verdict], seen: str) -> None:
+def test_a_broken_rule_is_seen(monkeypatch: pytest.MonkeyPatch, broken: Callable[..., ClaimResult], seen: str) -> None:
     """Or the tests above would prove nothing."""
-    monkeypatch.setattr(deduplication, "judge", broken)
+    monkeypatch.setattr(deduplication, "claim_result", broken)
 
     with pytest.raises(AssertionError, match=seen):
         every_interruption()
@@ -420,13 +428,13 @@ def test_a_write_without_condition_is_seen(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_note_before_the_buffer_has_it_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever dies in between has lost it."""
-    keep = outbox._keep
+    keep = publisher._enqueue
 
-    def note_and_keep(table: Deduplication, each: Any) -> bool:
-        table.kept(each.event, each.claim, uncertain=each.uncertain)
-        return keep(table, each)
+    def note_and_keep(table: Deduplication, each: Any) -> None:
+        table.note_kept(each.event, each.claim, uncertain=each.uncertain)
+        keep(table, each)
 
-    monkeypatch.setattr(outbox, "_keep", note_and_keep)
+    monkeypatch.setattr(publisher, "_enqueue", note_and_keep)
 
     with pytest.raises(AssertionError, match=r"kept, and is not in the buffer|accepted, and never published"):
         every_interruption()
@@ -434,14 +442,14 @@ def test_a_note_before_the_buffer_has_it_is_seen(monkeypatch: pytest.MonkeyPatch
 
 def test_a_note_before_the_bus_has_it_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Likewise."""
-    put = outbox._put
+    put = publisher._put
 
     def note_and_put(table: Deduplication, outgoing: Any, deadline: Deadline) -> Any:
         for each in outgoing:
-            table.done(each.event, each.claim)
+            table.note_done(each.event, each.claim)
         return put(table, outgoing, deadline)
 
-    monkeypatch.setattr(outbox, "_put", note_and_put)
+    monkeypatch.setattr(publisher, "_put", note_and_put)
 
     with pytest.raises(AssertionError, match=r"done, and was not published"):
         every_interruption()
@@ -449,7 +457,7 @@ def test_a_note_before_the_bus_has_it_is_seen(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_broken_rule_is_seen_in_some_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """By the machine itself."""
-    monkeypatch.setattr(deduplication, "judge", no_doubt)
+    monkeypatch.setattr(deduplication, "claim_result", no_doubt)
 
     with pytest.raises((AssertionError, ExceptionGroup)):
         run_state_machine_as_test(Deliveries, settings=settings(SETTINGS, phases=[Phase.generate], max_examples=2000))

@@ -33,6 +33,7 @@ PROMISED = {
     "SenderQueueFullError": (429, True),
     "TwilioUnavailableError": (502, True),
     "OutcomeUnknownError": (504, False),
+    "KeyNotFoundError": (404, False),
     "IdempotencyConflictError": (422, False),
     "SendInProgressError": (409, True),
     "ResponseTooLargeError": (502, False),
@@ -85,14 +86,18 @@ def test_whatever_may_have_changed_something_is_not_promised_to_have_changed_not
 
 def test_some_errors_know_how_long_to_wait() -> None:
     """For callers whom Twilio told nothing."""
-    patience = {name: each.patience for name, each in classes().items() if each.patience is not None}
+    seconds = {
+        name: each.default_retry_after for name, each in classes().items() if each.default_retry_after is not None
+    }
 
-    assert {"TwilioRateLimitError": 1, "SenderQueueFullError": 60, "SendInProgressError": 1} == patience
+    assert {"TwilioRateLimitError": 1, "SenderQueueFullError": 60, "SendInProgressError": 1} == seconds
 
 
 def test_whoever_is_told_to_wait_may_try_again() -> None:
     """Patience without a retry would be wasted."""
-    assert [] == [name for name, each in classes().items() if each.patience is not None and not each.retryable]
+    assert [] == [
+        name for name, each in classes().items() if each.default_retry_after is not None and not each.retryable
+    ]
 
 
 def test_opting_out_is_a_rejection() -> None:

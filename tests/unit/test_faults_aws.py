@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.faults import AwsFault, AwsProxy, aws, peers
+from tests.faults import AwsFault, AwsProxy, Lag, aws, peers
 
 _SENDER = """\
 import http.client, sys
@@ -41,6 +41,8 @@ class Emulator(ThreadingHTTPServer):
 
     request_queue_size = 100
     seen: list[Seen]
+    answers: dict[str, Any]
+    """What it answers to an operation, if not what it answers to all."""
 
     class Handler(BaseHTTPRequestHandler):
         """One request after the other."""
@@ -52,10 +54,9 @@ class Emulator(ThreadingHTTPServer):
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             self.server.seen.append(Seen(self.command, self.path, self.headers.items(), body))
             entries = json.loads(body).get("Entries", []) if body.startswith(b"{") else []
-            answer = json.dumps({
-                "FailedEntryCount": 0,
-                "Entries": [{"EventId": entry["Id"]} for entry in entries],
-            }).encode()  # fmt: skip
+            operation = self.headers.get("X-Amz-Target", "").rpartition(".")[2]
+            default = {"FailedEntryCount": 0, "Entries": [{"EventId": entry["Id"]} for entry in entries]}
+            answer = json.dumps(self.server.answers.get(operation, default)).encode()
             self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Twice: 1\r\nX-Twice: 2\r\nTransfer-Encoding: chunked\r\n\r\n")
             self.wfile.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(answer), answer))
 
@@ -69,7 +70,7 @@ class Emulator(ThreadingHTTPServer):
 def emulator() -> Iterator[Emulator]:
     """Give a server in place of the emulator."""
     with Emulator(("127.0.0.1", 0), Emulator.Handler) as server:
-        server.seen = []
+        server.seen, server.answers = [], {}
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield server
@@ -300,3 +301,142 @@ def test_its_own_mistakes_are_not_hidden() -> None:
     """A kind that does not exist fails the test that names it."""
     with pytest.raises(ExceptionGroup, match="the fault server failed by itself"), AwsProxy() as proxy:
         assert "RemoteDisconnected" == call(proxy, "PutItem", "aws=PutItem.1.no_such_kind").error
+
+
+# An index that is behind its table
+
+_TABLE = {
+    "KeySchema": [{"AttributeName": "id", "KeyType": "HASH"}],
+    "GlobalSecondaryIndexes": [
+        {
+            "IndexName": "index",
+            "KeySchema": [{"AttributeName": "open", "KeyType": "HASH"}],
+            "Projection": {"ProjectionType": "INCLUDE", "NonKeyAttributes": ["state"]},
+        }
+    ],
+}
+_QUERY = {"TableName": "table", "IndexName": "index", "ExpressionAttributeValues": {":value": {"S": "yes"}}}
+
+
+class Table:
+    """A table, and a proxy's lag that sees all that is written to it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Let the index be three seconds behind, by a clock that is set."""
+        self.now = 100.0
+        monkeypatch.setattr("time.monotonic", lambda: self.now)
+        self.items: dict[str, dict[str, dict[str, str]]] = {}
+        self.lag = Lag(3)
+
+    def put(self, name: str, **attributes: str) -> None:
+        """Write an item."""
+        item = {key: {"S": value} for key, value in {"id": name, **attributes}.items()}
+        self.items[name] = item
+        self.lag.wrote("PutItem", {"TableName": "table", "Item": item}, self._ask)
+
+    def write(self, operation: str, asked: dict[str, Any]) -> None:
+        """Tell of another write."""
+        self.lag.wrote(operation, asked, self._ask)
+
+    def query(self) -> list[str]:
+        """Return what the index has: `id state`."""
+        present = [item for item in self.items.values() if item.get("open") == {"S": "yes"}]
+        found = self.lag.answer(_QUERY, {"Items": present, "Count": len(present)}, self._ask)["Items"]
+        return sorted(" ".join(item[name]["S"] for name in ("id", "state") if name in item) for item in found)
+
+    def _ask(self, operation: str, content: dict[str, Any]) -> dict[str, Any]:
+        if operation == "DescribeTable":
+            return {"Table": _TABLE}
+        found = self.items.get(content["Key"]["id"]["S"])
+        return {"Item": found} if found else {}
+
+
+def test_an_index_learns_of_an_item_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was written a moment ago is not there yet."""
+    table = Table(monkeypatch)
+    table.put("a", open="yes", state="sending")
+    assert [] == table.query()
+
+    table.now += 3.1
+    assert ["a sending"] == table.query()
+    assert 1 == table.lag.outdated
+
+
+def test_an_index_has_what_an_item_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was changed or left the index a moment ago is there as it was, with what the index has of it."""
+    table = Table(monkeypatch)
+    for name in ("a", "b"):
+        table.put(name, open="yes", state="sending", secret="not projected")
+    table.now += 3.1
+    table.put("a", open="yes", state="sent")
+    table.put("b", state="sent")
+    assert ["a sending", "b sending"] == table.query()
+
+    table.now += 3.1
+    assert ["a sent"] == table.query()
+
+
+def test_an_index_follows_every_kind_of_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transactions, updates and deletions are writes too."""
+    table = Table(monkeypatch)
+    put = {"TableName": "table", "Item": {"id": {"S": "a"}, "open": {"S": "yes"}, "state": {"S": "sending"}}}
+    table.items["a"] = put["Item"]  # type: ignore[assignment]
+    table.write("TransactWriteItems", {"TransactItems": [{"Put": put}]})
+    assert [] == table.query()
+
+    table.now += 3.1
+    table.items["a"] = table.items["a"] | {"state": {"S": "sent"}}
+    table.write("UpdateItem", {"TableName": "table", "Key": {"id": {"S": "a"}}})
+    assert ["a sending"] == table.query()
+
+    table.now += 3.1
+    del table.items["a"]
+    table.write("DeleteItem", {"TableName": "table", "Key": {"id": {"S": "a"}}})
+    assert ["a sent"] == table.query()
+
+
+def test_a_proxy_whose_indexes_are_behind(emulator: Emulator) -> None:
+    """The proxy asks what it has to know past its faults, and answers with what the index had."""
+    asked = []
+    emulator.answers = {
+        "DescribeTable": {"Table": _TABLE},
+        "Query": {"Items": [{"id": {"S": "a"}, "open": {"S": "yes"}}], "Count": 1},
+    }
+    with AwsProxy(f"http://127.0.0.1:{emulator.server_port}") as proxy:
+        proxy.lag = Lag(3)
+        put = {"TableName": "table", "Item": {"id": {"S": "a"}, "open": {"S": "yes"}}}
+        for operation, content in (("PutItem", put), ("Query", _QUERY)):
+            asked.append(_called(proxy, operation, content))
+
+    assert {"Items": [], "Count": 0, "ScannedCount": 0} == asked[1]
+    assert ["PutItem", "Query"] == [call.operation for call in proxy.calls]
+
+
+def test_faults_for_a_while(emulator: Emulator) -> None:
+    """A fault that is there for a while leaves those that were there before."""
+    with AwsProxy(f"http://127.0.0.1:{emulator.server_port}") as proxy:
+        proxy.add(AwsFault(aws.DENY, operation="PutItem", skip=1))
+        with proxy.failing(AwsFault(aws.THROTTLE, operation="Query")):
+            _called(proxy, "Query", {})
+            _called(proxy, "PutItem", {})
+        _called(proxy, "Query", {})
+        _called(proxy, "PutItem", {})
+
+    assert ["throttle", None, None, "deny"] == [call.fault for call in proxy.calls]
+
+
+def test_a_write_by_whatever_operation(emulator: Emulator) -> None:
+    """A marker may count all writes to DynamoDB together."""
+    text = {"key": "order-7;aws=Write.2.throttle"}
+    with AwsProxy(f"http://127.0.0.1:{emulator.server_port}") as proxy:
+        for operation in ("GetItem", "PutItem", "TransactWriteItems", "PutItem"):
+            _called(proxy, operation, text)
+
+    assert [None, None, "throttle", None] == [call.fault for call in proxy.calls]
+
+
+def _called(proxy: AwsProxy, operation: str, content: dict[str, Any]) -> dict[str, Any]:
+    with closing(HTTPConnection("127.0.0.1", proxy.port)) as connection:
+        connection.request("POST", "/", json.dumps(content), {"X-Amz-Target": f"DynamoDB_20120810.{operation}"})
+        answer: dict[str, Any] = json.loads(connection.getresponse().read())
+        return answer

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import DEPLOYED, ROOT
 
 SOURCE = ROOT / "layers" / "twilio"
 MACHINES = {"x86_64": b"\x3e\x00", "aarch64": b"\xb7\x00"}
@@ -84,15 +84,38 @@ def test_licences_are_in_it(layer: Path) -> None:
     ]
 
 
-def replacements() -> list[str]:
-    """Return the modules that the layer has instead of a package's own."""
-    folder = SOURCE / "instead"
+STUBS = {
+    "charset_normalizer": "requests",  # guesses a text's encoding: nothing here asks for that
+    "typing_extensions": "aws_lambda_powertools.metrics",  # backports of what Python 3.13 has itself
+    "urllib3.http2": "urllib3",  # switches to HTTP/2: the connector speaks HTTP/1.1
+}
+"""The modules that the layer has a stub of, and who imports each: the real ones would slow down every cold start."""
+
+
+def stubs() -> list[str]:
+    """Return the modules in the folder of stubs."""
+    folder = SOURCE / "stubs"
     paths = [path.relative_to(folder) for path in folder.rglob("*.py")]
-    return [".".join(path.parts).removesuffix(".py").removesuffix(".__init__") for path in paths]
+    return sorted(".".join(path.parts).removesuffix(".py").removesuffix(".__init__") for path in paths)
 
 
-@pytest.mark.parametrize("name", replacements())
-def test_what_is_replaced_is_there(layer: Path, name: str) -> None:
+def test_each_stub_has_its_reason() -> None:
+    """Each names the package that imports it."""
+    assert sorted(STUBS) == stubs()
+
+
+@pytest.mark.parametrize(("name", "package"), STUBS.items(), ids=STUBS)
+def test_a_stub_is_needed(name: str, package: str) -> None:
+    """A package that imports the module no longer needs no stub of it: delete the stub."""
+    script = "import sys, importlib; importlib.import_module(sys.argv[1]); print(sys.argv[2] in sys.modules)"
+    command = [sys.executable, "-I", "-c", script, package, name]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+
+    assert "True" == done.stdout.strip()
+
+
+@pytest.mark.parametrize("name", STUBS)
+def test_the_layer_has_the_stub(layer: Path, name: str) -> None:
     """A package that moves a module would bring it back, or miss it."""
     own = importlib.util.find_spec(name)
     path = layer.joinpath(*name.split("."))
@@ -110,9 +133,8 @@ def test_it_is_small(layer: Path) -> None:
 
 def imported() -> set[str]:
     """Return the modules that functions and layer import, wherever in the code."""
-    sources = [*(ROOT / "functions").glob("*.py"), *(SOURCE / "twilio_connector").glob("*.py")]
     names: set[str] = set()
-    for node in (node for source in sources for node in ast.walk(ast.parse(source.read_text()))):
+    for node in (node for source in DEPLOYED for node in ast.walk(ast.parse(source.read_text()))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:

@@ -13,8 +13,9 @@ from urllib.parse import parse_qsl
 import pytest
 import raw_request
 import responses
-from twilio_connector import client, errors
-from twilio_connector.client import MAX_BYTES
+from twilio_connector import errors
+from twilio_connector.api import client
+from twilio_connector.api.client import MAX_BYTES
 from twilio_connector.errors import (
     ConnectorError,
     InvalidInputError,
@@ -123,12 +124,13 @@ def test_all_inputs_have_their_defaults() -> None:
 
 def test_an_answer_has_four_parts(twilio: FaultServer) -> None:
     """Status, headers, data and attempts."""
-    twilio.script(faults.answer(b'{"sid": "CA1"}', code=202, headers={"X-Test": "a"}))
+    twilio.script(faults.answer(b'{"sid": "CA1"}', code=202, headers={"X-Test": "a", "Keep-Alive": "timeout=5"}))
     answer = call()
 
     assert {"status_code", "headers", "data", "attempts"} == answer.keys()
     assert (202, {"sid": "CA1"}, 1) == (answer["status_code"], answer["data"], answer["attempts"])
-    assert {"X-Test": "a", "Content-Type": "application/json"}.items() <= answer["headers"].items()
+    assert {"x-test": "a", "content-type": "application/json"}.items() <= answer["headers"].items()
+    assert not {"connection", "keep-alive", "X-Test"} & answer["headers"].keys()
     json.dumps(answer)
 
 
@@ -297,6 +299,27 @@ def test_a_multipart_upload(twilio: FaultServer) -> None:
     ] == parts(twilio.requests[0])
 
 
+def test_an_upload_of_lists(twilio: FaultServer) -> None:
+    """A field may repeat, and its files have their names in the same order; the last one has none."""
+    call(
+        method="POST",
+        file_data=[
+            {"key": "page", "value": "one"},
+            {"key": "cover", "value": {"base64": "AP8="}},
+            {"key": "page", "value": "two"},
+            {"key": "page", "value": "three"},
+        ],
+        file_data_file_names=[{"key": "page", "value": "1.txt"}, {"key": "page", "value": "2.txt"}],
+    )
+
+    assert [
+        Part("page", "1.txt", b"one"),
+        Part("cover", "cover", b"\x00\xff"),
+        Part("page", "2.txt", b"two"),
+        Part("page", "page", b"three"),
+    ] == parts(twilio.requests[0])
+
+
 @pytest.mark.parametrize("alone", [{"form_data": {"A": "1"}}, {"file_data": {"A": "1"}}])
 def test_each_kind_of_part_goes_alone(twilio: FaultServer, alone: dict[str, Any]) -> None:
     """Both are multipart."""
@@ -341,6 +364,12 @@ def test_file_names_cannot_write_headers(twilio: FaultServer) -> None:
         ({"file_data_file_names": {"B": "b"}}, {"file_data_file_names"}),
         ({"file_data": {"A": "1"}, "file_data_file_names": {"A": 1}}, {"file_data_file_names"}),
         ({"file_data": 1, "file_data_file_names": {"A": "a"}}, {"file_data"}),
+        ({"file_data": [{"key": "A", "value": 1}]}, {"file_data"}),
+        ({"file_data": [{"key": 1, "value": "a"}]}, {"file_data"}),
+        ({"file_data": [{"key": "A"}]}, {"file_data"}),
+        ({"file_data": {"A": "1"}, "file_data_file_names": ["A"]}, {"file_data_file_names"}),
+        ({"file_data": {"A": "1"}, "file_data_file_names": [{"key": "A", "value": 1}]}, {"file_data_file_names"}),
+        ({"file_data": {"A": "1"}, "file_data_file_names": [{"key": "A", "value": "a"}] * 2}, {"file_data_file_names"}),
     ],
 )
 def test_uploads_that_are_wrong_are_refused(twilio: FaultServer, inputs: dict[str, Any], fields: set[str]) -> None:
@@ -400,6 +429,14 @@ def test_headers_go_along(twilio: FaultServer) -> None:
     )
     assert (API_KEY["api_key_sid"], API_KEY["api_key_secret"]) == request.credentials
     assert 1 == sum(name.lower() == "x-one" for name, _ in request.headers)
+
+
+def test_there_are_bounds(twilio: FaultServer) -> None:
+    """As many headers, and as long a path, as servers take."""
+    call(headers={f"X-{number}": "a" for number in range(100)})
+    assert {"headers"} == faulty(headers={f"X-{number}": "a" for number in range(101)})
+    assert {"url"} == faulty(url=f"{OWN}/{'a' * 32_768}")
+    assert 1 == len(twilio.requests)
 
 
 # response_type
@@ -475,7 +512,7 @@ def test_the_timeout_holds_for_the_whole_answer(
 
 
 def test_the_timeout_is_bounded_by_the_function_s_time(twilio: FaultServer) -> None:
-    """An hour of patience is of no use to a function that has a second."""
+    """An hour of waiting is of no use to a function that has a second."""
     client.CONNECTIONS.get("twilio/", "default")
     twilio.script(faults.hang())
     began = time.monotonic()

@@ -13,8 +13,8 @@ import requests
 import responses
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from twilio_connector import client
-from twilio_connector.connection import Connections
+from twilio_connector.api import client
+from twilio_connector.api.connections import Connections
 from twilio_connector.errors import ConnectorError, InvalidInputError, TwilioUnavailableError
 
 from tests.aws_wire import AwsWire
@@ -317,11 +317,11 @@ def is_inside(target: str) -> bool:
     return account is not None and not {"", ".", ".."} & set(segments)
 
 
-@pytest.mark.parametrize("url", REFUSED, ids=lambda url: repr(url[:60]))
-def test_a_hostile_url_is_refused(stage: Stage, url: str) -> None:
+def test_a_hostile_url_is_refused(stage: Stage) -> None:
     """Nothing leaves, not even a question to the resolver."""
-    assert {"url"} == refused(url=url)
-    assert stage.nothing_left()
+    for url in REFUSED:
+        assert {"url"} == refused(url=url), url
+        assert stage.nothing_left(), url
 
 
 @pytest.mark.parametrize("url", KEPT, ids=lambda url: repr(url[:60]))
@@ -415,19 +415,13 @@ HEADERS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "value"), HEADERS, ids=repr)
-@pytest.mark.parametrize("as_list", [False, True], ids=["object", "list"])
-def test_a_hostile_header_is_refused(
-    stage: Stage,
-    name: str,
-    value: str,
-    as_list: bool,  # noqa: FBT001 a parameter of the test
-) -> None:
-    """Nothing leaves."""
-    headers = [{"key": "X-Ok", "value": "1"}, {"key": name, "value": value}]
-
-    assert {"headers"} == refused(headers=headers if as_list else {"X-Ok": "1", name: value})
-    assert stage.nothing_left()
+def test_a_hostile_header_is_refused(stage: Stage) -> None:
+    """Nothing leaves, whether headers are an object or a list."""
+    for name, value in HEADERS:
+        headers = [{"key": "X-Ok", "value": "1"}, {"key": name, "value": value}]
+        assert {"headers"} == refused(headers=headers), (name, value)
+        assert {"headers"} == refused(headers={"X-Ok": "1", name: value}), (name, value)
+        assert stage.nothing_left(), (name, value)
 
 
 @pytest.mark.parametrize("headers", ["Host: x", 5, ["Host"], [{"key": "X-A"}], {"X-A": None}, {"X-A": {"b": "c"}}])

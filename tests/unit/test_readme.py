@@ -1,10 +1,9 @@
-"""The README, as far as it can be compared with the project without running it."""
+"""README and docs, as far as they can be compared with the project without running it."""
 
 import json
 import re
 import shutil
 import subprocess
-from typing import Any
 
 import get_sms
 import list_sms
@@ -15,17 +14,17 @@ import send_sms
 import webhook
 from msgspec import Struct
 from twilio_connector import __version__, errors
-from twilio_connector.connection import Connection, parse_secret
+from twilio_connector.api.connections import Connection, parse_secret
+from twilio_connector.invocation.handler import CALL_METRICS
 
+from local import shell
 from tests.aws_wire import AwsWire
-from tests.conftest import Context
-from tests.readme import BLOCKS, FENCE, README, ROOT, Block, marked, rows, section
+from tests.conftest import DEPLOYED, Context
+from tests.readme import BLOCKS, FENCE, PAGES, ROOT, Block, marked, rows, section
+from tests.unit.test_bundle import of_type
 
-SOURCES = "".join(
-    path.read_text()
-    for folder in ("functions", "layers/twilio/twilio_connector")
-    for path in (ROOT / folder).glob("*.py")
-)
+ALARMS = rows(section("operations", "Alarms"))
+SOURCES = "".join(path.read_text() for path in DEPLOYED)
 ERRORS: dict[str, type[errors.ConnectorError]] = {
     name: kind
     for name, kind in vars(errors).items()
@@ -41,16 +40,54 @@ def names(kind: type[Struct]) -> list[str]:
 
 def test_every_block_is_marked() -> None:
     """Every fenced block says what becomes of it."""
-    assert len(FENCE.findall(README)) == len(BLOCKS)
+    for page, text in PAGES.items():
+        assert len(FENCE.findall(text)) == len([block for block in BLOCKS if block.page == page]), page
 
 
-@pytest.mark.parametrize("block", marked("run", "parse"), ids=str)
+def test_few_commands_are_only_parsed() -> None:
+    """At most fifteen blocks do not run here, and each says why."""
+    parsed = marked("parse")
+
+    assert 15 >= len(parsed)
+    assert [] == [block for block in parsed if not block.argument]
+
+
+def test_readme_is_short() -> None:
+    """The front page has at most 180 lines."""
+    assert 180 >= len(PAGES["README.md"].splitlines())
+
+
+def test_failing_command_does_not_print_the_environment() -> None:
+    """Where `aws` fails, or prints nothing, the commands that set the stack's names print nothing either."""
+    setting = [block for block in marked("run") if "describe-stacks" in block.text and "export" in block.text]
+
+    assert setting
+    for block in setting:
+        for fails in ("aws() { return 1; }", "aws() { :; }"):
+            script = f"export SECRET_OF_MINE=hush\n{fails}\n{block.text}"
+            done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
+            assert ("", "") == (done.stdout, done.stderr)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/start.md"])
+def test_api_function_is_the_local_stacks(page: str) -> None:
+    """The function that signs requests is the one that the shell of the stack on this machine has."""
+    assert shell.API in [block.text for block in marked("run") if block.page == page]
+
+
+@pytest.mark.parametrize("block", marked("run", "parse", "model"), ids=str)
 def test_commands_parse(block: Block) -> None:
     """Every command is one that a shell understands."""
     bash = shutil.which("bash") or "bash"
     check = subprocess.run([bash, "-n"], input=block.text, capture_output=True, text=True, check=False)
 
     assert (0, "") == (check.returncode, check.stderr)
+
+
+@pytest.mark.parametrize("block", marked("run", "parse", "model"), ids=str)
+def test_commands_mean_the_same_in_zsh(block: Block) -> None:
+    """Typed into zsh, no command has what zsh alone reads otherwise: comments, modifiers after names, history."""
+    assert [] == re.findall(r"(?:^|\s)#\s.*|\$\w+:[A-Za-z]|!", block.text, re.MULTILINE)
 
 
 @pytest.mark.parametrize("block", marked("answer", "file", "published", "save"), ids=str)
@@ -61,13 +98,13 @@ def test_json_parses(block: Block) -> None:
 
 @pytest.mark.parametrize("block", marked("file"), ids=str)
 def test_shows_files(block: Block) -> None:
-    """What the README shows of a file is what is in it."""
+    """What a page shows of a file is what is in it."""
     assert json.loads((ROOT / block.argument).read_text()) == json.loads(block.text)
 
 
 @pytest.mark.parametrize("block", marked("save"), ids=str)
 def test_shows_a_connection(block: Block) -> None:
-    """The secret that the README shows is a connection, with all that the webhook needs."""
+    """The secret that a page shows is a connection, with all that the webhook needs."""
     connection = parse_secret("default", block.text)
 
     assert json.loads(block.text)["account_sid"] == connection.account_sid
@@ -76,14 +113,14 @@ def test_shows_a_connection(block: Block) -> None:
 
 @pytest.mark.parametrize("block", marked("published"), ids=str)
 def test_shows_a_published_event(block: Block, aws_wire: AwsWire, context: Context) -> None:
-    """The event that the README shows is the one that the webhook makes of the request."""
+    """The event that a page shows is the one that the webhook makes of the request."""
     shown = json.loads(block.text)
 
     answer = webhook.handler(json.loads((ROOT / block.argument).read_text()), context)
 
     assert (200, "<Response/>") == (answer["statusCode"], answer["body"])
     assert shown == json.loads(aws_wire.entries[0]["Detail"]) | {"received_at": shown["received_at"]}
-    assert f"detail-type `{aws_wire.entries[0]['DetailType']}`" in README
+    assert f"detail-type `{aws_wire.entries[0]['DetailType']}`" in PAGES[block.page]
 
 
 @pytest.mark.parametrize(
@@ -98,16 +135,17 @@ def test_shows_a_published_event(block: Block, aws_wire: AwsWire, context: Conte
 )
 def test_names_inputs(title: str, kind: type[Struct]) -> None:
     """Each action's table, or where there is none its text, names all inputs; `connection` is told once."""
-    told = rows(section(title)).keys() or set(re.findall(r"`(\w+)`", section(title)))
+    told = rows(section("reference", title)).keys() or set(re.findall(r"`(\w+)`", section("reference", title)))
 
     assert [] == [name for name in names(kind) if name not in told and name != "connection"]
-    assert "connection" in rows(section("Send SMS"))
+    assert "connection" in rows(section("reference", "Send SMS"))
 
 
 @pytest.mark.parametrize("kind", [list_sms.ListSms, raw_request.RawRequest], ids=lambda kind: kind.__name__)
 def test_says_defaults(kind: type[Struct]) -> None:
     """The tables have the defaults of the inputs."""
-    table = rows(section({"ListSms": "List SMS", "RawRequest": "Raw Request"}[kind.__name__]))
+    title = {"ListSms": "List SMS", "RawRequest": "Raw Request"}[kind.__name__]
+    table = rows(section("reference", title))
     defaults = {
         field.encode_name: str(field.default).lower()
         for field in msgspec.structs.fields(kind)
@@ -119,15 +157,13 @@ def test_says_defaults(kind: type[Struct]) -> None:
 
 def test_names_connection_fields() -> None:
     """The table of connections has all fields of a secret."""
-    assert set(names(Connection)) == rows(section("Configuration").split("### Connections")[1]).keys() & set(
-        names(Connection)
-    )
+    assert set(names(Connection)) == rows(section("connections", "Fields of both")).keys()
 
 
 @pytest.mark.parametrize("name", ERRORS)
 def test_tells_errors(name: str) -> None:
     """The table of errors has each with its status, and whether it can be retried."""
-    _, status, retry = rows(section("Errors"))[name]
+    _, status, retry = rows(section("reference", "Errors"))[name]
 
     assert str(ERRORS[name].status) == status[:3]
     assert ERRORS[name].retryable == (retry in {"yes", "after minutes"})
@@ -135,20 +171,23 @@ def test_tells_errors(name: str) -> None:
 
 def test_tells_no_other_errors() -> None:
     """The table of errors has none that does not exist."""
-    assert ERRORS.keys() == {name for name in rows(section("Errors")) if name.endswith("Error")}
+    assert ERRORS.keys() == {name for name in rows(section("reference", "Errors")) if name.endswith("Error")}
 
 
 def test_tells_metrics() -> None:
-    """The table of metrics has all that are counted, and no other."""
-    counted = set(re.findall(r'\b(?:count\(|name=)"([A-Z]\w+)"', SOURCES))
+    """The tables of metrics have all that are counted, in the code and by filters of the logs, and no other."""
+    counted = set(re.findall(r'\b(?:count\(|waited\(|name=|metric=)"([A-Z]\w+)"', SOURCES))
+    counted |= set(CALL_METRICS.values())
+    for metric_filter in of_type("AWS::Logs::MetricFilter").values():
+        counted |= {each["MetricName"] for each in metric_filter["MetricTransformations"]}
 
-    assert counted == {name for name in rows(section("Metrics and logs")) if name != "service"} - {"error"}
+    assert counted == {name for name in rows(section("reference", "Metrics")) if name != "service"} - {"error"}
 
 
 def test_tells_events() -> None:
     """The table of events has every detail-type that the webhook publishes, and no other."""
     published = set(re.findall(r'"((?:[A-Z][\w-]+ )+(?:Received|Changed|Event|Logged))"', SOURCES))
-    table = section("Webhook").split("| detail-type |")[1].split("\n\n")[0]
+    table = section("reference", "Events of Twilio").split("| detail-type |")[1].split("\n\n")[0]
 
     assert published == set(re.findall(r"^\| `([^`]+)`", table, re.MULTILINE))
 
@@ -161,13 +200,29 @@ def test_changelog_has_the_version() -> None:
     assert f"## [{__version__}]" in changelog
 
 
-def test_links_lead_somewhere() -> None:
-    """Every link to a file or a heading of the project has its target."""
-    headings = [re.sub(r"[^\w -]", "", line.lstrip("# ")).lower().replace(" ", "-") for line in README.splitlines()]
-    links: list[str] = re.findall(r"\]\(([^)]+)\)", FENCE.sub("", README))
-    local = [link for link in links if not link.startswith("https://")]
+def test_tells_alarms() -> None:
+    """Who is on call finds each alarm of the template, and no other."""
+    every = of_type("AWS::CloudWatch::Alarm") | of_type("AWS::CloudWatch::CompositeAlarm")
+    alarms = {
+        name.removesuffix("Alarm"): alarm["AlarmDescription"].split(" Runbook: docs/") for name, alarm in every.items()
+    }
+    told = {name: [means, page.partition("](")[2].strip(")")] for name, [means, _, page] in ALARMS.items()}
 
-    def leads(link: str) -> Any:
-        return link[1:] in headings if link.startswith("#") else (ROOT / link).exists()
+    assert alarms == told
 
-    assert [] == [link for link in local if not leads(link)]
+
+def test_tells_who_notifies() -> None:
+    """An alarm notifies itself, or the alarm in whose rule it stands does."""
+    told = {name: who.strip("`") for name, [_, who, _] in ALARMS.items()}
+    for name, alarm in of_type("AWS::CloudWatch::CompositeAlarm").items():
+        members = set(re.findall(r"\$\{(\w+)Alarm\}", alarm["AlarmRule"]["Fn::Sub"]))
+
+        assert members == {member for member, who in told.items() if f"{who}Alarm" == name}
+    assert {"itself", "SendingBroken", "ReceivingBroken"} == {*told.values()}
+
+
+def test_tells_queries() -> None:
+    """Who looks at logs finds each query that the template saves, and no other."""
+    saved = {each["Name"]["Fn::Sub"] for each in of_type("AWS::Logs::QueryDefinition").values()}
+
+    assert saved == {f"${{AWS::StackName}}/{name}" for name in rows(section("operations", "Queries"))}

@@ -11,15 +11,15 @@ import pytest
 import webhook
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from twilio_connector import aws, replies
+from twilio_connector.aws import client
 from twilio_connector.deadline import Deadline
-from twilio_connector.signed_form import Kind
-from twilio_connector.twilio_events import Event
+from twilio_connector.publishing.event import Event
+from twilio_connector.webhooks import replies
 
 from tests.aws_wire import LOST, AwsWire
 from tests.conftest import Context
 from tests.mutants import GENUINE, SIGNATURE, Target, Webhook, event_2
-from tests.unit.conftest import ACCOUNT_SID, AUTH_TOKEN, Log
+from tests.unit.conftest import ACCOUNT_SID, AUTH_TOKEN, Clock, Log
 
 FUNCTION = "arn:aws:lambda:us-east-1:123456789012:function:replies:live"
 PARAMETER = "reply"
@@ -35,24 +35,11 @@ type Ask = Callable[..., str]
 type Answered = tuple[dict[str, str], bytes]
 
 
-class Clock:
-    """A clock that goes on when it is told to."""
-
-    now = 1000.0
-
-    def monotonic(self) -> float:
-        """Return seconds."""
-        return self.now
-
-
 @pytest.fixture(autouse=True)
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """Return the clock by which the setting is kept, of a container that knows none."""
-    clock = Clock()
+def _started(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:  # noqa: ARG001 by which the setting is kept
+    """Let the container be one that knows no setting yet."""
     monkeypatch.setattr(replies, "_settings", {})
-    monkeypatch.setattr(replies, "time", clock)
     monkeypatch.setenv("REPLY_PARAMETER", PARAMETER)
-    return clock
 
 
 @pytest.fixture
@@ -60,8 +47,8 @@ def ask(aws_wire: AwsWire) -> Ask:
     """Return what asks for a reply; the setting is a function's ARN."""
     aws_wire.parameters[PARAMETER] = f"{FUNCTION}\n"
 
-    def ask(about: Kind = Kind.MESSAGE, event: Event = EVENT, seconds: float = 30) -> str:
-        return replies.reply(about, event, Deadline(seconds))
+    def ask(event: Event = EVENT, seconds: float = 30, *, is_call: bool = False) -> str:
+        return replies.reply(event, Deadline(seconds), is_call=is_call)
 
     return ask
 
@@ -149,15 +136,15 @@ FAILURES: dict[str, tuple[Callable[[Any], Answered], str]] = {
     "list": (returns([TWIML]), "the function returned neither a text nor null"),
     "number": (returns(1), "the function returned neither a text nor null"),
     "false": (returns(False), "the function returned neither a text nor null"),  # noqa: FBT003 what it returns
-    "text": (returns("MARK"), "the TwiML is no XML document with a Response"),
-    "empty": (returns(""), "the TwiML is no XML document with a Response"),
-    "open": (returns("<Response><Message>MARK</Response>"), "the TwiML is no XML document with a Response"),
-    "two": (returns("<Response/><Response/>"), "the TwiML is no XML document with a Response"),
-    "other root": (returns("<html><Response/></html>"), "the TwiML is no XML document with a Response"),
-    "lower case": (returns("<response/>"), "the TwiML is no XML document with a Response"),
-    "before": (returns(" <?xml version='1.0'?><Response/>"), "the TwiML is no XML document with a Response"),
-    "control character": (returns("<Response>\x01</Response>"), "the TwiML is no XML document with a Response"),
-    "unknown entity": (returns("<Response>&mark;</Response>"), "the TwiML is no XML document with a Response"),
+    "text": (returns("MARK"), "the TwiML is not an XML document with a Response"),
+    "empty": (returns(""), "the TwiML is not an XML document with a Response"),
+    "open": (returns("<Response><Message>MARK</Response>"), "the TwiML is not an XML document with a Response"),
+    "two": (returns("<Response/><Response/>"), "the TwiML is not an XML document with a Response"),
+    "other root": (returns("<html><Response/></html>"), "the TwiML is not an XML document with a Response"),
+    "lower case": (returns("<response/>"), "the TwiML is not an XML document with a Response"),
+    "before": (returns(" <?xml version='1.0'?><Response/>"), "the TwiML is not an XML document with a Response"),
+    "control character": (returns("<Response>\x01</Response>"), "the TwiML is not an XML document with a Response"),
+    "unknown entity": (returns("<Response>&mark;</Response>"), "the TwiML is not an XML document with a Response"),
     "large": (
         returns("<Response>" + "x" * (64 * 1024 - len("<Response></Response>") + 1) + "</Response>"),
         "the TwiML has more than 64 KB",
@@ -216,7 +203,7 @@ def test_a_function_that_is_slow_is_not_waited_for(
         goes_on.wait(10)
         return {}, json.dumps(TWIML).encode()
 
-    monkeypatch.setattr(aws, "REPLY_SECONDS", 0.2)
+    monkeypatch.setattr(client, "REPLY_SECONDS", 0.2)
     aws_wire.function = wait
     try:
         assert NOTHING == ask()
@@ -293,17 +280,17 @@ def test_without_a_setting_nobody_is_asked(aws_wire: AwsWire, monkeypatch: pytes
     """Nor is it looked for."""
     monkeypatch.setenv("REPLY_PARAMETER", "")
 
-    assert NOTHING == replies.reply(Kind.MESSAGE, EVENT, Deadline(30))
+    assert NOTHING == replies.reply(EVENT, Deadline(30), is_call=False)
     assert [] == aws_wire.calls
 
 
 # The fixed text
 
 
-def texted(wire: AwsWire, text: str, about: Kind = Kind.MESSAGE, event: Event = EVENT) -> str:
+def texted(wire: AwsWire, text: str, event: Event = EVENT, *, is_call: bool = False) -> str:
     """Return the reply where the setting is a text."""
     wire.parameters[PARAMETER] = f"\n{text}"
-    return replies.reply(about, event, Deadline(30))
+    return replies.reply(event, Deadline(30), is_call=is_call)
 
 
 def test_a_message_is_answered_with_the_text(aws_wire: AwsWire) -> None:
@@ -349,7 +336,7 @@ def test_a_call_is_not_answered_with_the_text(aws_wire: AwsWire) -> None:
     """It is one for messages."""
     call = EVENT._replace(detail_type="Webhook Received")
 
-    assert NOTHING == texted(aws_wire, "Thanks", Kind.CALL, call)
+    assert NOTHING == texted(aws_wire, "Thanks", call, is_call=True)
 
 
 def test_the_function_goes_before_the_text(ask: Ask, aws_wire: AwsWire) -> None:
@@ -369,7 +356,7 @@ def test_a_setting_is_kept_for_five_minutes(aws_wire: AwsWire, clock: Clock) -> 
     """Then it is read again, and what changed is seen."""
     counts, texts = [], []
     for seconds, text in ((0, "a"), (299, "b"), (1, "c"), (299, "d"), (1, "")):
-        clock.now += seconds
+        clock.go_on(seconds)
         texts.append(texted(aws_wire, text))
         counts.append(aws_wire.count("GetParameter"))
 
@@ -385,7 +372,7 @@ def test_an_old_setting_is_better_than_none(
 ) -> None:
     """While Systems Manager is away; when it is back, it is asked again."""
     texted(aws_wire, "old")
-    clock.now += 1000
+    clock.go_on(1000)
     aws_wire.failures["GetParameter"] = [failure] * 2
     while_away = texted(aws_wire, "new")
     aws_wire.failures.clear()

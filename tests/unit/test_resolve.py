@@ -1,23 +1,26 @@
 """What `resolve` finds out, and whom it tells."""
 
 import json
+import threading
 import time
 from contextlib import suppress
-from email.utils import formatdate
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import resolve
-import send_sms
-from twilio_connector import deadline
-from twilio_connector.errors import InternalError, OutcomeUnknownError, ServiceUnavailableError
-from twilio_connector.ledger import Accepted, Ledger, Proven, Record, key_id
+from twilio_connector.api import client
+from twilio_connector.api.connections import Connections
+from twilio_connector.aws.lease import Leases
+from twilio_connector.errors import InternalError, ServiceUnavailableError
+from twilio_connector.messaging import reconciliation
+from twilio_connector.messaging.idempotency import Accepted, Confirmed, SendRecord, record_id
+from twilio_connector.messaging.idempotency_store import IdempotencyStore
 
 from tests.aws_wire import AwsWire
+from tests.builders import leave_unknown
 from tests.conftest import Context, LoadEvent
 from tests.faults import FaultServer, faults
-from tests.faults.wire import Reply
+from tests.unit.conftest import Clock
 
 SMS = {"to": "+15005550006", "message": "Hello", "idempotency_key": "key"}
 SID = "SM" + "1" * 32
@@ -33,9 +36,7 @@ def unknown(twilio: FaultServer) -> FaultServer:
 
 def leave(twilio: FaultServer, **more: Any) -> None:
     """Leave a message in doubt."""
-    twilio.script(faults.status(500), faults.OK)
-    with pytest.raises(OutcomeUnknownError):
-        send_sms.handler(SMS | more, Context())
+    leave_unknown(twilio, SMS | more)
     twilio.reset()
 
 
@@ -45,19 +46,8 @@ def run(seconds: float = 120) -> dict[str, int]:
 
 
 def age(aws_wire: AwsWire, minutes: int = 16) -> None:
-    """Let the keys have been claimed earlier than they were."""
-    for item in aws_wire.items.values():
-        for name in ("claimed_at", "lease_until"):
-            item[name] = {"N": str(int(item[name]["N"]) - 60 * minutes)}
-
-
-def listed(twilio: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let Twilio's list have the message."""
-    message = {
-        "sid": SID, "to": SMS["to"], "from": "+15551234567", "body": "Hello", "direction": "outbound-api",
-        "messaging_service_sid": None, "date_created": formatdate(time.time() + 1), "uri": "/",
-    }  # fmt: skip
-    monkeypatch.setattr(twilio._account, "reply", lambda _: Reply.json(200, {"messages": [message]}))
+    """Let the keys be older than they are."""
+    aws_wire.age(60 * minutes)
 
 
 def prove(aws_wire: AwsWire) -> None:
@@ -65,6 +55,7 @@ def prove(aws_wire: AwsWire) -> None:
     for item in aws_wire.items.values():
         proof = {"S": json.dumps({"sid": SID, "status": "sent"})}
         item |= {"state": {"S": "sent"}, "sid": {"S": SID}, "message": proof, "unsettled": {"S": item["id"]["S"][0]}}
+        item["evidence"] = {"S": "callback"}
 
 
 def told(aws_wire: AwsWire) -> list[str]:
@@ -77,23 +68,11 @@ def detail(aws_wire: AwsWire) -> dict[str, Any]:
     return dict(json.loads(aws_wire.entries[-1]["Detail"]))
 
 
-def test_the_event_file_is_taken(aws_wire: AwsWire, event: LoadEvent, context: Context) -> None:
+def test_the_event_file_is_taken(aws_wire: AwsWire, event: LoadEvent) -> None:
     """Nothing is open, and nothing happens."""
-    assert {"open": 0, "settled": 0} == resolve.handler(event("resolve"), context)
-    assert {"Query"} == {name for name, _ in aws_wire.calls}
-
-
-def test_a_message_in_twilios_list_was_sent(
-    unknown: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is told at once, and once."""
-    listed(unknown, monkeypatch)
-
-    assert {"open": 1, "settled": 1} == run()
-    assert ["Message Sent"] == told(aws_wire)
-    assert {"idempotency_key": "key", "connection": "default", "caller": "direct"}.items() <= detail(aws_wire).items()
-    assert SID == detail(aws_wire)["message"]["sid"]
-    assert {"open": 0, "settled": 0} == run()
+    assert {"open": 0, "settled": 0} == resolve.handler(event("resolve"), Context(120))
+    assert {"GetItem", "PutItem", "Query"} == {name for name, _ in aws_wire.calls}
+    assert [] == aws_wire.entries
 
 
 @pytest.mark.usefixtures("unknown")
@@ -138,12 +117,12 @@ def test_a_proof_that_comes_while_it_is_told_is_told_too(
     """A callback between the report and the note of it is not swallowed."""
     age(aws_wire)
     answer = aws_wire.answer
-    proofs = [Proven({"sid": SID, "status": "sent"})]
+    proofs = [Confirmed({"sid": SID, "status": "sent"})]
 
     def call_back(called: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         if called == operation and proofs:
-            ledger = Ledger("ledger")
-            record = ledger.find(key_id("default", "key"))
+            ledger = IdempotencyStore("ledger")
+            record = ledger.find(record_id("default", "key"))
             assert record is not None
             ledger.write(proofs.pop(), record)
         return answer(called, body)
@@ -175,12 +154,12 @@ def test_what_its_sender_ends_meanwhile_is_not_told(aws_wire: AwsWire, monkeypat
     for item in aws_wire.items.values():
         item["state"] = {"S": "sending"}
     answer = aws_wire.answer
-    accepted: list[Record | None] = []
+    accepted: list[SendRecord | None] = []
 
     def accept(called: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        if called == "PutItem" and not accepted:
+        if called == "PutItem" and "state" in body["Item"] and not accepted:
             accepted.append(None)
-            ledger = Ledger("ledger")
+            ledger = IdempotencyStore("ledger")
             record = ledger.find(body["Item"]["id"]["S"])
             assert record is not None
             accepted[0] = ledger.write(Accepted({"sid": SID, "uri": "/"}), record)
@@ -190,7 +169,7 @@ def test_what_its_sender_ends_meanwhile_is_not_told(aws_wire: AwsWire, monkeypat
 
     assert {"open": 1, "settled": 1} == run()
     assert ([], []) == (told(aws_wire), aws_wire.sent)
-    assert [Ledger("ledger").find(key_id("default", "key"))] == accepted
+    assert [IdempotencyStore("ledger").find(record_id("default", "key"))] == accepted
 
 
 @pytest.mark.usefixtures("unknown")
@@ -203,7 +182,7 @@ def test_what_is_claimed_again_meanwhile_is_not_settled(aws_wire: AwsWire, monke
     again: list[dict[str, Any]] = []
 
     def claim(called: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        if called == "PutItem" and not again:
+        if called == "PutItem" and "state" in body["Item"] and not again:
             lease = {"lease_until": {"N": str(int(time.time()) + 60)}, "revision": {"S": "claim"}, "nonce": {"S": "2"}}
             again.append(aws_wire.items[body["Item"]["id"]["S"]] | lease)
             aws_wire.items[body["Item"]["id"]["S"]] = again[0]
@@ -213,6 +192,25 @@ def test_what_is_claimed_again_meanwhile_is_not_settled(aws_wire: AwsWire, monke
 
     assert {"open": 1, "settled": 0} == run()
     assert again == list(aws_wire.items.values())
+    assert ([], []) == (told(aws_wire), aws_wire.sent)
+
+
+@pytest.mark.usefixtures("unknown")
+def test_a_record_that_expires_meanwhile_is_settled(aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DynamoDB deletes it at the moment when it would be changed; nothing is left to report."""
+    age(aws_wire)
+    for item in aws_wire.items.values():
+        item["state"] = {"S": "sending"}
+    answer = aws_wire.answer
+
+    def expire(called: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        if called == "PutItem" and "state" in body["Item"]:
+            aws_wire.items.clear()
+        return answer(called, body)
+
+    monkeypatch.setattr(aws_wire, "answer", expire)
+
+    assert {"open": 1, "settled": 1} == run()
     assert ([], []) == (told(aws_wire), aws_wire.sent)
 
 
@@ -238,6 +236,8 @@ def test_a_send_that_is_under_way_is_left_alone(aws_wire: AwsWire) -> None:
     assert {"open": 1, "settled": 0} == run()
     assert ["sending"] == [item["state"]["S"] for item in aws_wire.items.values()]
     age(aws_wire)
+    assert {"open": 1, "settled": 0} == run()  # it is not looked for yet
+    age(aws_wire, 2)
     assert {"open": 1, "settled": 1} == run()
     assert ["Message Outcome Unknown"] == told(aws_wire)
 
@@ -254,15 +254,21 @@ def test_what_could_not_be_told_is_told_by_the_next_run(aws_wire: AwsWire, opera
     assert "Message Outcome Unknown" == told(aws_wire)[-1]
 
 
-def test_a_connection_that_is_gone_holds_nothing_up(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """Its messages cannot be looked for; they and the others are told all the same."""
+def test_a_connection_that_is_gone_holds_nothing_up(
+    twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its messages cannot be looked for; the others are told, and they after an hour."""
     aws_wire.secrets["twilio/other"] = aws_wire.secrets["twilio/default"]
     leave(twilio, connection="other")
     leave(twilio, idempotency_key="second")
     del aws_wire.secrets["twilio/other"]
+    monkeypatch.setattr(client, "CONNECTIONS", Connections())
     age(aws_wire)
 
-    assert {"open": 2, "settled": 2} == run()
+    assert {"open": 2, "settled": 1} == run()
+    assert {"second"} == keys_told(aws_wire)
+    age(aws_wire, 44)
+    assert {"open": 1, "settled": 1} == run()
     assert ["Message Outcome Unknown"] * 2 == told(aws_wire)
 
 
@@ -278,22 +284,134 @@ def keys(twilio: FaultServer, aws_wire: AwsWire) -> list[str]:
     for name in names:
         leave(twilio, idempotency_key=name, message=name)
     age(aws_wire)
-    return sorted(names, key=lambda name: key_id("default", name))
+    return sorted(names, key=lambda name: record_id("default", name))
 
 
 def test_a_message_that_cannot_be_set_aside_holds_nothing_up(aws_wire: AwsWire, keys: list[str]) -> None:
-    """It is tried again by the next run, the others are told."""
+    """It is tried again by the next run, which sets nothing else aside; each is there once."""
     aws_wire.failures["SendMessage"] = [(400, "InvalidMessageContents")]
 
     assert {"open": 10, "settled": 9} == run()
-    assert set(keys[1:]) == keys_told(aws_wire)
     assert {"open": 1, "settled": 1} == run()
+    assert set(keys) == keys_told(aws_wire)
+    refused, *kept = [json.loads(message["MessageBody"])["idempotency_key"] for message in aws_wire.sent]
+    assert (refused in kept, sorted(keys)) == (True, sorted(kept))
 
 
 def test_a_malformed_list_holds_nothing_up(twilio: FaultServer, aws_wire: AwsWire, keys: list[str]) -> None:
     """It proves nothing, of this message and of the others."""
     rows = [{"sid": [SID]}, {"sid": SID, "date_created": 5}]
     twilio.script(faults.answer(json.dumps({"messages": rows}).encode()))
+
+    assert {"open": 10, "settled": 10} == run()
+    assert set(keys) == keys_told(aws_wire)
+
+
+def test_a_look_up_that_fails_is_made_again_before_it_is_told(twilio: FaultServer, aws_wire: AwsWire) -> None:
+    """For an hour, as long as the queue tries to send."""
+    leave(twilio)
+    twilio.script(faults.status(503))
+    age(aws_wire, 58)
+    assert {"open": 1, "settled": 0} == run()
+    assert [] == told(aws_wire)
+
+    age(aws_wire, 2)
+    assert {"open": 1, "settled": 1} == run()
+    assert ["Message Outcome Unknown"] == told(aws_wire)
+
+
+def test_no_key_is_told_before_it_was_looked_for(
+    twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However soon it is to be told."""
+    monkeypatch.setenv("UNKNOWN_REPORT_AFTER", "1")
+    leave(twilio)
+    aws_wire.age(115)
+    assert {"open": 1, "settled": 0} == run()
+    assert ([], []) == (told(aws_wire), twilio.requests)
+
+    aws_wire.age(10)
+    assert {"open": 1, "settled": 1} == run()
+    assert ["GET"] == [request.method for request in twilio.requests]
+
+
+@pytest.mark.usefixtures("unknown")
+def test_a_bus_that_is_away_leaves_the_failed_queue_alone(aws_wire: AwsWire) -> None:
+    """What is told only by the third run is set aside once."""
+    age(aws_wire)
+    aws_wire.failures["PutEvents"] = [AWAY] * 4  # two attempts each
+
+    assert [0, 0, 1] == [run()["settled"] for _ in range(3)]
+    assert ["key"] == [json.loads(message["MessageBody"])["idempotency_key"] for message in aws_wire.sent]
+
+
+# One run at a time, and several records at once
+
+
+def test_two_runs_at_once_tell_nothing_twice(
+    aws_wire: AwsWire, keys: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one returns at once, and the next minute's goes on."""
+    answer = aws_wire.answer
+    second: list[dict[str, int]] = []
+
+    def meanwhile(called: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        if called == "PutEvents" and not second:
+            second.append({})
+            second[0] = run()
+        return answer(called, body)
+
+    monkeypatch.setattr(aws_wire, "answer", meanwhile)
+
+    assert {"open": 10, "settled": 10} == run()
+    assert [{"open": 0, "settled": 0}] == second
+    assert (10, 10) == (len(aws_wire.entries), len(aws_wire.sent))
+    assert set(keys) == keys_told(aws_wire)
+    assert {"open": 0, "settled": 0} == run()
+
+
+@pytest.mark.usefixtures("unknown")
+def test_a_run_that_died_holds_the_lease_until_its_time_is_over(aws_wire: AwsWire) -> None:
+    """Its function is ended then."""
+    age(aws_wire)
+    lease = Leases("ledger", "resolve").take(120)
+
+    assert lease is not None
+    assert {"open": 0, "settled": 0} == run()
+    aws_wire.owners["resolve"]["lease_until"] = {"N": str(int(time.time()))}
+    assert {"open": 1, "settled": 1} == run()
+
+
+def test_each_run_begins_with_another_part(aws_wire: AwsWire, keys: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where its time is over before the last one, the same keys are not always the ones that wait."""
+    monkeypatch.setattr(resolve, "_THREADS", 1)
+    monkeypatch.setenv("UNKNOWN_REPORT_AFTER", "1440")
+    found: list[list[str]] = []
+    for _ in range(17):
+        aws_wire.calls.clear()
+        run()
+        found.append([body["Key"]["id"]["S"] for name, body in aws_wire.calls if name == "GetItem"][1:])
+    ids = [record_id("default", key) for key in keys]
+
+    assert all(ids == sorted(each) for each in found)
+    assert found[0] == found[16]
+    assert {each[0] for each in ids} == {each[0][0] for each in found}
+
+
+def test_several_records_are_taken_up_at_once(
+    aws_wire: AwsWire, keys: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each waits for Twilio, and for the bus."""
+    together = threading.Barrier(8)
+    waits = iter(range(8))
+    whole = reconciliation.find_sent_message
+
+    def look_up(*arguments: Any) -> Any:
+        if next(waits, None) is not None:
+            together.wait(timeout=30)
+        return whole(*arguments)
+
+    monkeypatch.setattr(reconciliation, "find_sent_message", look_up)
 
     assert {"open": 10, "settled": 10} == run()
     assert set(keys) == keys_told(aws_wire)
@@ -313,7 +431,7 @@ def test_an_item_that_cannot_be_read_holds_nothing_up(
     aws_wire: AwsWire, keys: list[str], damage: dict[str, Any]
 ) -> None:
     """The run may fail, so that somebody looks at it; but the others are told."""
-    aws_wire.items[key_id("default", keys[0])] |= damage
+    aws_wire.items[record_id("default", keys[0])] |= damage
     with suppress(InternalError):
         run()
 
@@ -321,18 +439,17 @@ def test_an_item_that_cannot_be_read_holds_nothing_up(
 
 
 def test_what_the_time_does_not_cover_is_left_to_the_next_run(
-    aws_wire: AwsWire, keys: list[str], monkeypatch: pytest.MonkeyPatch
+    aws_wire: AwsWire, keys: list[str], clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was begun is ended."""
-    monotonic, answer = time.monotonic, aws_wire.answer
-    passed: list[float] = []
+    answer = aws_wire.answer
 
     def slow(called: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        passed.extend([40] if called == "PutEvents" else [])
+        clock.elapsed += 40 if called == "PutEvents" else 0
         return answer(called, body)
 
     monkeypatch.setattr(aws_wire, "answer", slow)
-    monkeypatch.setattr(deadline, "time", SimpleNamespace(monotonic=lambda: monotonic() + sum(passed)))
+    monkeypatch.setattr(resolve, "_THREADS", 1)
 
     assert {"open": 3, "settled": 3} == run(seconds=120)
     assert set(keys[:3]) == keys_told(aws_wire)

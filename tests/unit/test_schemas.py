@@ -12,15 +12,18 @@ import resolve
 import send_sms
 import webhook
 from jsonschema import Draft202012Validator, ValidationError
-from twilio_connector import errors, reports, signed_request
-from twilio_connector.ledger import Claim, Lost, Record, new_claim
-from twilio_connector.ledger import Ledger as Table
+from twilio_connector import errors
+from twilio_connector.messaging import outcome_events
+from twilio_connector.messaging.idempotency import ClaimRequested, OutcomeLost, SendRecord, new_claim
+from twilio_connector.messaging.idempotency_store import IdempotencyStore as Table
+from twilio_connector.webhooks import request as webhook_request
 
 from tests.aws_wire import LOST, AwsWire
-from tests.conftest import Context
+from tests.builders import record
+from tests.conftest import DEPLOYED, Context
 from tests.faults import FaultServer
 from tests.mutants import CALL_SID, GENUINE, OTHER_SID, Target, Webhook, event_2
-from tests.readme import ROOT, section
+from tests.readme import section
 from tests.schemas import DETAIL_TYPES, FOLDER, SCHEMAS, delivered, validate
 from tests.unit.conftest import ACCOUNT_SID, AUTH_TOKEN
 
@@ -40,7 +43,7 @@ PROBLEM = errors.TwilioRejectedError(
     "Twilio refused the request",
     twilio=errors.TwilioDetails(status=400, code=21211, request_id="RQ" + "0" * 32, text="Invalid 'To'"),
 ).problem()
-ABOUT = reports.Subject("key", "default", "sqs")
+ABOUT = outcome_events.Subject("key", "default", "sqs")
 
 
 def published(aws_wire: AwsWire) -> list[dict[str, Any]]:
@@ -56,21 +59,11 @@ def posted(aws_wire: AwsWire, each: Webhook) -> list[dict[str, Any]]:
 
 def queued(*bodies: Any) -> None:
     """Hand records over as the send queue does."""
-    records = [
-        {
-            "messageId": str(number),
-            "receiptHandle": "handle",
-            "body": json.dumps(body),
-            "attributes": {"ApproximateReceiveCount": "1"},
-            "eventSource": "aws:sqs",
-            "eventSourceARN": "arn:aws:sqs:us-east-1:123456789012:send",
-        }
-        for number, body in enumerate(bodies)
-    ]
+    records = [record(body, str(number)) for number, body in enumerate(bodies)]
     assert {"batchItemFailures": []} == send_sms.handler({"Records": records}, Context())
 
 
-def claimed() -> Record:
+def claimed() -> SendRecord:
     """Return the claim of a key whose message nobody knows of."""
     return new_claim(
         idempotency_key="key", connection="default", caller="api", same="same", sms=SMS, sought=None, lease_seconds=0
@@ -97,16 +90,12 @@ def test_every_file_is_a_schema() -> None:
 
 
 def test_every_detail_type_has_its_schema() -> None:
-    """Of the code and of the README, and no other has one; the schema names the source too."""
-    code = "".join(
-        path.read_text()
-        for folder in ("functions", "layers/twilio/twilio_connector")
-        for path in (ROOT / folder).glob("*.py")
-    )
+    """Of the code and of the reference, and no other has one; the schema names the source too."""
+    code = "".join(path.read_text() for path in DEPLOYED)
     in_code = set(re.findall(r'"((?:[A-Z][\w-]+ )+(?:Received|Changed|Event|Logged|Sent|Failed|Unknown))"', code))
     tables = [
         text.split("| detail-type |")[1].split("\n\n")[0]
-        for text in (section("Webhook"), section("Sending at most once"))
+        for text in (section("reference", "Events of Twilio"), section("reference", "Events of the connector"))
     ]
     by_source = {
         source: set(re.findall(r"^\| `([^`]+)`", table, re.MULTILINE))
@@ -219,7 +208,7 @@ def test_a_status_fits(aws_wire: AwsWire, status: str) -> None:
 
 def test_a_keyed_callback_fits(aws_wire: AwsWire) -> None:
     """It has the key."""
-    record = Table("ledger").write(Claim(claimed(), resend=False))
+    record = Table("ledger").write(ClaimRequested(claimed(), resend=False))
     (event,) = posted(aws_wire, replace(BY_NAME["status"], query=f"send={record.id}"))
 
     assert "key" == event["detail"]["idempotency_key"]
@@ -247,13 +236,13 @@ def large(name: str) -> Webhook:
     each = BY_NAME[name]
     if each.json is not None:
         event = json.loads(each.json)[0]
-        fill = "x" * (signed_request.MAX_JSON_BYTES - len(json.dumps([event | {"data": ""}])))
+        fill = "x" * (webhook_request.MAX_JSON_BYTES - len(json.dumps([event | {"data": ""}])))
         return replace(each, json=json.dumps([event | {"data": fill}]).encode())
     text = {"plain": "Body", "opt-out": "Body", "failed": "ErrorMessage", "debugger": "Payload", "call": "SpeechResult"}
     fields = {"CallSid": CALL_SID} if name == "call" else each.fields
     empty = replace(each, fields=fields | {text[name]: ""})
     # Three bytes of the form are six of the event.
-    fill = "\x01" * ((signed_request.MAX_FORM_BYTES - len(empty.request(TARGET).body)) // 3)
+    fill = "\x01" * ((webhook_request.MAX_FORM_BYTES - len(empty.request(TARGET).body)) // 3)
     return replace(each, fields=fields | {text[name]: fill})
 
 
@@ -281,15 +270,13 @@ def test_a_message_of_the_queue_fits(twilio: FaultServer, aws_wire: AwsWire) -> 
         SMS,
         SMS | {"idempotency_key": "2", "message": "fault=21610_before"},
         SMS | {"idempotency_key": "3", "to": "nobody"},
-        SMS | {"idempotency_key": "4", "connection": "none"},
-        "no input",
         timed_out,
     ):
         queued(given)
     events = published(aws_wire)
 
     assert 2 == len(twilio.requests)
-    assert ["Message Sent", *["Message Failed"] * 4, "Message Outcome Unknown"] == [
+    assert ["Message Sent", *["Message Failed"] * 2, "Message Outcome Unknown"] == [
         event["detail-type"] for event in events
     ]
     for event in events:
@@ -299,9 +286,9 @@ def test_a_message_of_the_queue_fits(twilio: FaultServer, aws_wire: AwsWire) -> 
 def test_what_resolve_reports_fits(twilio: FaultServer, aws_wire: AwsWire) -> None:
     """What stays unknown, and what a status callback proved."""
     table = Table("ledger")
-    record = table.write(Claim(claimed(), resend=False))
-    table.write(Lost(record.nonce), record)
-    aws_wire.items[record.id]["claimed_at"] = {"N": "1"}
+    record = table.write(ClaimRequested(claimed(), resend=False))
+    table.write(OutcomeLost(record.nonce), record)
+    aws_wire.age(1000)
     resolve.handler({}, Context(120))
     posted(aws_wire, replace(BY_NAME["status"], query=f"send={record.id}"))
     resolve.handler({}, Context(120))
@@ -315,7 +302,7 @@ def test_what_resolve_reports_fits(twilio: FaultServer, aws_wire: AwsWire) -> No
 
 def test_a_problem_fits(aws_wire: AwsWire) -> None:
     """With all that Twilio said."""
-    reports.failed(ABOUT, "{}", PROBLEM)
+    outcome_events.failed(ABOUT, "{}", PROBLEM)
     (event,) = published(aws_wire)
 
     assert 21211 == event["detail"]["error"]["twilio_code"]
@@ -331,9 +318,9 @@ def examples(aws_wire: AwsWire) -> Iterator[dict[str, Any]]:
         other = {"MessageSid": OTHER_SID, "SmsMessageSid": OTHER_SID, "SmsSid": OTHER_SID} if name == "opt-out" else {}
         posted(aws_wire, replace(BY_NAME[name], fields=BY_NAME[name].fields | other))
     unknown = errors.OutcomeUnknownError("nobody knows").problem()
-    reports.sent(ABOUT, {"sid": "SM" + "0" * 32, "status": "sent", "from": None, "to": "+15005550006"})
-    reports.failed(ABOUT, "{}", PROBLEM)
-    reports.unknown(ABOUT, "{}", unknown)
+    outcome_events.sent(ABOUT, {"sid": "SM" + "0" * 32, "status": "sent", "from": None, "to": "+15005550006"})
+    outcome_events.failed(ABOUT, "{}", PROBLEM)
+    outcome_events.unknown(ABOUT, "{}", unknown, OTHER_SID)
     yield from {event["detail-type"]: event for event in published(aws_wire)}.values()
 
 
@@ -385,7 +372,8 @@ def test_a_missing_field_is_refused(example: dict[str, Any]) -> None:
             assert refused(changed(example, (), **{name: ...})), name
     for place in places(example):
         inner = example["detail"] if len(place) == 1 else example["detail"][place[1]]
-        for name in inner.keys() - (OPTIONAL if example["source"] == "twilio" or len(place) > 1 else set()):
+        optional = OPTIONAL if example["source"] == "twilio" or len(place) > 1 else {"candidate_sid"}
+        for name in inner.keys() - optional:
             assert refused(changed(example, place, **{name: ...})), (place, name)
 
 

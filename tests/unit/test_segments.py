@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from twilio_connector.segments import segments
+from twilio_connector.messaging.segments import segments
 
 # The tables of GSM 03.38, by code.
 BASIC = (
@@ -52,13 +52,12 @@ def test_segments_are_counted(text: str, encoding: str, count: int) -> None:
     assert {"encoding": encoding, "count": count, "characters": len(text)} == segments(text)
 
 
-@pytest.mark.parametrize("character", BASIC + EXTENSION)
-def test_the_gsm_alphabet_is_whole(character: str) -> None:
+@pytest.mark.parametrize(("alphabet", "widest"), [(BASIC, 160), (EXTENSION, 80)], ids=["basic", "extension"])
+def test_the_gsm_alphabet_is_whole(alphabet: str, widest: int) -> None:
     """Each character fits; those of the extension take two septets."""
-    widest = 80 if character in EXTENSION else 160
-
-    assert ("GSM-7", 1) == tuple(segments(character * widest).values())[:2]
-    assert 2 == segments(character * (widest + 1))["count"]
+    for character in alphabet:
+        assert ("GSM-7", 1) == tuple(segments(character * widest).values())[:2], character
+        assert 2 == segments(character * (widest + 1))["count"], character
 
 
 @given(st.characters(exclude_characters=BASIC + EXTENSION, exclude_categories=["Cs"]))

@@ -1,12 +1,16 @@
 """Is a message sent once, as Twilio takes it, and is everything else refused before?"""
 
+import ast
+import importlib.metadata
 import json
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
+import send_sms
 from send_sms import SendSms, handler
-from twilio_connector.connection import Connection
+from twilio_connector.api.connections import Connection
 from twilio_connector.errors import (
     ConnectorError,
     IdempotencyConflictError,
@@ -18,11 +22,11 @@ from twilio_connector.errors import (
     TwilioRateLimitError,
     TwilioRejectedError,
 )
-from twilio_connector.inputs import Sender
-from twilio_connector.ledger import key_id
+from twilio_connector.messaging.idempotency import record_id
+from twilio_connector.validation.model import Sender, fields
 
 from tests.aws_wire import AwsWire
-from tests.conftest import Context, LoadEvent
+from tests.conftest import ROOT, Context, LoadEvent
 from tests.faults import FaultServer, faults
 from tests.unit.conftest import ACCOUNT_SID
 
@@ -54,6 +58,29 @@ def refused(given: dict[str, Any], sender: Connection | None = None) -> dict[str
 
 
 # Every input, as it is sent
+
+
+def sdk_parameters() -> set[str]:
+    """Return the names that the official SDK sends a message's parameters by, without running any of it."""
+    source = importlib.metadata.distribution("twilio").locate_file("twilio/rest/api/v2010/account/message/__init__.py")
+    tree = ast.parse(Path(str(source)).read_text())
+    forms = [node for node in ast.walk(tree) if isinstance(node, ast.Dict)]
+    names = [{str(key.value) for key in form.keys if isinstance(key, ast.Constant)} for form in forms]
+    return next(keys for keys in names if {"To", "Body"} <= keys)
+
+
+def test_every_parameter_of_the_official_sdk_has_its_input() -> None:
+    """The form has Twilio's own names; ScheduleType is set by send_at."""
+    ours = {send_sms._parameter(name) for name in fields(SendSms) if name not in send_sms.CONNECTOR_FIELDS}
+
+    assert sdk_parameters() == {*ours, "ScheduleType"}
+
+
+def test_the_official_sdk_is_the_one_that_is_compared() -> None:
+    """The benchmarks use the same version."""
+    lock = (ROOT / "bench/baselines/official_sdk/requirements.txt").read_text()
+
+    assert f"twilio=={importlib.metadata.version('twilio')} " in lock
 
 
 @pytest.mark.parametrize(
@@ -92,13 +119,14 @@ def refused(given: dict[str, Any], sender: Connection | None = None) -> dict[str
         ("traffic_type", "free", {"TrafficType": "free"}),
         ("force_delivery", True, {"ForceDelivery": "true"}),
         ("max_price", 0.05, {"MaxPrice": "0.05"}),
+        ("message_intent", "otp", {"MessageIntent": "otp"}),
         ("from", "Shop", {"From": "Shop"}),
         ("dry_run", True, {}),
         ("connection", "support", {}),
     ],
 )
 def test_an_option_has_twilios_name_and_spelling(name: str, value: object, sent: dict[str, Any]) -> None:
-    """Booleans are words, numbers are digits, lists repeat."""
+    """Booleans are words, numbers are digits, lists repeat the name."""
     expected = {"To": TO, "MessagingServiceSid": SERVICE, "Body": "Hello"} | sent
 
     assert expected == form(BY_SERVICE | {name: value})
@@ -106,7 +134,7 @@ def test_an_option_has_twilios_name_and_spelling(name: str, value: object, sent:
 
 @pytest.mark.parametrize("price", [0.0001, 0.00001, 1000000])
 def test_a_price_is_written_in_digits(price: float) -> None:
-    """Not every form reader takes an exponent."""
+    """Not every form parser takes an exponent."""
     assert "e" not in form(SMS | {"max_price": price})["MaxPrice"]
 
 
@@ -130,7 +158,7 @@ def test_a_price_is_written_in_digits(price: float) -> None:
         ({"to": TO, "from": "12345", "content_sid": CONTENT}, {"To": TO, "From": "12345", "ContentSid": CONTENT}),
         (
             {"to": TO, "from": "12345", "content_sid": CONTENT, "content_variables": {"1": "é", "2": 3}},
-            {"To": TO, "From": "12345", "ContentSid": CONTENT, "ContentVariables": '{"1":"é","2":3}'},
+            {"To": TO, "From": "12345", "ContentSid": CONTENT, "ContentVariables": '{"1":"é","2":"3"}'},
         ),
         (
             {"to": TO, "from": "12345", "content_sid": CONTENT, "content_variables": {}},
@@ -155,7 +183,7 @@ def test_a_price_is_written_in_digits(price: float) -> None:
     ],
 )
 def test_a_message_is_what_the_input_says(given: dict[str, Any], sent: dict[str, Any]) -> None:
-    """To whom, from whom, saying what."""
+    """Recipient, sender and text are the input's."""
     assert sent == form(given)
 
 
@@ -169,7 +197,7 @@ def test_a_message_is_what_the_input_says(given: dict[str, Any], sent: dict[str,
     ids=["from", "service", "both"],
 )
 def test_the_connection_has_the_default_sender(defaults: dict[str, Any], sent: dict[str, str]) -> None:
-    """A messaging service can do more, so it goes first."""
+    """If it has both, the messaging service is used, since it can do more than a number."""
     assert {"To": TO, "Body": "Hello"} | sent == form({"to": TO, "message": "Hello"}, connection(**defaults))
 
 
@@ -182,20 +210,129 @@ def test_the_connection_has_the_default_sender(defaults: dict[str, Any], sent: d
     ids=["from", "service"],
 )
 def test_the_input_goes_before_the_default_sender(sender: dict[str, str], sent: dict[str, str]) -> None:
-    """Nothing of the default is mixed in."""
+    """Nothing of the connection's default is mixed in."""
     defaults = connection(default_from=Sender("12345"), default_messaging_service_sid=SERVICE)
 
     assert {"To": TO, "Body": "Hello"} | sent == form({"to": TO, "message": "Hello", **sender}, defaults)
 
 
 def test_a_scheduled_message_goes_by_the_default_service() -> None:
-    """It needs one, and there is one."""
+    """Scheduling needs a messaging service, and the connection has one."""
     given = {"to": TO, "message": "Hello", "send_at": "2030-01-31T09:00:00Z"}
 
     assert SERVICE == form(given, connection(default_messaging_service_sid=SERVICE))["MessagingServiceSid"]
 
 
 # What is refused
+
+
+WHATSAPP = "whatsapp:+15558675309"
+
+
+@pytest.mark.parametrize(
+    ("given", "defaults", "field_name", "message"),
+    [
+        ({"to": WHATSAPP, "from": "+15551234567"}, {}, "from", "must have the same channel as to: whatsapp:…"),
+        ({"to": WHATSAPP, "from": "Shop"}, {}, "from", "must have the same channel as to: whatsapp:…"),
+        ({"to": WHATSAPP, "from": "12345"}, {}, "from", "must have the same channel as to: whatsapp:…"),
+        ({"to": WHATSAPP, "from": "messenger:1"}, {}, "from", "must have the same channel as to: whatsapp:…"),
+        ({"to": TO, "from": WHATSAPP}, {}, "to", "must have the same channel as from: whatsapp:…"),
+        ({"to": TO, "from": "rcs:agent"}, {}, "to", "must have the same channel as from: rcs:…"),
+        (
+            {"to": WHATSAPP, "from": "+15551234567", "messaging_service_sid": SERVICE},
+            {},
+            "from",
+            "must have the same channel as to: whatsapp:…",
+        ),
+        (
+            {"to": WHATSAPP},
+            {"default_from": Sender("+15551234567")},
+            "from",
+            "must have the same channel as to: whatsapp:…",
+        ),
+        (
+            {"to": TO},
+            {"default_from": Sender(WHATSAPP)},
+            "to",
+            "must have the same channel as the connection's default_from: whatsapp:…",
+        ),
+    ],
+)
+def test_addresses_of_two_channels_are_refused(
+    given: dict[str, Any], defaults: dict[str, Any], field_name: str, message: str
+) -> None:
+    """Twilio would answer 21910, or send an SMS in place of a WhatsApp message."""
+    assert {field_name: message} == refused(given | {"message": "x"}, connection(**defaults))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"to": WHATSAPP, "from": WHATSAPP},
+        {"to": WHATSAPP, "messaging_service_sid": SERVICE},
+        {"to": "rcs:+15558675309", "from": "rcs:agent"},
+        {"to": TO, "from": "sim:DE" + "0" * 32},
+        {"to": TO, "from": "Shop"},
+    ],
+)
+def test_addresses_of_one_channel_are_sent(given: dict[str, Any]) -> None:
+    """They are sent unchanged. A messaging service finds the sender, and a SIM sends to numbers."""
+    assert given["to"] == form(given | {"message": "x"})["To"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"from": "+15551234567"}, "cannot be combined with from; the messaging service chooses the first sender"),
+        ({"fallback_from": "rcs:agent"}, "must be a number, a short code or a name, which can send SMS"),
+    ],
+    ids=["from", "channel"],
+)
+def test_a_fallback_that_twilio_refuses(more: dict[str, str], message: str) -> None:
+    """It is the sender of an SMS if RCS does not reach the recipient."""
+    assert {"fallback_from": message} == refused(BY_SERVICE | {"fallback_from": "+15551234567"} | more)
+
+
+def test_variables_are_sent_as_texts() -> None:
+    """Twilio takes only strings: numbers and booleans are written as in JSON."""
+    given = {"to": TO, "from": "12345", "content_sid": CONTENT}
+    variables = {"1": "é", "2": 3, "3": 0.5, "4": True, "5": -(10**30)}
+
+    assert {"1": "é", "2": "3", "3": "0.5", "4": "true", "5": str(-(10**30))} == json.loads(
+        form(given | {"content_variables": variables})["ContentVariables"]
+    )
+
+
+LARGE: dict[str, dict[str, Any]] = {
+    "content_variables": {"content_sid": CONTENT, "content_variables": {str(n): "é" * 1000 for n in range(200)}},
+    "persistent_action": {"message": "x", "persistent_action": ["x" * 1000] * 400},
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize("more", [{}, {"idempotency_key": "key"}, {"dry_run": True}], ids=["", "key", "dry run"])
+def test_what_the_ledger_cannot_hold_is_refused(
+    twilio: FaultServer, aws_wire: AwsWire, context: Context, name: str, more: dict[str, Any]
+) -> None:
+    """The largest field is named, and nothing is claimed or sent."""
+    with pytest.raises(InvalidInputError) as refusal:
+        handler({"to": TO, "from": "12345"} | LARGE[name] | more, context)
+
+    assert [(name, "is too large: all fields together have at most 384 KB as JSON")] == list(refusal.value.faults)
+    assert ([], []) == (twilio.requests, aws_wire.calls)
+
+
+def test_the_largest_input_fits_the_ledger(twilio: FaultServer, aws_wire: AwsWire, context: Context) -> None:
+    """Together with the other attributes, its item stays below DynamoDB's limit of 400 KB."""
+    twilio.script(faults.status(500))
+    given: dict[str, Any] = {"to": TO, "from": "12345", "message": "\x00" * 1600, "idempotency_key": "k" * 128}
+    given |= {"persistent_action": ["x" * 1000] * 381}
+    with pytest.raises(OutcomeUnknownError):
+        handler(given, context)
+    item = next(iter(aws_wire.items.values()))
+    size = sum(len(name) + sum(len(str(value).encode()) for value in typed.values()) for name, typed in item.items())
+
+    assert 390_000 < size < 400 * 1024
 
 
 NEED_SERVICE = {
@@ -208,14 +345,14 @@ NEED_SERVICE = {
 @pytest.mark.parametrize("name", NEED_SERVICE)
 @pytest.mark.parametrize("sender", [{"from": "+15551234567"}, {}], ids=["from", "default from"])
 def test_what_needs_a_messaging_service_is_refused_without(name: str, sender: dict[str, str]) -> None:
-    """Whether the sender comes from the input or the connection."""
+    """It does not matter whether the sender comes from the input or the connection."""
     given = {"to": TO, "message": "Hello", name: NEED_SERVICE[name], **sender}
 
     assert {name: "needs messaging_service_sid"} == refused(given, connection(default_from=Sender("12345")))
 
 
 def test_all_that_need_a_messaging_service_are_told_at_once() -> None:
-    """With whatever else is wrong."""
+    """The error also names all other faults."""
     given = {"to": TO, "from": "Shop", **NEED_SERVICE}
 
     assert {"message", *NEED_SERVICE} == refused(given).keys()
@@ -223,17 +360,17 @@ def test_all_that_need_a_messaging_service_are_told_at_once() -> None:
 
 @pytest.mark.parametrize("sender", [{"from": "+15551234567"}, {}], ids=["from", "default from"])
 def test_what_is_off_needs_no_messaging_service(sender: dict[str, str]) -> None:
-    """Not to shorten links is what every sender can do."""
+    """Every sender can leave links unshortened."""
     given = {"to": TO, "message": "Hello", "shorten_urls": False, **sender}
 
     assert "false" == form(given, connection(default_from=Sender("12345")))["ShortenUrls"]
 
 
 def test_without_any_sender_a_message_is_refused() -> None:
-    """The remedy names all three."""
-    assert {"from": "is required, or messaging_service_sid, since the connection has no default sender"} == refused(
-        {"to": TO, "message": "Hello"}
-    )
+    """The error names all three remedies."""
+    assert {
+        "from": "is required, unless messaging_service_sid is given: the connection has no default sender"
+    } == refused({"to": TO, "message": "Hello"})
 
 
 @pytest.mark.parametrize(
@@ -242,24 +379,27 @@ def test_without_any_sender_a_message_is_refused() -> None:
         ({"to": TO}, {"message": "is required, unless there are media_urls or a content_sid"}),
         ({"message": "x"}, {"to": "is required"}),
         (SMS | {"message": None}, {"message": "is required, unless there are media_urls or a content_sid"}),
-        (SMS | {"content_sid": CONTENT}, {"message": "cannot go with content_sid, whose template is the message"}),
+        (
+            SMS | {"content_sid": CONTENT},
+            {"message": "cannot be combined with content_sid, whose template is the message"},
+        ),
         (
             SMS | {"content_sid": CONTENT, "media_urls": ["https://example.com/a"]},
             {
-                "message": "cannot go with content_sid, whose template is the message",
-                "media_urls": "cannot go with content_sid, whose template is the message",
+                "message": "cannot be combined with content_sid, whose template is the message",
+                "media_urls": "cannot be combined with content_sid, whose template is the message",
             },
         ),
         (SMS | {"content_variables": {"1": "x"}}, {"content_variables": "needs content_sid"}),
         (SMS | {"on_unknown": "report"}, {"on_unknown": "needs idempotency_key"}),
         (SMS | {"on_unknown": "resend", "idempotency_key": None}, {"on_unknown": "needs idempotency_key"}),
-        (SMS | {"body": "x"}, {"body": "is not known"}),
+        (SMS | {"body": "x"}, {"body": "is not known; did you mean message?"}),
         (SMS | {"mesage": "x"}, {"mesage": "is not known; did you mean message?"}),
-        (SMS | {"schedule_type": "fixed"}, {"schedule_type": "is not known"}),
+        (SMS | {"schedule_type": "fixed"}, {"schedule_type": "is not known; did you mean send_at?"}),
     ],
 )
 def test_bad_combinations_are_refused(given: dict[str, Any], expected: dict[str, str]) -> None:
-    """Before Twilio is asked."""
+    """No request goes to Twilio."""
     assert expected == refused(given)
 
 
@@ -280,6 +420,12 @@ def test_bad_combinations_are_refused(given: dict[str, Any], expected: dict[str,
         ("media_urls", "https://example.com/a"),
         ("content_sid", "HX"),
         ("content_variables", '{"1": "x"}'),
+        ("content_variables", {"1": {"2": "x"}}),
+        ("content_variables", {"1": ["x"]}),
+        ("content_variables", {"1": None}),
+        ("content_variables", {"1": ""}),
+        ("content_variables", {"1": float("nan")}),
+        ("content_variables", ["x"]),
         ("status_callback", "example.com"),
         ("status_callback", "https://my_host.example.com/"),
         ("status_callback", "https://example.com/ "),
@@ -298,6 +444,9 @@ def test_bad_combinations_are_refused(given: dict[str, Any], expected: dict[str,
         ("persistent_action", []),
         ("persistent_action", [""]),
         ("traffic_type", "paid"),
+        ("message_intent", ""),
+        ("message_intent", "one time password"),
+        ("message_intent", "x" * 65),
         ("max_price", -1),
         ("max_price", float("nan")),
         ("max_price", float("inf")),
@@ -311,7 +460,7 @@ def test_bad_combinations_are_refused(given: dict[str, Any], expected: dict[str,
     ],
 )
 def test_a_wrong_value_is_refused(name: str, value: object) -> None:
-    """Its field is named, and nothing else is wrong."""
+    """The error names its field, and no other."""
     given = BY_SERVICE | {name: value}
     if name.startswith("content_"):
         given = {"to": TO, "messaging_service_sid": SERVICE, "content_sid": CONTENT, name: value}
@@ -323,7 +472,7 @@ def test_a_wrong_value_is_refused(name: str, value: object) -> None:
 
 
 def test_a_message_is_sent_once(twilio: FaultServer, context: Context) -> None:
-    """With the connection's credentials, and Twilio's answer comes back untouched."""
+    """The request has the connection's credentials, and Twilio's answer is returned unchanged."""
     message = handler(SMS, context)
 
     request = twilio.requests[0]
@@ -336,14 +485,14 @@ def test_a_message_is_sent_once(twilio: FaultServer, context: Context) -> None:
 
 
 def test_lists_repeat_on_the_wire(twilio: FaultServer, context: Context) -> None:
-    """A name for each value."""
+    """Each value has the name once."""
     handler(SMS | {"media_urls": ["https://example.com/a", "https://example.com/b?c=d&e"]}, context)
 
     assert ["https://example.com/a", "https://example.com/b?c=d&e"] == twilio.requests[0].form["MediaUrl"]
 
 
 def test_the_api_answers_created(twilio: FaultServer, context: Context, event: LoadEvent) -> None:
-    """With the message as JSON."""
+    """The body is the message as JSON."""
     answer = handler(event("send_sms_api"), context)
 
     assert (201, {"Content-Type": "application/json"}) == (answer["statusCode"], answer["headers"])
@@ -352,7 +501,7 @@ def test_the_api_answers_created(twilio: FaultServer, context: Context, event: L
 
 
 def test_a_dry_run_says_what_would_be_sent(twilio: FaultServer, context: Context) -> None:
-    """And sends nothing."""
+    """It sends nothing."""
     rehearsal = handler(
         {"to": "(202) 555-0143", "message": "Hello €", "media_urls": ["https://example.com/a"], "dry_run": True},
         context,
@@ -379,7 +528,7 @@ def test_a_dry_run_says_what_would_be_sent(twilio: FaultServer, context: Context
 def test_a_dry_run_through_the_api_answers_ok(
     twilio: FaultServer, context: Context, event: LoadEvent, name: str
 ) -> None:
-    """Nothing was created."""
+    """It is not 201, since nothing was created."""
     request = event(name)
     request["body"] = json.dumps(json.loads(request["body"]) | {"dry_run": True})
 
@@ -388,14 +537,14 @@ def test_a_dry_run_through_the_api_answers_ok(
 
 
 def test_only_a_dry_run_is_read_only() -> None:
-    """Its outcome is never in doubt."""
+    """Its outcome is never unknown."""
     assert [False, False, True] == [
         SendSms.parse(SMS | {"dry_run": dry_run}).read_only for dry_run in (None, False, True)
     ]
 
 
 def test_a_dry_run_finds_faults(aws_wire: AwsWire, context: Context) -> None:
-    """The same as a real one."""
+    """It finds the same faults as a real send."""
     aws_wire.secrets["twilio/default"] = json.dumps({"account_sid": ACCOUNT_SID, "auth_token": "0" * 32})
 
     with pytest.raises(InvalidInputError, match=r"^from: is required"):
@@ -407,13 +556,13 @@ def test_a_dry_run_finds_faults(aws_wire: AwsWire, context: Context) -> None:
 
 @pytest.mark.parametrize("key", ["!", "~" * 128, "order-1:reminder/2"])
 def test_a_key_is_visible_text(key: str) -> None:
-    """And nothing of it goes to Twilio in a parameter of its own."""
+    """No parameter of the request to Twilio has it."""
     assert {"To": TO, "From": "+15551234567", "Body": "Hello"} == form(SMS | {"idempotency_key": key})
 
 
 @pytest.mark.parametrize("value", ["send", "Report", "", 1])
 def test_what_to_do_about_an_unknown_outcome_is_one_of_two(value: object) -> None:
-    """Nothing that is nearly one."""
+    """Similar values are refused."""
     given = SMS | {"idempotency_key": "key", "on_unknown": value}
 
     assert {"on_unknown": "must be report or resend"} == refused(given)
@@ -432,7 +581,7 @@ def test_what_to_do_about_an_unknown_outcome_is_one_of_two(value: object) -> Non
     ids=repr,
 )
 def test_what_makes_no_other_message_is_no_other_content(ours: dict[str, Any]) -> None:
-    """So a key holds for the same message, however it is asked for."""
+    """So a key stands for the same message, however the caller writes it."""
     assert SendSms.parse(BY_SERVICE).content() == SendSms.parse(BY_SERVICE | ours).content()
 
 
@@ -440,7 +589,7 @@ def test_what_makes_no_other_message_is_no_other_content(ours: dict[str, Any]) -
     "other", [{"message": "Bye"}, {"to": "+15550100001"}, {"from": "Shop"}, {"max_price": 1}, {"smart_encoded": False}]
 )
 def test_what_makes_another_message_is_another_content(other: dict[str, Any]) -> None:
-    """Every parameter of Twilio's counts."""
+    """Each of Twilio's parameters counts."""
     assert SendSms.parse(BY_SERVICE).content() != SendSms.parse(BY_SERVICE | other).content()
 
 
@@ -454,7 +603,7 @@ def test_the_same_key_sends_once(twilio: FaultServer, context: Context) -> None:
 
 
 def test_another_key_sends_another_message(twilio: FaultServer, context: Context) -> None:
-    """As does none at all."""
+    """A call without a key does so too."""
     for key in ("a", "b", None, None):
         handler(SMS | {"idempotency_key": key}, context)
 
@@ -462,7 +611,7 @@ def test_another_key_sends_another_message(twilio: FaultServer, context: Context
 
 
 def test_a_key_belongs_to_its_connection(twilio: FaultServer, aws_wire: AwsWire, context: Context) -> None:
-    """Another account knows nothing of it; the default one is the same by name."""
+    """The same key in another account is another key; `default` and no connection are the same."""
     aws_wire.secrets["twilio/other"] = aws_wire.secrets["twilio/default"]
     for name in (None, "default", "other"):
         handler(SMS | {"idempotency_key": "key", "connection": name}, context)
@@ -471,7 +620,7 @@ def test_a_key_belongs_to_its_connection(twilio: FaultServer, aws_wire: AwsWire,
 
 
 def test_the_same_key_for_another_message_is_a_conflict(twilio: FaultServer, context: Context) -> None:
-    """Nothing is sent, and the first message is not given for the second."""
+    """Nothing is sent, and the first message is not returned for the second."""
     handler(SMS | {"idempotency_key": "key"}, context)
 
     with pytest.raises(IdempotencyConflictError, match=r"^idempotency_key: was used for another input"):
@@ -480,7 +629,7 @@ def test_the_same_key_for_another_message_is_a_conflict(twilio: FaultServer, con
 
 
 def test_a_key_that_is_being_sent_is_in_progress(twilio: FaultServer, context: Context) -> None:
-    """Whoever comes second is told to come again, and sends nothing."""
+    """The second caller is told to retry, and sends nothing."""
     twilio.script(faults.hang(then=faults.OK))
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(handler, SMS | {"idempotency_key": "key"}, context)
@@ -501,7 +650,7 @@ def test_a_key_that_is_being_sent_is_in_progress(twilio: FaultServer, context: C
 def test_the_api_takes_a_key_in_header_or_body(
     twilio: FaultServer, context: Context, event: LoadEvent, headers: dict[str, str], body: dict[str, str]
 ) -> None:
-    """The same key, wherever it stands: an API call and a direct one are one message."""
+    """An API call and a direct call with the same key are one message."""
     request = event("send_sms_api")
     given = json.loads(request["body"])
     body = {"idempotency_key": "key"} if body else {}
@@ -518,7 +667,7 @@ def test_the_api_takes_a_key_in_header_or_body(
 def test_the_api_compares_the_header_with_the_body(
     twilio: FaultServer, context: Context, event: LoadEvent, value: str | None
 ) -> None:
-    """Null is as good as nothing, and two different keys are the caller's fault."""
+    """Null counts as absent. Two different keys are the caller's mistake."""
     request = event("send_sms_api")
     given = json.loads(request["body"]) | {"idempotency_key": value}
     request |= {"headers": {"Idempotency-Key": "key"}, "body": json.dumps(given)}
@@ -528,7 +677,7 @@ def test_the_api_compares_the_header_with_the_body(
 
 
 def test_the_api_says_that_a_key_was_used(twilio: FaultServer, context: Context, event: LoadEvent) -> None:
-    """With 422, and 201 again for the same message."""
+    """Another message gets 422, the same message 201 again."""
     request = event("send_sms_api") | {"headers": {"Idempotency-Key": "key"}}
     other = request | {"body": json.dumps({"to": TO, "message": "Bye"})}
 
@@ -548,16 +697,16 @@ def test_the_api_says_that_a_key_was_used(twilio: FaultServer, context: Context,
 def test_twilio_tells_the_webhook_of_a_key(
     twilio: FaultServer, context: Context, more: dict[str, str], *, expected: bool
 ) -> None:
-    """Unless the caller wants to hear it; where it is told, the URL names the key by its id alone."""
+    """A caller's own callback is kept. Otherwise the URL has the key's hash, and never the key."""
     handler(SMS | {"idempotency_key": "secret-key"} | more, context)
     callback = twilio.requests[0].form.get("StatusCallback", [""])[0]
 
-    url = f"https://hooks.example.com/webhook/default?send={key_id('default', 'secret-key')}#rc=2&rp=all"
+    url = f"https://hooks.example.com/webhook/default?send={record_id('default', 'secret-key')}#rc=2&rp=all"
     assert (url if expected else more.get("status_callback", "")) == callback
 
 
 def test_without_a_key_twilio_tells_nobody(twilio: FaultServer, aws_wire: AwsWire, context: Context) -> None:
-    """There is nothing to be resolved, and nothing in the ledger."""
+    """The ledger has no record that a callback could settle."""
     handler(SMS, context)
 
     assert "StatusCallback" not in twilio.requests[0].form
@@ -568,7 +717,7 @@ def test_without_a_key_twilio_tells_nobody(twilio: FaultServer, aws_wire: AwsWir
 def test_a_dry_run_leaves_its_key_unused(
     twilio: FaultServer, aws_wire: AwsWire, context: Context, event: LoadEvent, caller: str
 ) -> None:
-    """It shows the callback that would be asked for, and claims nothing."""
+    """It shows the callback that would be set, and claims nothing."""
     given = SMS | {"idempotency_key": "key", "dry_run": True}
     if caller == "direct":
         rehearsal = handler(given, context)
@@ -583,7 +732,7 @@ def test_a_dry_run_leaves_its_key_unused(
 def test_a_failure_record_that_is_handed_back_sends_once(
     twilio: FaultServer, context: Context, event: LoadEvent, name: str
 ) -> None:
-    """Its request's id is the key, however often it comes."""
+    """The id of its request is the key, however often it is delivered."""
     messages = [handler(event(name), context) for _ in range(2)]
 
     assert messages[0] == messages[1]
@@ -591,7 +740,7 @@ def test_a_failure_record_that_is_handed_back_sends_once(
 
 
 def test_a_failure_record_in_doubt_is_not_sent(twilio: FaultServer, context: Context, event: LoadEvent) -> None:
-    """The invocation that it is about may have sent it, without a key."""
+    """The failed invocation had no key, and may have sent the message."""
     failure = event("send_sms_failure_record")
     failure["responsePayload"] = {"errorType": "Sandbox.Timedout"}
 
@@ -604,7 +753,7 @@ def test_a_failure_record_in_doubt_is_not_sent(twilio: FaultServer, context: Con
 def test_a_failure_record_with_a_key_is_asked_of_the_ledger(
     twilio: FaultServer, context: Context, event: LoadEvent
 ) -> None:
-    """Whatever the invocation did stands there; nothing stands there, so it did nothing."""
+    """The ledger shows what the invocation did. If it has no record, nothing was sent."""
     failure = event("send_sms_failure_record")
     failure["responsePayload"] = {"errorType": "Sandbox.Timedout"}
     failure["requestPayload"]["idempotency_key"] = "key"
@@ -617,7 +766,7 @@ def test_a_failure_record_with_a_key_is_asked_of_the_ledger(
 def test_a_failure_record_in_doubt_may_be_sent_on_purpose(
     twilio: FaultServer, context: Context, event: LoadEvent
 ) -> None:
-    """Who says `resend` takes the risk."""
+    """A caller who says `resend` accepts that it may be sent twice."""
     failure = event("send_sms_failure_record")
     failure["responsePayload"] = {"errorType": "Sandbox.Timedout"}
     failure["requestPayload"]["on_unknown"] = "resend"
@@ -649,7 +798,7 @@ def test_a_failure_record_in_doubt_may_be_sent_on_purpose(
 def test_a_failed_send_has_its_error(
     twilio: FaultServer, context: Context, fault: faults.Fault, error: type[ConnectorError], count: int
 ) -> None:
-    """Only what was provably not processed went on the wire again."""
+    """Only requests that Twilio certainly did not process are sent again."""
     twilio.script(fault)
 
     with pytest.raises(error) as failure:
@@ -663,7 +812,7 @@ def test_a_failed_send_has_its_error(
 def test_a_wrong_input_reaches_nobody(
     twilio: FaultServer, aws_wire: AwsWire, context: Context, given: dict[str, Any]
 ) -> None:
-    """Neither Twilio nor Secrets Manager nor the ledger."""
+    """It causes no call to Twilio, Secrets Manager or the ledger."""
     with pytest.raises(InvalidInputError):
         handler(given, context)
 

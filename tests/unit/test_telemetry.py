@@ -1,8 +1,7 @@
-"""Is a failure one log line, a success none, and every metric where the README says?"""
+"""Is a failure one log line, and every metric where the README says?"""
 
 import io
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -20,35 +19,16 @@ from twilio_connector import telemetry
 from twilio_connector.errors import ConnectorError, InternalError, TwilioDetails, TwilioRejectedError
 
 from tests.aws_wire import AwsWire
-from tests.conftest import ROOT, Context, LoadEvent
+from tests.conftest import DEPLOYED, ROOT, Context, LoadEvent, module_name
+from tests.conftest import REQUEST_ID as LAMBDA_ID
 from tests.faults import FaultServer, closed_port, faults
+from tests.unit.conftest import Log
 
 TO = "+15005550006"
 SID = "SM" + "0" * 32
 REQUEST_ID = "RQ" + "0" * 32
 SMS = {"to": TO, "message": "Hello"}
 MARKER = "xqzjvmarker"
-
-type Lines = Callable[[], list[dict[str, Any]]]
-
-
-class StandardOutput:
-    """Whatever pytest has in its place while a test runs."""
-
-    def write(self, text: str) -> None:
-        """Write there."""
-        sys.stdout.write(text)
-
-    def flush(self) -> None:
-        """Flush there."""
-        sys.stdout.flush()
-
-
-@pytest.fixture
-def lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Lines:
-    """Return what the function wrote to its log since, line by line."""
-    monkeypatch.setattr(telemetry.logger.registered_handler, "stream", StandardOutput())
-    return lambda: [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
 def failed(action: Callable[[Any, Any], Any], event: Any, context: Context) -> None:
@@ -78,10 +58,11 @@ def metrics(lines: list[dict[str, Any]]) -> dict[str, list[float]]:
 # Log lines
 
 
-def test_a_success_writes_nothing_but_metrics(
-    twilio: FaultServer, context: Context, event: LoadEvent, lines: Lines
+def test_successes_can_be_switched_off(
+    twilio: FaultServer, context: Context, event: LoadEvent, lines: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Lambda's own lines are enough."""
+    """Then Lambda's own lines and the metrics are all there is."""
+    monkeypatch.setenv("LOG_SUCCESS", "false")
     for name in ("send_sms", "send_sms_api", "send_sms_sqs"):
         send_sms.handler(event(name), context)
     get_sms.handler({"message_sid": SID}, context)
@@ -90,7 +71,7 @@ def test_a_success_writes_nothing_but_metrics(
     assert 6 == len(twilio.requests)
 
 
-def test_a_failure_is_one_line(twilio: FaultServer, context: Context, lines: Lines) -> None:
+def test_a_failure_is_one_line(twilio: FaultServer, context: Context, lines: Log) -> None:
     """With all that is needed to look it up, and nothing else."""
     twilio.script(faults.status(404, twilio_code=20404, message=f"{MARKER} {TO}"))
     failed(get_sms.handler, {"message_sid": SID}, context)
@@ -101,6 +82,7 @@ def test_a_failure_is_one_line(twilio: FaultServer, context: Context, lines: Lin
             "message": f"Twilio has no such resource (HTTP 404, Twilio code 20404, request {REQUEST_ID})",
             "error": "TwilioNotFoundError",
             "retryable": False,
+            "function_request_id": LAMBDA_ID,
             "function": "get_sms",
             "caller": "direct",
             "connection": "default",
@@ -112,7 +94,7 @@ def test_a_failure_is_one_line(twilio: FaultServer, context: Context, lines: Lin
     ] == logged(lines())
 
 
-def test_what_is_not_known_is_not_there(context: Context, lines: Lines) -> None:
+def test_what_is_not_known_is_not_there(context: Context, lines: Log) -> None:
     """No nulls."""
     failed(send_sms.handler, {"to": TO}, context)
 
@@ -122,6 +104,7 @@ def test_what_is_not_known_is_not_there(context: Context, lines: Lines) -> None:
             "message": "message: is required, unless there are media_urls or a content_sid",
             "error": "InvalidInputError",
             "retryable": False,
+            "function_request_id": LAMBDA_ID,
             "function": "send_sms",
             "caller": "direct",
         }
@@ -138,7 +121,7 @@ def test_what_is_not_known_is_not_there(context: Context, lines: Lines) -> None:
     ],
 )
 def test_a_line_names_the_caller(
-    twilio: FaultServer, context: Context, event: LoadEvent, lines: Lines, name: str, callers: list[str]
+    twilio: FaultServer, context: Context, event: LoadEvent, lines: Log, name: str, callers: list[str]
 ) -> None:
     """Each record of a batch has its own line, and whoever was first is the caller."""
     twilio.script(faults.OPTED_OUT)
@@ -153,7 +136,7 @@ def test_a_line_names_the_caller(
 
 @pytest.mark.parametrize(("name", "caller"), [("send_sms_sns", "sns"), ("send_sms_eventbridge", "eventbridge")])
 def test_a_delivery_that_does_not_get_into_the_queue_is_a_line(
-    aws_wire: AwsWire, context: Context, event: LoadEvent, lines: Lines, name: str, caller: str
+    aws_wire: AwsWire, context: Context, event: LoadEvent, lines: Log, name: str, caller: str
 ) -> None:
     """With its caller, as every other."""
     aws_wire.failures["SendMessage"] = [(400, "AccessDeniedException")]
@@ -164,19 +147,9 @@ def test_a_delivery_that_does_not_get_into_the_queue_is_a_line(
     ]
 
 
-def test_a_delivery_that_gets_into_the_queue_is_no_line(
-    aws_wire: AwsWire, context: Context, event: LoadEvent, lines: Lines
-) -> None:
-    """It is told of when it comes from there."""
-    for name in ("send_sms_sns", "send_sms_eventbridge"):
-        send_sms.handler(event(name), context)
-
-    assert ([], 2) == (lines(), len(aws_wire.sent))
-
-
 @pytest.mark.usefixtures("delays")
 def test_what_could_not_be_told_is_a_line(
-    twilio: FaultServer, aws_wire: AwsWire, context: Context, event: LoadEvent, lines: Lines
+    twilio: FaultServer, aws_wire: AwsWire, context: Context, event: LoadEvent, lines: Log
 ) -> None:
     """The message was sent, and comes again to be reported."""
     aws_wire.failures["PutEvents"] = [(400, "AccessDeniedException")] * 2
@@ -186,9 +159,11 @@ def test_what_could_not_be_told_is_a_line(
     written = lines()
 
     reason = "the event bus did not take 1 entries (AccessDeniedException)"
-    assert [("ServiceUnavailableError", reason, "sqs", "default")] == [
-        (line["error"], line["message"], line["caller"], line["connection"]) for line in logged(written)
-    ]
+    sent, failure = logged(written)
+    assert ("INFO", "sent") == (sent["level"], sent["message"])
+    assert ("ServiceUnavailableError", reason, "sqs", "default", sent["send_id"], sent["message_sid"]) == tuple(
+        failure[name] for name in ("error", "message", "caller", "connection", "send_id", "message_sid")
+    )
     assert [1.0] == metrics(written)["MessagesSent"]
     assert "EventsPublished" not in metrics(written)
     assert 1 == len(twilio.requests)
@@ -199,7 +174,7 @@ def test_what_could_not_be_told_is_a_line(
     [{"Records": []}, {"Records": [{"eventSource": "aws:sqs"}]}],
     ids=["not known", "malformed batch"],
 )
-def test_an_event_that_is_refused_is_a_line(context: Context, lines: Lines, event: dict[str, Any]) -> None:
+def test_an_event_that_is_refused_is_a_line(context: Context, lines: Log, event: dict[str, Any]) -> None:
     """There is no caller yet."""
     failed(send_sms.handler, event, context)
 
@@ -207,7 +182,7 @@ def test_an_event_that_is_refused_is_a_line(context: Context, lines: Lines, even
 
 
 def test_an_unknown_outcome_in_a_batch_is_a_line_and_a_metric(
-    twilio: FaultServer, context: Context, event: LoadEvent, lines: Lines
+    twilio: FaultServer, context: Context, event: LoadEvent, lines: Log
 ) -> None:
     """It is not given back to the queue, so this is where it shows."""
     twilio.script(faults.status(500), faults.OK)
@@ -215,12 +190,12 @@ def test_an_unknown_outcome_in_a_batch_is_a_line_and_a_metric(
     written = lines()
 
     assert {"batchItemFailures": []} == answer
-    assert ["OutcomeUnknownError"] == [line["error"] for line in logged(written)]
+    assert [None, None, "OutcomeUnknownError"] == sorted((line.get("error") for line in logged(written)), key=bool)
     assert [1.0] == metrics(written)["OutcomeUnknown"]
 
 
 def test_our_own_fault_is_a_line_without_its_message(
-    aws_wire: AwsWire, context: Context, lines: Lines, monkeypatch: pytest.MonkeyPatch
+    aws_wire: AwsWire, context: Context, lines: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It says where, and not what: an exception's message may hold any value."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://[{MARKER}]")
@@ -228,12 +203,12 @@ def test_our_own_fault_is_a_line_without_its_message(
     (line,) = logged(lines())
 
     assert ("ERROR", "unexpected exception", "ValueError") == (line["level"], line["message"], line["exception"])
-    assert any(where.startswith("connection.py:") for where in line["where"])
+    assert any(where.startswith("api/connections.py:") for where in line["where"])
     assert MARKER not in json.dumps(line)
     assert [] == aws_wire.calls
 
 
-def test_a_fault_becomes_an_error_that_says_nothing(lines: Lines) -> None:
+def test_a_fault_becomes_an_error_that_says_nothing(lines: Log) -> None:
     """The caller is sent to the log."""
     error = telemetry.bug(KeyError(MARKER))
 
@@ -241,7 +216,7 @@ def test_a_fault_becomes_an_error_that_says_nothing(lines: Lines) -> None:
     assert MARKER not in f"{error}{lines()}"
 
 
-def test_no_line_holds_what_was_sent(twilio: FaultServer, context: Context, event: LoadEvent, lines: Lines) -> None:
+def test_no_line_holds_what_was_sent(twilio: FaultServer, context: Context, event: LoadEvent, lines: Log) -> None:
     """Neither numbers nor texts nor credentials, whatever goes wrong."""
     refusal = faults.status(400, message=f"{TO} {MARKER}")
     for fault in (refusal, faults.status(500), faults.RESET_AFTER_READ, faults.body("html")):
@@ -279,7 +254,7 @@ def test_the_level_is_the_stacks_own(level: str, count: int) -> None:
     assert count == len(run(code, LOG_LEVEL=level, AWS_LAMBDA_LOG_LEVEL="INFO"))
 
 
-def test_debug_says_that_a_function_was_called(twilio: FaultServer, context: Context, lines: Lines) -> None:
+def test_debug_says_that_a_function_was_called(twilio: FaultServer, context: Context, lines: Log) -> None:
     """And by whom, for which connection."""
     telemetry.logger._logger.setLevel("DEBUG")
     try:
@@ -291,19 +266,20 @@ def test_debug_says_that_a_function_was_called(twilio: FaultServer, context: Con
         {
             "level": "DEBUG",
             "message": "called",
+            "function_request_id": LAMBDA_ID,
             "function": "get_sms",
             "caller": "direct",
             "connection": "default",
             "message_sid": SID,
         }
-    ] == logged(lines())
+    ] == logged(lines())[:1]
     assert 1 == len(twilio.requests)
 
 
 # Metrics
 
 
-def test_metrics_are_told_apart_by_service(twilio: FaultServer, context: Context, lines: Lines) -> None:
+def test_metrics_are_told_apart_by_service(twilio: FaultServer, context: Context, lines: Log) -> None:
     """Two stacks in one account do not mix, and errors have their class beside it."""
     twilio.script(faults.OPTED_OUT)
     failed(send_sms.handler, SMS, context)
@@ -315,12 +291,12 @@ def test_metrics_are_told_apart_by_service(twilio: FaultServer, context: Context
     ]
 
 
-def test_a_message_that_was_sent_is_counted(twilio: FaultServer, context: Context, lines: Lines) -> None:
+def test_a_message_that_was_sent_is_counted(twilio: FaultServer, context: Context, lines: Log) -> None:
     """With the time that Twilio took, in milliseconds."""
     send_sms.handler(SMS, context)
     found = metrics(lines())
 
-    assert [1.0] == found.pop("MessagesSent")
+    assert ([1.0], [1.0], [1.0]) == tuple(found.pop(n) for n in ("MessagesSent", "SegmentsSent", "DirectCalls"))
     assert ["TwilioLatency"] == [*found]
     assert 0 < found["TwilioLatency"][0] < 5000
     assert 1 == len(twilio.requests)
@@ -337,7 +313,7 @@ def test_a_message_that_was_sent_is_counted(twilio: FaultServer, context: Contex
     ids=["opted out", "queue full", "401", "429"],
 )
 def test_a_message_that_was_not_sent_is_counted(
-    twilio: FaultServer, context: Context, lines: Lines, fault: faults.Fault, name: str, latencies: int
+    twilio: FaultServer, context: Context, lines: Log, fault: faults.Fault, name: str, latencies: int
 ) -> None:
     """And the error by its class."""
     twilio.script(fault)
@@ -345,32 +321,34 @@ def test_a_message_that_was_not_sent_is_counted(
     found = metrics(lines())
 
     assert latencies == len(found.pop("TwilioLatency"))
-    assert {"MessagesNotSent": [1.0], f"TwilioErrors:{name}": [1.0]} == found
+    refused = {"CredentialsRefused": [1.0]} if fault is faults.UNAUTHORIZED else {}
+    assert {"DirectCalls": [1.0], "MessagesNotSent": [1.0], f"TwilioErrors:{name}": [1.0]} | refused == found
 
 
 @pytest.mark.usefixtures("aws_wire", "delays")
 def test_only_what_went_on_the_wire_has_a_latency(
-    context: Context, lines: Lines, monkeypatch: pytest.MonkeyPatch
+    context: Context, lines: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its samples are the requests."""
     with closed_port() as port:
         monkeypatch.setenv("TWILIO_API_URL", f"http://127.0.0.1:{port}")
         failed(send_sms.handler, SMS, context)
 
-    assert {"MessagesNotSent": [1.0], "TwilioErrors:TwilioUnavailableError": [1.0]} == metrics(lines())
+    counted = {"DirectCalls": [1.0], "MessagesNotSent": [1.0], "TwilioErrors:TwilioUnavailableError": [1.0]}
+    assert counted == metrics(lines())
 
 
-def test_an_unknown_outcome_is_neither_sent_nor_not_sent(twilio: FaultServer, context: Context, lines: Lines) -> None:
+def test_an_unknown_outcome_is_neither_sent_nor_not_sent(twilio: FaultServer, context: Context, lines: Log) -> None:
     """It has a metric of its own."""
     twilio.script(faults.status(500))
     failed(send_sms.handler, SMS, context)
     found = metrics(lines())
     del found["TwilioLatency"]
 
-    assert {"OutcomeUnknown": [1.0], "TwilioErrors:OutcomeUnknownError": [1.0]} == found
+    assert {"DirectCalls": [1.0], "OutcomeUnknown": [1.0], "TwilioErrors:OutcomeUnknownError": [1.0]} == found
 
 
-def test_a_batch_is_counted_together(twilio: FaultServer, context: Context, event: LoadEvent, lines: Lines) -> None:
+def test_a_batch_is_counted_together(twilio: FaultServer, context: Context, event: LoadEvent, lines: Log) -> None:
     """The errors one by one, since they have a dimension."""
     twilio.script(faults.OK, faults.OPTED_OUT, faults.OK)
     send_sms.handler(event("send_sms_sqs"), context)
@@ -390,7 +368,7 @@ def hundred(message: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("message", "counted"),
     [
-        ("Hello", {"MessagesSent": 100, "EventsPublished": 100}),
+        ("Hello", {"MessagesSent": 100, "SegmentsSent": 100, "EventsPublished": 100}),
         (
             "fault=status_400",
             {"MessagesNotSent": 100, "EventsPublished": 100, "TwilioErrors:TwilioRejectedError": 100},
@@ -403,7 +381,7 @@ def test_all_records_of_a_batch_are_counted(
     twilio: FaultServer,
     aws_wire: AwsWire,
     context: Context,
-    lines: Lines,
+    lines: Log,
     monkeypatch: pytest.MonkeyPatch,
     message: str,
     counted: dict[str, int],
@@ -415,12 +393,12 @@ def test_all_records_of_a_batch_are_counted(
     found = {name: len(values) for name, values in metrics(lines()).items()}
 
     assert len(twilio.requests) == found.pop("TwilioLatency")
-    assert counted == found
+    assert counted | {"SqsCalls": 100} == found
     assert 100 == sum(request.method == "POST" for request in twilio.requests)
 
 
 def test_a_message_that_comes_again_is_not_counted_again(
-    twilio: FaultServer, context: Context, event: LoadEvent, lines: Lines
+    twilio: FaultServer, context: Context, event: LoadEvent, lines: Log
 ) -> None:
     """It was sent once; that it was told twice is counted."""
     for _ in range(2):
@@ -462,32 +440,146 @@ def test_metrics_of_threads_do_not_run_into_each_other(monkeypatch: pytest.Monke
     )
 
 
-def test_a_dry_run_counts_nothing(twilio: FaultServer, context: Context, lines: Lines) -> None:
-    """Nothing was sent."""
+def test_a_dry_run_is_a_call_and_no_message(twilio: FaultServer, context: Context, lines: Log) -> None:
+    """Nothing was sent, and the line does not say that it was."""
     send_sms.handler(SMS | {"dry_run": True}, context)
+    written = lines()
 
-    assert [] == lines()
+    assert {"DirectCalls": [1.0]} == metrics(written)
+    assert ["checked"] == [line["message"] for line in written if "message" in line]
     assert [] == twilio.requests
 
 
-def test_metrics_do_not_run_into_the_next_invocation(twilio: FaultServer, context: Context, lines: Lines) -> None:
+def test_metrics_do_not_run_into_the_next_invocation(twilio: FaultServer, context: Context, lines: Log) -> None:
     """Also after a failure."""
     twilio.script(faults.status(500), faults.OK)
     failed(send_sms.handler, SMS, context)
     lines()
     send_sms.handler(SMS, context)
 
-    assert {"MessagesSent", "TwilioLatency"} == metrics(lines()).keys()
+    assert {"DirectCalls", "MessagesSent", "SegmentsSent", "TwilioLatency"} == metrics(lines()).keys()
 
 
-def test_an_invalid_input_is_no_error_of_twilios(context: Context, lines: Lines) -> None:
+def test_an_invalid_input_is_no_error_of_twilios(context: Context, lines: Log) -> None:
     """Nobody was asked."""
     failed(send_sms.handler, {}, context)
 
-    assert {} == metrics(lines())
+    assert {"DirectCalls": [1.0]} == metrics(lines())
 
 
-@pytest.mark.parametrize("library", ["botocore", "requests", "urllib3.connectionpool"])
-def test_libraries_are_quiet_at_every_level(library: str) -> None:
-    """At DEBUG Lambda lets everybody log; urllib3 would log each URL with its query."""
-    assert not logging.getLogger(library).isEnabledFor(logging.INFO)
+@pytest.mark.parametrize(
+    ("name", "callers"),
+    [
+        ("send_sms_api", ["ApiCalls"]),
+        ("send_sms", ["DirectCalls"]),
+        ("send_sms_sqs", ["SqsCalls", "SnsCalls", "EventBridgeCalls"]),
+        ("send_sms_sns", ["SnsCalls"]),
+        ("send_sms_eventbridge", ["EventBridgeCalls"]),
+    ],
+)
+def test_a_call_is_counted_by_its_caller(
+    context: Context, event: LoadEvent, lines: Log, name: str, callers: list[str]
+) -> None:
+    """A record of a batch by what is in it; one whose input is wrong is a call too."""
+    with suppress(ConnectorError):
+        get_sms.handler(event(name), context)
+
+    assert {metric: [1.0] for metric in callers} == metrics(lines())
+
+
+@pytest.mark.parametrize(
+    ("more", "segments"),
+    [
+        ({"num_segments": "3"}, 3),
+        ({"num_segments": "0", "body": "x" * 161}, 2),
+        ({"num_segments": "0", "body": ""}, 1),
+        ({"num_segments": None, "body": None}, 1),
+        ({"num_segments": "9" * 5000, "body": ["x"]}, 1),
+    ],
+    ids=["told", "of a service", "no text", "nothing", "nonsense"],
+)
+@pytest.mark.usefixtures("aws_wire")
+def test_segments_are_counted(
+    twilio: FaultServer, context: Context, lines: Log, more: dict[str, Any], segments: int
+) -> None:
+    """As Twilio tells them, or from the text where it does not do so yet; whatever it says, the message was sent."""
+    twilio.script(faults.status(201, body=json.dumps({"sid": SID} | more)))
+
+    assert SID == send_sms.handler(SMS, context)["sid"]
+    assert [float(segments)] == metrics(lines())["SegmentsSent"]
+
+
+# Libraries
+
+
+LAMBDA = """
+import logging, sys
+# Lambda's runtime has a handler of its own on the root logger before it imports a function.
+logging.root.addHandler(logging.StreamHandler(sys.stdout))
+logging.root.setLevel("DEBUG")
+"""
+
+
+def run_as_lambda_does(code: str, **environment: str) -> str:
+    """Return what a fresh process writes, in which the root logger writes whatever it gets."""
+    path = os.pathsep.join(str(ROOT / part) for part in ("functions", "layers/twilio", "."))
+    done = subprocess.run(
+        [sys.executable, "-c", LAMBDA + code],
+        env={**os.environ, "PYTHONPATH": path, **environment},
+        capture_output=True,
+        check=True,
+        cwd=Path(__file__).parent,
+        text=True,
+    )
+    return done.stdout + done.stderr
+
+
+def test_a_warning_of_a_library_has_no_url(twilio: FaultServer, aws_wire: AwsWire) -> None:
+    """Of a malformed response header urllib3 logs the URL, and its query has phone numbers."""
+    twilio.script(faults.MALFORMED_HEADER)
+    code = f"""
+import list_sms, types
+context = types.SimpleNamespace(aws_request_id={LAMBDA_ID!r}, get_remaining_time_in_millis=lambda: 30_000)
+list_sms.handler({{"to": {TO!r}}}, context)
+"""
+    written = run_as_lambda_does(code, AWS_ENDPOINT_URL=aws_wire.url, TWILIO_API_URL=twilio.url)
+
+    assert "To=%2B" in twilio.requests[0].target
+    assert [("WARNING", "a library warns", "urllib3.connection")] == [
+        (line["level"], line["message"], line["library"])
+        for line in map(json.loads, written.splitlines())
+        if "library" in line
+    ]
+    assert [] == [part for part in (TO[1:], "Messages.json", "no colon") if part in written]
+
+
+def test_no_library_writes_but_through_us() -> None:
+    """Whatever it says, at whatever level and however: a line of ours names it, and has none of its text."""
+    code = f"""
+import importlib, warnings
+for module in {[module_name(path) for path in DEPLOYED]}:
+    importlib.import_module(module)
+import botocore.credentials, botocore.httpsession
+from twilio_connector import telemetry
+names = [name for name in logging.root.manager.loggerDict if not name.startswith(telemetry.logger.name)]
+for name in names + ["", "a.library.that.comes.later"]:
+    library = logging.getLogger(name)
+    for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL):
+        library.log(level, "{MARKER} %s", "{MARKER}")
+    try:
+        raise ValueError("{MARKER}")
+    except ValueError:
+        library.exception("{MARKER}", extra={{"{MARKER}": 1}}, stack_info=True)
+warnings.warn("{MARKER}")
+print("libraries", len(names))
+"""
+    written = run_as_lambda_does(code)
+    *lines, libraries = written.splitlines()
+    told = [json.loads(line) for line in lines]
+
+    assert MARKER not in written
+    assert int(libraries.split()[1]) > 20
+    assert {"urllib3.connectionpool", "requests", "botocore.credentials", "root", "py.warnings"} <= {
+        line["library"] for line in told
+    }
+    assert {("WARNING", "a library warns")} == {(line["level"], line["message"]) for line in told}

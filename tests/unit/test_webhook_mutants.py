@@ -1,7 +1,8 @@
-"""Whatever is changed in a genuine webhook, consumers see what Twilio sent, or nothing at all."""
+"""Whatever is changed in a genuine webhook, the first reading of what Twilio signed stands; any other is refused."""
 
 import hashlib
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,8 +13,8 @@ import pytest
 import webhook
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from twilio_connector import client
-from twilio_connector.connection import Connections
+from twilio_connector.api import client
+from twilio_connector.api.connections import Connections
 
 from tests import mutants
 from tests.aws_wire import AwsWire
@@ -23,24 +24,25 @@ from tests.mutants import (
     OTHER_SID,
     SAME_TEXT,
     SIGNATURE,
-    WITH_QUERY,
     Request,
     Target,
     Webhook,
     event_1,
     event_2,
-    hostile,
+    genuine_of,
+    keeps_text,
+    names_sid,
     posted,
+    says_the_same,
     shapes,
     signed,
     twins,
-    verifies,
+    with_query,
 )
 from tests.unit.conftest import ACCOUNT_SID, AUTH_TOKEN
 
-COUNT = 1200  # of each class
+COUNT = 1000  # of each class
 TARGET = Target("https://hook.example", ACCOUNT_SID, AUTH_TOKEN)
-HOSTILE = hostile(ACCOUNT_SID)
 REFUSED = {
     status: {"statusCode": status, "headers": {"Content-Type": "application/json"}, "body": body}
     for status, body in {403: '{"message":"Forbidden"}', 413: '{"message":"Content Too Large"}'}.items()
@@ -51,30 +53,54 @@ type Seen = list[tuple[str, dict[str, Any]]]
 
 
 class Outcome(NamedTuple):
-    """The answer to a request, and the events that came of it, without the time."""
+    """The answer to a request, the events that came of it, without the time, and whether anything was written."""
 
     answer: dict[str, Any]
     events: Seen
+    wrote: bool
+
+    def __str__(self) -> str:
+        """Return a word for how it ended."""
+        if self.answer in REFUSED.values() and not self.events:
+            return "refused"
+        if self.answer != ACCEPTED:
+            return f"answered {self.answer}, published {self.events}"
+        if not self.events:
+            return "a repeat"
+        marks = {detail.get("reading") for _, detail in self.events}
+        return {frozenset({None}): "published", frozenset({"ambiguous"}): "ambiguous"}.get(frozenset(marks), f"{marks}")
 
 
-type Send = Callable[[Any], Outcome]
+class Hook:
+    """The handler, with AWS beside it."""
+
+    def __init__(self, wire: AwsWire, context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._wire = wire
+        self._context = context
+        self._monkeypatch = monkeypatch
+
+    def __call__(self, sent: Any) -> Outcome:
+        """Hand over an event."""
+        self._wire.calls.clear()
+        if len(client.CONNECTIONS._strangers) > 10:
+            # Made-up names of connections meet no limit here, since each is to be refused for itself.
+            self._monkeypatch.setattr(client, "CONNECTIONS", Connections())
+        answer = webhook.handler(sent, self._context)
+        wrote = any(self._wire.count(operation) for operation in ("PutItem", "UpdateItem", "SendMessage"))
+        return Outcome(answer, [_seen(entry) for entry in self._wire.entries], wrote)
+
+    def anew(self, sent: Any) -> Outcome:
+        """Hand over an event where nothing was delivered before."""
+        self._wire.deliveries.clear()
+        self._wire.items.clear()
+        return self(sent)
 
 
 @pytest.fixture
-def send(aws_wire: AwsWire, context: Any, monkeypatch: pytest.MonkeyPatch) -> Send:
+def hook(aws_wire: AwsWire, context: Any, monkeypatch: pytest.MonkeyPatch) -> Hook:
     """Return what hands an event to the handler."""
     aws_wire.secrets["twilio/two"] = json.dumps({"account_sid": ACCOUNT_SID, "auth_token": "2" * 32})
-
-    def send(event: Any) -> Outcome:
-        aws_wire.calls.clear()
-        aws_wire.deliveries.clear()  # else what is the same as before would be published no more
-        if len(client.CONNECTIONS._strangers) > 10:
-            # Made-up names of connections meet no limit here, since each is to be refused for itself.
-            monkeypatch.setattr(client, "CONNECTIONS", Connections())
-        answer = webhook.handler(event, context)
-        return Outcome(answer, [_seen(entry) for entry in aws_wire.entries])
-
-    return send
+    return Hook(aws_wire, context, monkeypatch)
 
 
 def _seen(entry: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -83,29 +109,36 @@ def _seen(entry: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     return entry["DetailType"], detail
 
 
-def genuine(send: Send, webhooks: list[Webhook]) -> dict[str, Seen]:
-    """Return what comes of each webhook as Twilio sends it: nothing, where it is refused."""
-    return {each.name: send(event_2(each.request(TARGET))).events for each in webhooks}
+def events_of(request: Request, number: int) -> Any:
+    """Return a request as the event of a payload format, of every third the older one."""
+    return (event_1 if number % 3 == 2 else event_2)(request)
 
 
-def judged(outcome: Outcome, events: Seen) -> str:
-    """Return how a mutant ended: refused, accepted as the genuine one, or in some other way."""
-    if outcome.answer in REFUSED.values() and not outcome.events:
-        return "refused"
-    if outcome.answer == ACCEPTED and outcome.events and outcome.events == events:
-        return "the same"
-    return f"{outcome.answer['statusCode']} {outcome.events}"
-
-
-def test_a_genuine_webhook_is_accepted_however_it_arrives(send: Send) -> None:
+@pytest.mark.exhaustive
+def test_a_genuine_webhook_is_accepted_however_it_arrives(hook: Hook) -> None:
     """In both payload formats, with and without the standard port, its fields in any order and encoding."""
     outcomes = {}
-    for each in [*GENUINE, *WITH_QUERY]:
-        first = send(event_2(each.request(TARGET)))
-        others = [send(event) for request in twins(each, TARGET) for event in _events(request)]
-        outcomes[each.name, each.query] = first.answer == ACCEPTED and others == [first] * len(others)
+    for each in [*GENUINE, *with_query(GENUINE)]:
+        first = hook.anew(event_2(each.request(TARGET)))
+        others = [hook.anew(event) for request in twins(each, TARGET) for event in _events(request)]
+        said = [[(name, detail | {"deduplication_id": ""}) for name, detail in one.events] for one in (first, *others)]
+        outcomes[each.name, each.query] = str(first) == "published" and said == [said[0]] * len(said)
 
     assert {} == {name: accepted for name, accepted in outcomes.items() if not accepted}
+
+
+@pytest.mark.exhaustive
+def test_what_arrives_otherwise_is_a_repeat(hook: Hook) -> None:
+    """The ways in which one webhook may arrive are one reading of it, and one event."""
+    outcomes = {}
+    for each in [*GENUINE, *with_query(GENUINE)]:
+        genuine = each.request(TARGET)
+        hook.anew(event_2(genuine))
+        same = [request for request in twins(each, TARGET) if says_the_same(request, genuine)]
+        again = {str(hook(event)) for request in same for event in _events(request)}
+        outcomes[each.name, each.query] = again
+
+    assert {} == {name: again for name, again in outcomes.items() if again != {"a repeat"}}
 
 
 def _events(request: Request) -> Iterator[dict[str, Any]]:
@@ -114,47 +147,112 @@ def _events(request: Request) -> Iterator[dict[str, Any]]:
         yield event(request, binary=True)
 
 
-@pytest.mark.parametrize("name", ["url", "query", "name", "value", "boundary", "moved", "body", "header"])
-def test_no_mutant_changes_what_consumers_see(name: str, send: Send) -> None:
-    """A thousand of each class; those that keep the signed text verify by signature alone, and count for it."""
-    webhooks = [*(WITH_QUERY if name == "moved" else GENUINE), *HOSTILE]
-    expected = genuine(send, webhooks)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", CLASSES)
+def test_after_the_genuine_webhook_no_mutant_is_another_event(name: str, hook: Hook) -> None:
+    """What changes the signed text, and what cuts it otherwise, is refused; Twilio's own repeats go on being accepted.
+
+    Of a text without any SID another reading is published, and says that it is one.
+    """
+    webhooks = genuine_of(name, ACCOUNT_SID)
+    requests = {each.name: each.request(TARGET) for each in webhooks}
+    firsts = {each: str(hook(event_2(request))) for each, request in requests.items()}
     results: Counter[str] = Counter()
     wrong = []
-    verified = 0
     for number, (each, request) in enumerate(mutants.mutants(name, TARGET, webhooks, count=COUNT)):
-        outcome = judged(send((event_1 if number % 3 == 2 else event_2)(request)), expected[each.name])
-        results[outcome if outcome in {"refused", "the same"} else "wrong"] += 1
-        verified += verifies(request, TARGET)
-        if outcome not in {"refused", "the same"}:
+        genuine = requests[each.name]
+        allowed = {"refused"}
+        if says_the_same(request, genuine):
+            allowed.add("a repeat")
+        elif keeps_text(request, TARGET) and not names_sid(genuine):
+            allowed |= {"ambiguous", "a repeat"}  # or what an ambiguous reading before it said
+        outcome = hook(events_of(request, number))
+        results[str(outcome)] += 1
+        if str(outcome) not in allowed:
             wrong.append((each.name, request, outcome))
+    repeats = {str(hook(event_2(request))) for request in requests.values()}
 
-    assert [] == wrong
+    assert {"published"} == set(firsts.values())
+    assert [] == wrong[:3], Counter(each for each, *_ in wrong)
+    assert {"a repeat"} == repeats
     assert COUNT == results.total()
-    assert results["refused"] >= COUNT * 0.9
-    assert verified >= COUNT * SAME_TEXT.get(name, 0)
+    assert results["refused"] >= COUNT * 0.6
 
 
-def test_no_shape_of_event_changes_what_consumers_see(send: Send) -> None:
-    """Fields that are missing, of another type, or no Unicode text."""
-    expected = genuine(send, GENUINE)
-    wrong = []
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", CLASSES)
+def test_before_the_genuine_webhook_one_reading_is_published(
+    name: str, hook: Hook, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What changes the signed text leaves no trace; of what cuts it otherwise the first stands, and one is published.
+
+    Of a text without any SID both are, and the second says that it is another reading.
+    """
+    webhooks = genuine_of(name, ACCOUNT_SID)
+    requests = {each.name: each.request(TARGET) for each in webhooks}
+    expected = {each: hook.anew(event_2(request)).events for each, request in requests.items()}
     results: Counter[str] = Counter()
-    for each, event in shapes(TARGET, GENUINE, count=COUNT):
-        outcome = judged(send(event), expected[each.name])
-        results[outcome if outcome in {"refused", "the same"} else "wrong"] += 1
-        if outcome not in {"refused", "the same"}:
+    wrong = []
+    for number, (each, request) in enumerate(mutants.mutants(name, TARGET, webhooks, count=COUNT)):
+        genuine = requests[each.name]
+        outcome = hook.anew(events_of(request, number))
+        end = _end(hook, request, genuine, outcome, expected[each.name])
+        results[end] += 1
+        if end not in ENDS:
+            wrong.append((each.name, request, end))
+    with capsys.disabled():
+        sys.stdout.write(f"\n  {name:>10}: " + ", ".join(f"{results[end]} {end}" for end in ENDS if results[end]))
+
+    assert [] == wrong[:3], Counter(each for each, *_ in wrong)
+    assert COUNT == results.total()
+    kept = sum(results[end] for end in (UNREADABLE, FIRST, AMBIGUOUS))
+    assert kept >= COUNT * SAME_TEXT.get(name, 0)
+
+
+UNSIGNED = "refused by the signature"
+SAME = "repeats in another spelling"
+UNREADABLE = "refused with the signed text kept, the genuine one published"
+FIRST = "published in place of the genuine one, which was refused"
+AMBIGUOUS = "without a SID: both published, the second marked"
+ENDS = (UNSIGNED, SAME, UNREADABLE, FIRST, AMBIGUOUS)
+
+
+def _end(hook: Hook, request: Request, genuine: Request, outcome: Outcome, expected: Seen) -> str:
+    """Deliver the genuine request after a mutant, where it can matter, and return what came of both."""
+    kept = keeps_text(request, TARGET)
+    if str(outcome) == "refused" and not kept:
+        return "refused, but written" if outcome.wrote else UNSIGNED
+    after = hook(event_2(genuine))
+    both = (str(outcome), str(after))
+    if says_the_same(request, genuine) and outcome.events == expected and both == ("published", "a repeat"):
+        return SAME
+    if kept and both == ("refused", "published") and after.events == expected:
+        return UNREADABLE
+    if kept and both == ("published", "refused") and names_sid(genuine):
+        return FIRST
+    if kept and both == ("published", "ambiguous") and not names_sid(genuine):
+        return AMBIGUOUS
+    return f"{both}"
+
+
+@pytest.mark.exhaustive
+def test_no_shape_of_event_is_another_event(hook: Hook) -> None:
+    """Fields that are missing, of another type, or no Unicode text, after the genuine webhook."""
+    webhooks = [each for each in genuine_of("shape", ACCOUNT_SID) if names_sid(each.request(TARGET))]
+    for each in webhooks:
+        hook(event_2(each.request(TARGET)))
+    results: Counter[str] = Counter()
+    wrong = []
+    for each, event in shapes(TARGET, webhooks, count=COUNT):
+        outcome = hook(event)
+        results[str(outcome)] += 1
+        if str(outcome) not in {"refused", "a repeat"}:
             wrong.append((each.name, event, outcome))
 
-    assert [] == wrong
+    assert [] == wrong[:3]
     assert COUNT == results.total()
     # Much of an event, as its headers but three, plays no part.
     assert results["refused"] >= COUNT * 0.3
-
-
-def test_every_class_is_tested_here() -> None:
-    """By one of the tests above."""
-    assert {"url", "query", "name", "value", "boundary", "moved", "body", "header", "shape"} == set(CLASSES)
 
 
 # What somebody did think of: who holds a signed request, in which a person wrote a text, cuts another one out of it
@@ -228,17 +326,30 @@ def _as_json(request: Request, query: str) -> Request:
     return replace(request, method="POST", query=query, headers=headers, body=FORGED)
 
 
-@pytest.mark.parametrize(
+FORGERIES = pytest.mark.parametrize(
     "forgery",
     [_form_as_get, _form_as_json, _get_as_form, _get_with_fragment, _get_as_json, _json_as_get, _swallowed],
 )
-def test_a_forgery_is_refused(send: Send, forgery: Callable[[], tuple[Request, Request]]) -> None:
+
+
+@FORGERIES
+def test_a_forgery_is_refused(hook: Hook, forgery: Callable[[], tuple[Request, Request]]) -> None:
     """Though its signature holds for the URL before `#` and the fields."""
     genuine, forged = forgery()
+    outcomes = [str(hook(event_2(each))) for each in (genuine, forged, genuine)]
 
-    assert verifies(genuine, TARGET)
-    assert verifies(replace(forged, query=forged.query.partition("#")[0]), TARGET)
-    assert "refused" == judged(send(event_2(forged)), [])
+    assert keeps_text(genuine, TARGET)
+    assert keeps_text(replace(forged, query=forged.query.partition("#")[0]), TARGET)
+    assert ["published", "refused", "a repeat"] == outcomes
+
+
+@FORGERIES
+def test_a_forgery_that_comes_first_is_all_there_is(hook: Hook, forgery: Callable[[], tuple[Request, Request]]) -> None:
+    """Or it is refused, and the genuine request is published: never both."""
+    genuine, forged = forgery()
+    outcomes = [str(hook(event_2(each))) for each in (forged, genuine)]
+
+    assert outcomes in [["published", "refused"], ["refused", "published"]]
 
 
 # What nobody thought of
@@ -257,81 +368,53 @@ SEEN_BY_THE_HANDLER = [
     "version", "rawPath", "rawQueryString", "headers", "multiValueHeaders", "body", "isBase64Encoded", "httpMethod",
     "path", "queryStringParameters", "multiValueQueryStringParameters", "requestContext", "pathParameters",
 ]  # fmt: skip
+NAMED = [each for each in GENUINE if names_sid(each.request(TARGET))]
 SHORT = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
 
 
+@pytest.mark.exhaustive
 @SHORT
 @given(JSON | st.dictionaries(st.sampled_from(SEEN_BY_THE_HANDLER), JSON))
-def test_no_event_is_a_fault(send: Send, event: Any) -> None:
+def test_no_event_is_a_fault(hook: Hook, event: Any) -> None:
     """Whatever it is, it is refused."""
-    assert "refused" == judged(send(event), [])
+    assert "refused" == str(hook(event))
 
 
+@pytest.mark.exhaustive
 @SHORT
-@given(st.sampled_from(GENUINE), st.dictionaries(st.sampled_from(SEEN_BY_THE_HANDLER), JSON, max_size=2), st.booleans())
-def test_no_field_of_an_event_is_a_fault(send: Send, each: Webhook, changed: dict[str, Any], old: bool) -> None:  # noqa: FBT001 hypothesis's own
-    """Nor in an event that is else a genuine one."""
+@given(st.sampled_from(NAMED), st.dictionaries(st.sampled_from(SEEN_BY_THE_HANDLER), JSON, max_size=2), st.booleans())
+def test_no_field_of_an_event_is_a_fault(hook: Hook, each: Webhook, changed: dict[str, Any], old: bool) -> None:  # noqa: FBT001 hypothesis's own
+    """Nor in an event that is else a genuine one, which came before."""
     event = (event_1 if old else event_2)(each.request(TARGET))
+    hook.anew(event)
 
-    assert judged(send(event | changed), send(event).events) in {"refused", "the same"}
+    assert str(hook(event | changed)) in {"refused", "a repeat"}
 
 
+@pytest.mark.exhaustive
 @SHORT
 @given(st.text(st.characters(codec="utf-8"), max_size=300), st.sampled_from(["", "x=1"]))
 @example("\0\x1b[31m\u2028]]></Response><Redirect>http://x</Redirect>\u202e=cmd|' /C calc'!A0 ${jndi:x} {{7*7}}", "")
-def test_what_people_write_arrives_as_they_wrote_it(send: Send, text: str, query: str) -> None:
+def test_what_people_write_arrives_as_they_wrote_it(hook: Hook, text: str, query: str) -> None:
     """And nothing of it in the answer."""
     fields = {**GENUINE[0].fields, "Body": text}
-    outcome = send(event_2(Webhook(name="text", fields=fields, query=query).request(TARGET)))
+    outcome = hook.anew(event_2(Webhook(name="text", fields=fields, query=query).request(TARGET)))
 
     assert ACCEPTED == outcome.answer
     assert [(text, text)] == [(d["parameters"]["Body"], d["message"]["body"]) for _, d in outcome.events]
 
 
+@pytest.mark.exhaustive
 @SHORT
 @given(
     st.dictionaries(st.sampled_from(list(GENUINE[1].fields)) | st.text(max_size=9), st.text(max_size=40), max_size=25),
-    st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), max_size=40),
+    st.text(st.characters(codec="ascii", exclude_categories=["Cc"], exclude_characters="#"), max_size=40),
     st.sampled_from(["GET", "POST"]),
 )
-def test_nothing_that_is_signed_is_a_fault(send: Send, fields: dict[str, str], query: str, method: str) -> None:
-    """Also what Twilio would never sign is accepted or refused."""
+def test_whatever_is_signed_is_published(hook: Hook, fields: dict[str, str], query: str, method: str) -> None:
+    """Also what Twilio would never sign."""
     form = posted(GENUINE[0].request(TARGET), tuple(({"AccountSid": ACCOUNT_SID} | fields).items()))
-    request = signed(
-        Request(host=form.host, path=form.path, method=method, query=query, headers=form.headers, body=form.body),
-        TARGET,
-    )
-    outcome = send(event_2(request))
+    request = replace(form, method=method, query=query, body=form.body if method == "POST" else b"")
+    outcome = hook.anew(event_2(signed(request, TARGET)))
 
-    assert outcome.answer in [ACCEPTED, REFUSED[403]]
-    assert (outcome.answer == ACCEPTED) == (len(outcome.events) == 1)
-
-
-# What is left open
-
-
-@pytest.mark.parametrize(
-    ("fields", "others"),
-    [
-        # A new parameter of Twilio's: where its name ends and its value begins.
-        ({**GENUINE[0].fields, "NewNamed": "value"}, {**GENUINE[0].fields, "NewNamedv": "alue"}),
-        # WhatsApp's optional parameters after a text, if the text's writer also holds the signed request.
-        (
-            {**GENUINE[3].fields, "Body": "noButtonTextYes"},
-            {**GENUINE[3].fields, "Body": "no", "ButtonText": "Yes"},
-        ),
-    ],
-    ids=["new parameter", "WhatsApp"],
-)
-def test_what_no_reader_of_the_text_can_tell(send: Send, fields: dict[str, str], others: dict[str, str]) -> None:
-    """The README says so; here stands how far it goes: what is required, and who wrote it, is certain."""
-    genuine = Webhook(name="left", fields=fields).request(TARGET)
-    other = posted(genuine, tuple(({"AccountSid": ACCOUNT_SID} | others).items()))
-    outcome = send(event_2(other))
-    sure = ("sid", "from", "to", "status")
-
-    assert verifies(other, TARGET)
-    assert ACCEPTED == outcome.answer
-    assert [fields[name] for name in ("MessageSid", "From", "To", "SmsStatus")] == [
-        outcome.events[0][1]["message"][name] for name in sure
-    ]
+    assert ("published", 1) == (str(outcome), len(outcome.events))

@@ -1,0 +1,48 @@
+"""What several files of tests make alike: records of a queue, and a send whose outcome is unknown."""
+
+import json
+from typing import Any
+
+import pytest
+import send_sms
+from twilio_connector.errors import OutcomeUnknownError
+
+from tests.conftest import Context
+from tests.faults import FaultServer, faults
+from tests.faults.wire import Request
+
+SEND_QUEUE = "arn:aws:sqs:us-east-1:123456789012:send"
+
+
+def record(
+    body: Any,
+    name: str = "1",
+    *,
+    receives: int = 1,
+    arn: str = SEND_QUEUE,
+    group: str | None = None,
+    sent_at: float | None = None,
+    handle: str = "handle",
+) -> dict[str, Any]:
+    """Return a record of a queue, whose body is a text, or JSON of anything else; `sent_at` in seconds of the epoch."""
+    attributes = {"ApproximateReceiveCount": str(receives)} | ({"MessageGroupId": group} if group else {})
+    return {
+        "messageId": name,
+        "receiptHandle": handle,
+        "body": body if isinstance(body, str) else json.dumps(body),
+        "attributes": attributes | ({} if sent_at is None else {"SentTimestamp": str(int(sent_at * 1000))}),
+        "eventSource": "aws:sqs",
+        "eventSourceARN": arn,
+    }
+
+
+def leave_unknown(twilio: FaultServer, sms: dict[str, Any]) -> None:
+    """Send a message whose answer is lost, and let it stay unknown."""
+    twilio.script(faults.status(500), faults.OK)
+    with pytest.raises(OutcomeUnknownError):
+        send_sms.handler(sms, Context())
+
+
+def posts(twilio: FaultServer) -> list[Request]:
+    """Return the requests that send, without the look-ups of what became of them."""
+    return [request for request in twilio.requests if request.method == "POST"]

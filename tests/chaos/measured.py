@@ -1,0 +1,48 @@
+"""Take down what CloudWatch would have of a run: the lines of the functions' logs, and how many records queues hold."""
+
+import threading
+from typing import Any
+
+from local.aws import client
+from tests.chaos.journal import LOGS, QUEUES, Journal
+
+_EVERY = 2  # seconds
+_GROUP, _QUEUE = "AWS::Logs::LogGroup", "AWS::SQS::Queue"
+
+
+class Measured:
+    """The logs and the queues of a stack, by their names in the template."""
+
+    def __init__(self, aws_url: str, stack_name: str, journal: Journal) -> None:
+        """Take the emulator of AWS, the stack, and where to write."""
+        self._logs, self._sqs = client("logs", aws_url), client("sqs", aws_url)
+        resources = client("cloudformation", aws_url).describe_stack_resources(StackName=stack_name)["StackResources"]
+        self._resources: list[Any] = resources
+        self._journal = journal
+
+    def watch(self, stopped: threading.Event) -> None:
+        """Write down again and again how many records of each queue are visible, until it is over."""
+        while not stopped.wait(_EVERY):
+            for name, url in self._named(_QUEUE):
+                attributes = self._sqs.get_queue_attributes(
+                    QueueUrl=url, AttributeNames=["ApproximateNumberOfMessages"]
+                )["Attributes"]
+                self._journal.write(QUEUES, queue=name, visible=int(attributes["ApproximateNumberOfMessages"]))
+
+    def take_logs(self) -> int:
+        """Write down all lines; return how many there are."""
+        count = 0
+        pages = self._logs.get_paginator("filter_log_events")
+        for name, group in self._named(_GROUP):
+            for page in pages.paginate(logGroupName=group):
+                for event in page["events"]:
+                    self._journal.write(LOGS, group=name, time=event["timestamp"] / 1000, message=event["message"])
+                count += len(page["events"])
+        return count
+
+    def _named(self, kind: str) -> list[tuple[str, str]]:
+        return [
+            (each["LogicalResourceId"], each["PhysicalResourceId"])
+            for each in self._resources
+            if each["ResourceType"] == kind
+        ]

@@ -1,0 +1,128 @@
+"""The built layer with the oldest and the newest boto3 that the runtime may have.
+
+Lambda puts its own boto3 in the runtime and renews it; the layer signs requests with it, and brings none.
+"""
+
+import json
+import os
+import subprocess
+import uuid
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
+from typing import Any
+
+import pytest
+
+from local import deploy
+from tests.cloudformation import ROOT
+from tests.integration.cloud import Cloud
+
+FUNCTIONS = sorted(path.stem for path in (ROOT / "functions").glob("*.py"))
+ENVIRONMENTS = ("oldest", "lambda")
+SEND = "import sys; from twilio_connector.aws import queue; queue.send_message(sys.argv[1], sys.argv[2])"
+VERSIONS = "import boto3, botocore, sys; print(boto3.__version__, botocore.__version__)"
+
+
+@pytest.fixture(params=ENVIRONMENTS)
+def python(request: pytest.FixtureRequest) -> str:
+    """Return the interpreter of an environment."""
+    return str(request.param)
+
+
+@pytest.fixture
+def served(cloud: Cloud) -> Iterator[str]:
+    """Serve the caller's keys, as Lambda does under SnapStart; give the URL."""
+    caller = cloud.info["caller"]
+    keys = {
+        "AccessKeyId": caller["access_key_id"],
+        "SecretAccessKey": caller["secret_access_key"],
+        "Token": "",
+        "Expiration": "2099-01-01T00:00:00Z",
+    }
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = json.dumps(keys if self.headers["Authorization"] == "token" else {}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    server.server_close()
+
+
+def run(python: str, code: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run code with the built layer, as a function has it, in an environment that has that boto3."""
+    layer = deploy.BUILT / "TwilioLayer" / "python"
+    environment = {
+        "PATH": os.defpath,
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "functions"), str(layer)]),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "AWS_REGION": "us-east-1",
+        "URL_SUFFIX": "amazonaws.com",
+    }
+    command = [str(ROOT / f".venv-{python}" / "bin" / "python"), "-c", code, *arguments]
+    return subprocess.run(command, env=environment | variables, capture_output=True, text=True, timeout=60, check=False)
+
+
+def keys(cloud: Cloud) -> dict[str, str]:
+    """Return the environment of a caller."""
+    caller = cloud.info["caller"]
+    return {
+        "AWS_ENDPOINT_URL": cloud.info["aws_endpoint_url"],
+        "AWS_ACCESS_KEY_ID": caller["access_key_id"],
+        "AWS_SECRET_ACCESS_KEY": caller["secret_access_key"],
+    }
+
+
+def arguments(cloud: Cloud) -> tuple[str, str]:
+    """Return a message for the send queue, which a caller may write to."""
+    return cloud.outputs["SendQueueUrl"], json.dumps({"to": "+15005550006", "message": uuid.uuid4().hex})
+
+
+@pytest.mark.usefixtures("stack")
+def test_environments_are_far_apart() -> None:
+    """The oldest is what it says, and the newest is newer."""
+    found = {name: run(name, VERSIONS).stdout.split() for name in ENVIRONMENTS}
+
+    assert ["1.35.0", "1.35.0"] == found["oldest"]
+    assert [1, 40] < [int(part) for part in found["lambda"][1].split(".")[:2]]
+
+
+@pytest.mark.usefixtures("stack")
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_functions_are_imported(python: str, function: str) -> None:
+    """A function starts, also as one of which a snapshot is made, which imports what signs."""
+    for kind in ("on-demand", "snap-start"):
+        done = run(python, f"import {function}", AWS_LAMBDA_INITIALIZATION_TYPE=kind)
+
+        assert (0, "") == (done.returncode, done.stderr)
+
+
+def test_requests_are_signed(cloud: Cloud, python: str) -> None:
+    """The emulator, which checks signatures, takes a request, and refuses it by another secret."""
+    good = run(python, SEND, *arguments(cloud), **keys(cloud))
+    bad = run(python, SEND, *arguments(cloud), **keys(cloud) | {"AWS_SECRET_ACCESS_KEY": "another"})
+
+    assert (0, "") == (good.returncode, good.stderr)
+    assert (1, True) == (bad.returncode, "InvalidSignature" in bad.stderr or "SignatureDoesNotMatch" in bad.stderr)
+
+
+def test_keys_are_served(cloud: Cloud, python: str, served: str) -> None:
+    """Under SnapStart the keys come from Lambda's own address."""
+    variables = {
+        "AWS_ENDPOINT_URL": cloud.info["aws_endpoint_url"],
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI": served,
+        "AWS_CONTAINER_AUTHORIZATION_TOKEN": "token",
+    }
+    done = run(python, SEND, *arguments(cloud), **variables)
+
+    assert (0, "") == (done.returncode, done.stderr)

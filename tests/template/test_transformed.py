@@ -1,0 +1,305 @@
+"""After the transform: stacks side by side, updates that replace nothing, versions that follow every parameter."""
+
+import itertools
+import json
+import re
+from typing import Any
+
+import pytest
+
+from local.rights import schema, transformed
+from tests.cloudformation import EARLIER, Resolver, defaults, of_type
+
+TEMPLATE = transformed()
+FUNCTIONS = of_type(TEMPLATE, "AWS::Lambda::Function")
+VERSIONS = {each["FunctionName"]["Ref"]: each for each in of_type(TEMPLATE, "AWS::Lambda::Version").values()}
+
+REPLACED = {"AWS::Lambda::Version", "AWS::Lambda::LayerVersion", "AWS::Scheduler::Schedule"}
+"""Resources that hold nothing of users'."""
+INNER = {
+    "AWS::ApiGatewayV2::Stage",
+    "AWS::Lambda::Alias",
+    "AWS::Lambda::EventInvokeConfig",
+    "AWS::Lambda::EventSourceMapping",
+    "AWS::Lambda::Permission",
+    "AWS::Logs::MetricFilter",
+    "AWS::SQS::QueuePolicy",
+}
+"""Resources whose names are those of their functions, APIs, queues and log groups, or count within one."""
+NO_LONGER = {"RotateConnectionFunctionEventInvokeConfig"}
+
+API_URL = "https://<WebhookApi>.execute-api.us-east-1.amazonaws.com"
+OTHERS = {
+    "ConnectionPrefix": ["other/", "a/b/"],
+    "ConnectionKmsKeyArn": ["arn:aws:kms:us-east-1:000000000000:key/made-up"],
+    "DefaultConnection": ["other"],
+    "DefaultCountry": ["", "DE"],
+    "WebhookBaseUrl": ["https://example.com", "http://example.com", "https://example.com|10", API_URL],
+    "WebhookRateLimit": ["10"],
+    "WebhookBurstLimit": ["10"],
+    "ReplyFunctionArn": ["arn:aws:lambda:us-east-1:000000000000:function:reply"],
+    "AutoReply": ["Hello", "Goodbye"],
+    "PollingSchedule": ["rate(5 minutes)", "cron(0 10 ? * MON-FRI *)"],
+    "UnknownReportAfter": ["60"],
+    "SendTopicArn": ["arn:aws:sns:us-east-1:000000000000:topic"],
+    "SendBatchSize": ["5"],
+    "SendBatchWindow": ["1"],
+    "SendMaximumConcurrency": ["2"],
+    "SendThreads": ["1", "50"],
+    "SendSmsTimeout": ["20", "300"],
+    "SendLease": ["20", "3600"],
+    "Architecture": ["x86_64"],
+    "SnapStart": ["on"],
+    "LogLevel": ["DEBUG", "WARNING", "ERROR"],
+    "LogSuccess": ["false"],
+    "Tracing": ["Active"],
+    "LogRetentionDays": ["1"],
+    "AlarmTopicArn": ["arn:aws:sns:us-east-1:000000000000:alarms"],
+    "TwilioApiUrl": ["https://example.com", "https://example.com|iax", "http://localhost:1", "http://127.0.0.1"],
+}
+"""Other values of each parameter; some look like another's, or like the separator of a version's description."""
+FIVE_MORE = 5 * len("|x")
+
+
+def allowed(name: str, value: str) -> bool:
+    """Tell whether the template takes a parameter's value."""
+    parameter = TEMPLATE["Parameters"][name]
+    if "AllowedValues" in parameter:
+        return value in map(str, parameter["AllowedValues"])
+    if parameter["Type"] == "Number":
+        return bool(parameter["MinValue"] <= int(value) <= parameter.get("MaxValue", 10**9))
+    if len(value) > parameter.get("MaxLength", 4096):
+        return False
+    return re.fullmatch(parameter.get("AllowedPattern", "(?s).*"), value) is not None
+
+
+# ---------------------------------------------------------------- several stacks
+
+
+def test_no_physical_name_is_fixed() -> None:
+    """Whatever has a name of its own has the stack's in it: two stacks of one account have nothing in common."""
+    resolve = Resolver(TEMPLATE)
+    fixed = [
+        (name, key)
+        for name, resource in TEMPLATE["Resources"].items()
+        if resource["Type"] not in INNER
+        for key in names(resource["Type"]) & resource.get("Properties", {}).keys()
+        if "stack" not in str(resolve(resource["Properties"][key]))
+    ]
+
+    assert [] == fixed
+
+
+def names(resource_type: str) -> set[str]:
+    """Return the properties that name a resource: those that AWS knows it by, and the layer's, of many versions."""
+    found = schema(resource_type)
+    identifiers = [found["primaryIdentifier"], *found.get("additionalIdentifiers", [])]
+    written = {path.removeprefix("/properties/") for each in identifiers for path in each}
+    kind = resource_type.rpartition("::")[2]
+    known: set[str] = {*found["properties"]}
+    return (written | {"Name", "LayerName", f"{kind}Name", "ManagedPolicyName"}) & known
+
+
+def test_schedules_are_named_by_cloudformation() -> None:
+    """SAM's own names would be the same in every stack of an account."""
+    schedules = of_type(TEMPLATE, "AWS::Scheduler::Schedule").values()
+
+    assert 2 == len(schedules)
+    assert [] == [schedule for schedule in schedules if "Name" in schedule]
+
+
+# ---------------------------------------------------------------- updates
+
+
+def test_an_update_replaces_nothing_of_users() -> None:
+    """From commit b2091fe on: tables, queues, the bus with its rules, the APIs with their URLs, and logs stay."""
+    earlier, now = transformed(EARLIER)["Resources"], TEMPLATE["Resources"]
+    kept = {
+        name: resource
+        for name, resource in earlier.items()
+        if resource["Type"] not in REPLACED and name not in NO_LONGER
+    }
+
+    assert kept
+    assert [] == [name for name in kept if name not in now or now[name]["Type"] != kept[name]["Type"]]
+    assert [] == [
+        (name, path)
+        for name, resource in kept.items()
+        for path in create_only(resource["Type"])
+        if at(path, resource) != at(path, now[name])
+    ]
+
+
+def create_only(resource_type: str) -> list[str]:
+    """Return the properties by whose change a resource is replaced."""
+    found = schema(resource_type)
+    paths: list[str] = [
+        *found.get("createOnlyProperties", []),
+        *found.get("conditionalCreateOnlyProperties", []),
+    ]
+    return paths
+
+
+def at(path: str, resource: dict[str, Any]) -> Any:
+    """Return what a resource has at a path such as `/properties/Name`."""
+    value: Any = resource.get("Properties", {})
+    for key in path.removeprefix("/properties/").split("/"):
+        value = value.get(key) if isinstance(value, dict) else value
+    return value
+
+
+def test_what_cannot_be_had_again_outlives_the_stack() -> None:
+    """The ledger, and the queue with the only copy of what was not sent."""
+    kept = {
+        name
+        for name, resource in TEMPLATE["Resources"].items()
+        if {"Retain"} == {resource.get("DeletionPolicy"), resource.get("UpdateReplacePolicy")}
+    }
+
+    assert {"Ledger", "FailedQueue"} == kept
+
+
+def test_no_length_shrank() -> None:
+    """What commit b2091fe took for a parameter is taken still."""
+    earlier, now = transformed(EARLIER)["Parameters"], TEMPLATE["Parameters"]
+    shrunk = [
+        name
+        for name in earlier.keys() & now.keys()
+        if now[name].get("MaxLength", 4096) < earlier[name].get("MaxLength", 4096)
+        or now[name].get("MaxValue", 10**9) < earlier[name].get("MaxValue", 10**9)
+        or not {*earlier[name].get("AllowedValues", [])} <= {*now[name].get("AllowedValues", [])}
+    ]
+
+    assert [] == shrunk
+    assert {"SendVisibilityTimeout"} == earlier.keys() - now.keys()
+
+
+# ---------------------------------------------------------------- versions
+
+
+def test_every_parameter_is_tried() -> None:
+    """Each has other values here, and the template takes them."""
+    assert TEMPLATE["Parameters"].keys() == OTHERS.keys()
+    assert [] == [
+        (name, value)
+        for name, values in OTHERS.items()
+        for value in values
+        if not allowed(name, value) and value != API_URL
+    ]
+
+
+def settings() -> list[dict[str, str]]:
+    """Return the defaults, each parameter changed alone, and every two that are in descriptions."""
+    changes = [{name: value} for name, values in OTHERS.items() for value in values]
+    resolve = {name: json.dumps(VERSIONS[name]["Description"]) for name in FUNCTIONS}
+    described = [each for each in changes if any(f'"{next(iter(each))}"' in text for text in resolve.values())]
+    pairs = [one | other for one, other in itertools.combinations(described, 2) if one.keys() != other.keys()]
+    return [{}, *changes, *pairs]
+
+
+@pytest.mark.parametrize("name", sorted(FUNCTIONS))
+def test_version_and_function_change_together(name: str) -> None:
+    """Equal descriptions are equal functions, and the reverse.
+
+    Another description publishes a version, which Lambda refuses where the function did not change. A function that
+    changed under the same description stays unpublished.
+    """
+    functions: dict[str, set[str]] = {}
+    descriptions: dict[str, set[str]] = {}
+    for values in settings():
+        resolve = Resolver(TEMPLATE, values)
+        description = resolve(VERSIONS[name]["Description"])
+        function = json.dumps(resolve({**FUNCTIONS[name], "Tags": None}), sort_keys=True)
+        functions.setdefault(description, set()).add(function)
+        descriptions.setdefault(function, set()).add(description)
+
+    assert 1 < len(functions)
+    assert [] == [each for each in functions.values() if len(each) > 1]
+    assert [] == [each for each in descriptions.values() if len(each) > 1]
+
+
+@pytest.mark.parametrize("name", sorted(FUNCTIONS))
+def test_description_has_room(name: str) -> None:
+    """The longest is below Lambda's 256 characters, by five parameters' codes.
+
+    https://docs.aws.amazon.com/lambda/latest/api/API_PublishVersion.html
+    """
+    longest = {
+        parameter: "x" * int(TEMPLATE["Parameters"][parameter].get("MaxLength", 0))
+        for parameter in ("ConnectionPrefix", "WebhookBaseUrl")
+    }
+    longest |= {"DefaultConnection": "x" * 64, "SendThreads": "50", "SendLease": "3600", "SendSmsTimeout": "300"}
+    longest |= {"UnknownReportAfter": "1440", "TwilioApiUrl": f"https://{'x' * (50 - len('https://'))}"}
+    description = Resolver(TEMPLATE, longest)(VERSIONS[name]["Description"])
+
+    assert len(description) + FIVE_MORE <= 256
+
+
+def test_functions_have_no_tags_of_their_own() -> None:
+    """SAM publishes a version when a tag changes, and Lambda refuses it: tags are no part of a version."""
+    sam = [{"Key": "lambda:createdBy", "Value": "SAM"}]
+
+    assert [] == [name for name, function in FUNCTIONS.items() if function["Tags"] != sam]
+
+
+# ---------------------------------------------------------------- values that contradict each other
+
+CONTRADICTIONS = [
+    {"SendBatchSize": "11"},
+    {"SendBatchSize": "1000", "SendBatchWindow": "0"},
+]
+
+
+@pytest.mark.parametrize("values", CONTRADICTIONS, ids=str)
+def test_contradictions_are_refused(values: dict[str, str]) -> None:
+    """A rule of the template says so before anything is made."""
+    assert 1 == len(list(Resolver(TEMPLATE, values).rules()))
+
+
+@pytest.mark.parametrize("values", [{}, {"SendBatchSize": "11", "SendBatchWindow": "1"}], ids=str)
+def test_what_fits_is_not_refused(values: dict[str, str]) -> None:
+    """The rules take the defaults, and larger batches that may fill."""
+    assert [] == list(Resolver(TEMPLATE, values).rules())
+
+
+@pytest.mark.parametrize("seconds", ["20", "30", "75", "300"])
+def test_records_come_again_after_the_invocation(seconds: str) -> None:
+    """AWS refuses a queue that delivers again before the function ends, and advises six times as long.
+
+    https://docs.aws.amazon.com/lambda/latest/dg/services-sqs-configure.html
+    """
+    resolve = Resolver(TEMPLATE, {"SendSmsTimeout": seconds})
+    function = int(resolve(FUNCTIONS["SendSmsFunction"]["Timeout"]))
+    queue = int(resolve(TEMPLATE["Resources"]["SendQueue"]["Properties"]["VisibilityTimeout"]))
+
+    assert int(seconds) == function
+    assert 6 * function <= queue
+
+
+def test_a_new_account_keeps_half_of_its_concurrency() -> None:
+    """Of ten executions the queues take five at most, and nothing is reserved."""
+    mappings = of_type(TEMPLATE, "AWS::Lambda::EventSourceMapping").values()
+    resolve = Resolver(TEMPLATE)
+
+    assert 5 >= sum(int(resolve(each["ScalingConfig"]["MaximumConcurrency"])) for each in mappings)
+    assert [] == [name for name, each in FUNCTIONS.items() if "ReservedConcurrentExecutions" in each]
+
+
+# ---------------------------------------------------------------- alarms
+
+
+def test_no_alarm_on_the_age_of_a_queue() -> None:
+    """SQS's own age leaves out what was received three times: a record that is tried again does not raise it.
+
+    https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-available-cloudwatch-metrics.html
+    """
+    alarms = of_type(TEMPLATE, "AWS::CloudWatch::Alarm")
+
+    assert alarms
+    assert [] == [name for name, each in alarms.items() if each["MetricName"] == "ApproximateAgeOfOldestMessage"]
+    assert [] == [name for name, each in alarms.items() if "Metrics" in each]
+
+
+def test_defaults_are_allowed() -> None:
+    """The template takes its own defaults."""
+    assert [] == [(name, value) for name, value in defaults(TEMPLATE).items() if not allowed(name, value)]

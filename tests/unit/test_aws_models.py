@@ -1,0 +1,58 @@
+"""Is a call refused in tests that AWS would refuse?"""
+
+from typing import Any
+
+import pytest
+
+from tests.aws_models import MOST_ITEM_BYTES, faults, item_bytes
+from tests.aws_wire import AwsWire
+
+ARN = "arn:aws:lambda:us-east-1:123456789012:function:reply:live"
+ENTRY = {"Source": "twilio", "DetailType": "Webhook Received", "Detail": "{}", "EventBusName": "bus"}
+ITEM = {"TableName": "ledger", "Item": {"id": {"S": "key"}}}
+
+
+@pytest.mark.parametrize(
+    ("operation", "parameters"),
+    [
+        ("PutEvents", {"Entries": [ENTRY]}),
+        ("PutItem", ITEM),
+        ("Invoke", {"FunctionName": ARN, "Payload": b"{}"}),
+    ],
+    ids=["PutEvents", "PutItem", "Invoke"],
+)
+def test_what_aws_takes(operation: str, parameters: dict[str, Any]) -> None:
+    """A call as its model wants it has no fault."""
+    assert [] == faults(operation, parameters)
+
+
+@pytest.mark.parametrize(
+    ("operation", "parameters"),
+    [
+        ("PutItem", {"TableName": "ledger"}),
+        ("PutItem", ITEM | {"Unknown": 1}),
+        ("PutItem", {"TableName": 1, "Item": {}}),
+        ("PutItem", ITEM | {"ReturnValuesOnConditionCheckFailure": "OLD", "ConditionExpression": "x = :y"}),
+        ("PutItem", ITEM | {"ReturnValuesOnConditionCheckFailure": "ALL_OLD"}),
+        ("PutItem", {"TableName": "ledger", "Item": {"id": {"S": "x" * MOST_ITEM_BYTES}}}),
+        ("PutEvents", {"Entries": []}),
+        ("PutEvents", {"Entries": [ENTRY] * 11}),
+        ("PutEvents", {"Entries": [ENTRY | {"EventBusName": "a bus"}]}),
+        ("Invoke", {"FunctionName": "a function"}),
+    ],
+    ids=["missing", "unknown", "type", "enum", "condition", "size", "min", "max", "pattern", "invoke"],
+)
+def test_what_aws_refuses(operation: str, parameters: dict[str, Any]) -> None:
+    """Of what is missing, unknown, of another type, out of bounds or no known value there is a fault."""
+    assert 1 == len(faults(operation, parameters))
+
+
+def test_a_refused_call_fails_its_test() -> None:
+    """Whatever the function makes of it."""
+    with pytest.raises(AssertionError), AwsWire() as wire:
+        wire.answer("SendMessage", {"QueueUrl": "queue"})
+
+
+def test_size_of_an_item() -> None:
+    """Names and values count."""
+    assert len("id") + len('{"S": "é"}'.encode()) == item_bytes({"id": {"S": "é"}})

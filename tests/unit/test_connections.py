@@ -1,0 +1,1102 @@
+"""Are connections read rarely, kept for a bounded time, and never shown?"""
+
+import json
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.pretty import pretty_repr
+from twilio_connector import telemetry
+from twilio_connector.api import client
+from twilio_connector.api import connections as twilio_connections
+from twilio_connector.api.connections import (
+    FRESH_SECONDS,
+    PREVIOUS_SECONDS,
+    REFRESH_SECONDS,
+    STALE_SECONDS,
+    Connection,
+    Connections,
+    parse_secret,
+)
+from twilio_connector.aws import client as aws_client
+from twilio_connector.errors import (
+    ConnectionInvalidError,
+    ConnectionNotFoundError,
+    ConnectorError,
+    ServiceUnavailableError,
+    TwilioAuthenticationError,
+)
+
+from tests.aws_wire import AwsWire
+from tests.conftest import Context
+from tests.faults import FaultServer, faults
+from tests.unit.conftest import ACCOUNT_SID, API_KEY, AUTH_TOKEN, Clock
+
+TOKEN = {"account_sid": ACCOUNT_SID, "auth_token": AUTH_TOKEN}
+SUBACCOUNT = "AC" + "1" * 32
+SERVICE = "MG" + "0" * 32
+MARKER = "xqzjvmarker"
+
+pytestmark = pytest.mark.usefixtures("delays")
+
+
+@pytest.fixture
+def connections() -> Connections:
+    """Return what a container knows when it starts."""
+    return Connections()
+
+
+def parse(**fields: Any) -> Connection:
+    """Return the connection in a secret with these fields."""
+    return parse_secret("default", json.dumps(fields))
+
+
+def wrong(fields: dict[str, Any] | str) -> str:
+    """Return what is wrong with a secret."""
+    with pytest.raises(ConnectionInvalidError) as refusal:
+        parse_secret("default", fields if isinstance(fields, str) else json.dumps(fields))
+    return str(refusal.value)
+
+
+def told(fields: dict[str, Any]) -> str:
+    """Return what is told of a secret, which may be right."""
+    try:
+        return repr(parse_secret("default", json.dumps(fields)))
+    except ConnectionInvalidError as error:
+        return str(error)
+
+
+def throttle(wire: AwsWire, times: int = 1, code: str = "InternalServiceError") -> None:
+    """Make so many look-ups fail, both attempts of each."""
+    wire.failures["GetSecretValue"] = [(400, code)] * 2 * times
+
+
+# What a secret may hold
+
+
+def test_an_api_key_is_a_connection() -> None:
+    """The auth token beside it is for webhooks."""
+    connection = parse(**API_KEY)
+
+    assert ("SK" + "0" * 32, "not-a-secret") == connection.basic_auth
+    assert [AUTH_TOKEN] == connection.webhook_tokens
+    assert "+15551234567" == connection.default_from
+
+
+def test_a_shared_key_validates_webhooks_without_an_auth_token() -> None:
+    """That is the set-up with the fewest rights: neither key can do all that an auth token can."""
+    fields = {name: value for name, value in API_KEY.items() if name != "auth_token"}
+    connection = parse(**fields, shared_keys={"SK" + "2" * 32: "not-a-shared-secret"})
+
+    assert connection.can_validate_webhooks
+    assert not parse(**fields).can_validate_webhooks
+    assert {"not-a-secret", "not-a-shared-secret"} == connection.secrets
+
+
+@pytest.mark.parametrize("keys", [["x"], {"SK2": 7}, {"SK2": ""}, {"SK 2": "x"}, {"": "x"}, "x"])
+def test_malformed_shared_keys_are_named(keys: Any) -> None:
+    """Neither a key nor its secret is repeated."""
+    message = "connection default: shared_keys must be an object: SID of a Twilio SharedKey to its secret"
+
+    assert message == wrong(TOKEN | {"shared_keys": keys})
+
+
+def test_an_auth_token_is_a_connection() -> None:
+    """Twilio takes the account SID as its user."""
+    assert (ACCOUNT_SID, AUTH_TOKEN) == parse(**TOKEN).basic_auth
+
+
+def test_an_api_key_alone_signs_nothing() -> None:
+    """Webhooks are refused then, never skipped."""
+    key = {name: API_KEY[name] for name in ("account_sid", "api_key_sid", "api_key_secret")}
+
+    assert [] == parse(**key).webhook_tokens
+
+
+def test_both_tokens_sign() -> None:
+    """While they are rotated, the first one first."""
+    assert [AUTH_TOKEN, "new"] == parse(**TOKEN, secondary_auth_token="new").webhook_tokens
+
+
+def test_a_connection_acts_for_its_subaccounts() -> None:
+    """And for its own account."""
+    assert {ACCOUNT_SID, SUBACCOUNT} == parse(**TOKEN, subaccount_sids=[SUBACCOUNT]).account_sids
+    assert {ACCOUNT_SID} == parse(**TOKEN).account_sids
+
+
+@pytest.mark.parametrize(
+    ("region", "url"),
+    [
+        (None, "https://api.twilio.com"),
+        ("us1", "https://api.twilio.com"),
+        ("ie1", "https://api.dublin.ie1.twilio.com"),
+        ("au1", "https://api.sydney.au1.twilio.com"),
+    ],
+)
+def test_a_region_has_its_host(region: str | None, url: str) -> None:
+    """With the edge in it: the short names are dead."""
+    assert url == parse(**TOKEN, region=region).api_url
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"friendly_name": "Support", "rotated": [1, 2]},
+        {"api_key_sid": None, "api_key_secret": None, "region": None, "subaccount_sids": None},
+        {"default_from": "Shop", "default_messaging_service_sid": SERVICE},
+        {"default_from": "(202) 555-0143"},
+        {"subaccount_sids": []},
+    ],
+    ids=["unknown", "null", "senders", "national", "no subaccounts"],
+)
+def test_other_fields_are_welcome(more: dict[str, Any]) -> None:
+    """Unknown ones are ignored, and null is the same as absent."""
+    assert ACCOUNT_SID == parse(**TOKEN | more).account_sid
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "account_sid is missing; auth_token is missing"),
+        ({"account_sid": ACCOUNT_SID}, "auth_token is missing"),
+        ({"auth_token": AUTH_TOKEN}, "account_sid is missing"),
+        (TOKEN | {"auth_token": None}, "auth_token is missing"),
+        (TOKEN | {"api_key_sid": "SK" + "0" * 32}, "api_key_secret is missing"),
+        (TOKEN | {"api_key_secret": "x"}, "api_key_sid is missing"),
+        (API_KEY | {"api_key_secret": None}, "api_key_secret is missing"),
+        (API_KEY | {"api_key_secret": ""}, "api_key_secret must be 1 to 256 visible ASCII characters, without spaces"),
+        (TOKEN | {"auth_token": "a b"}, "auth_token must be 1 to 256 visible ASCII characters, without spaces"),
+        (TOKEN | {"auth_token": "x\n"}, "auth_token must be 1 to 256 visible ASCII characters, without spaces"),
+        (TOKEN | {"auth_token": "é"}, "auth_token must be 1 to 256 visible ASCII characters, without spaces"),
+        (TOKEN | {"auth_token": 5}, "auth_token must be 1 to 256 visible ASCII characters, without spaces"),
+        (TOKEN | {"account_sid": "SK" + "0" * 32}, "account_sid must be a SID: AC and 32 hexadecimal digits"),
+        (API_KEY | {"api_key_sid": ACCOUNT_SID}, "api_key_sid must be a SID: SK and 32 hexadecimal digits"),
+        (TOKEN | {"subaccount_sids": SUBACCOUNT}, "subaccount_sids must be a list of account SIDs"),
+        (TOKEN | {"subaccount_sids": ["AC"]}, "subaccount_sids must be a list of account SIDs"),
+        (TOKEN | {"region": "us2"}, "region must be us1 or ie1 or au1"),
+        (
+            TOKEN | {"default_from": "nobody at all"},
+            "default_from is too long for a sender name, which has at most 11 characters",
+        ),
+        (
+            TOKEN | {"default_messaging_service_sid": "MG"},
+            "default_messaging_service_sid must be a SID: MG and 32 hexadecimal digits",
+        ),
+        (
+            {"account_sid": 5, "region": 5},
+            (
+                "account_sid must be a SID: AC and 32 hexadecimal digits; region must be us1 or ie1 or au1;"
+                " auth_token is missing"
+            ),
+        ),
+        ("", "the secret is not a JSON object"),
+        ("[]", "the secret is not a JSON object"),
+        ("null", "the secret is not a JSON object"),
+        (AUTH_TOKEN, "the secret is not a JSON object"),
+        ('{"account_sid": NaN}', "the secret is not a JSON object"),
+        ('{"auth_token": "\\ud800"}', "the secret is not a JSON object"),
+        ("[" * 100_000, "the secret is not a JSON object"),
+        ('{"a":' * 100_000, "the secret is not a JSON object"),
+    ],
+)
+def test_what_is_wrong_with_a_secret_is_told(fields: dict[str, Any] | str, message: str) -> None:
+    """All of it at once, by field."""
+    assert f"connection default: {message}" == wrong(fields)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([*Connection.__struct_fields__, "other"]),
+        st.sampled_from([MARKER, f"{MARKER}\n", f"SK {MARKER}", [MARKER], {MARKER: MARKER}, [[MARKER]]]),
+    )
+)
+def test_no_value_of_a_secret_is_told(secret: dict[str, Any]) -> None:
+    """Whatever is wrong with it."""
+    assert MARKER not in told(secret)
+
+
+def test_a_connection_does_not_show_its_secrets() -> None:
+    """However it is printed, and wherever it is held."""
+    connection = parse(**API_KEY | {"api_key_secret": MARKER, "auth_token": MARKER, "secondary_auth_token": MARKER})
+    known = twilio_connections._Known(connection, 0, 0)
+
+    assert f"Connection(account_sid='{ACCOUNT_SID}')" == repr(connection)
+    assert f"Connection(account_sid='{ACCOUNT_SID}')" == pretty_repr(connection)
+    assert MARKER not in f"{connection}{connection!r}{[connection]}{known}"
+
+
+# How often it is read
+
+
+def test_a_secret_has_the_prefix_and_the_name(connections: Connections, aws_wire: AwsWire) -> None:
+    """Nothing else is asked for."""
+    aws_wire.secrets["other/support"] = json.dumps(TOKEN)
+    connections.get("other/", "support")
+
+    assert [("GetSecretValue", {"SecretId": "other/support", "VersionStage": "AWSCURRENT"})] == aws_wire.calls
+
+
+def test_a_secret_is_kept_for_five_minutes(connections: Connections, aws_wire: AwsWire, clock: Clock) -> None:
+    """Then it is read again."""
+    counts = []
+    for seconds in (0, FRESH_SECONDS - 1, 1, FRESH_SECONDS - 1, 1):
+        clock.go_on(seconds)
+        connections.get("twilio/", "default")
+        counts.append(aws_wire.count("GetSecretValue"))
+
+    assert 300 == FRESH_SECONDS
+    assert [1, 1, 2, 2, 3] == counts
+
+
+def test_a_changed_secret_is_seen(connections: Connections, aws_wire: AwsWire, clock: Clock) -> None:
+    """After the five minutes."""
+    connections.get("twilio/", "default")
+    aws_wire.secrets["twilio/default"] = json.dumps(TOKEN)
+    before = connections.get("twilio/", "default").basic_auth
+    clock.go_on(FRESH_SECONDS)
+    after = connections.get("twilio/", "default").basic_auth
+
+    assert ("SK" + "0" * 32, ACCOUNT_SID) == (before[0], after[0])
+
+
+def test_names_and_prefixes_are_kept_apart(connections: Connections, aws_wire: AwsWire) -> None:
+    """Each has its own account."""
+    aws_wire.secrets |= {
+        "twilio/other": json.dumps(TOKEN | {"account_sid": SUBACCOUNT}),
+        "tw/default": json.dumps(TOKEN),
+    }
+    found = [connections.get(*key) for key in [("twilio/", "default"), ("twilio/", "other"), ("tw/", "default")]]
+
+    assert ["SK" + "0" * 32, SUBACCOUNT, ACCOUNT_SID] == [connection.basic_auth[0] for connection in found]
+
+
+@pytest.mark.parametrize("exists", [True, False], ids=["found", "not found"])
+def test_many_who_ask_at_once_make_one_look_up(connections: Connections, aws_wire: AwsWire, *, exists: bool) -> None:
+    """The others wait for what it brings."""
+    threads = 16
+    barrier = threading.Barrier(threads)
+
+    def get(_: int) -> str:
+        barrier.wait()
+        try:
+            return connections.get("twilio/", "default" if exists else "other").account_sid
+        except ConnectionNotFoundError as error:
+            return type(error).__name__
+
+    with ThreadPoolExecutor(threads) as pool:
+        found = set(pool.map(get, range(threads)))
+
+    assert {ACCOUNT_SID if exists else "ConnectionNotFoundError"} == found
+    assert 1 == aws_wire.count("GetSecretValue")
+
+
+class Hanging:
+    """Secrets Manager hangs with the secret of one name, until it is released."""
+
+    def __init__(self, wire: AwsWire, name: str = "twilio/default") -> None:
+        """Take the wire over."""
+        self.asked = threading.Event()
+        self._released = threading.Event()
+        self._name, self._answer = name, wire.answer
+        wire.answer = self._hang  # type: ignore[method-assign]
+
+    def _hang(self, operation: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        if body["SecretId"] == self._name:
+            self.asked.set()
+            self._released.wait(20)
+        return self._answer(operation, body)
+
+    def release(self) -> None:
+        """Let it answer."""
+        self._released.set()
+
+
+class Waited(Future[Connection]):
+    """A look-up that tells how many wait for it."""
+
+    waiting = threading.Semaphore(0)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Wait."""
+        self.waiting.release()
+        return super().exception(timeout)
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a call take as long as a test needs on a busy machine."""
+    monkeypatch.setattr(aws_client, "_READ_SECONDS", 20)
+
+
+@pytest.mark.usefixtures("patient")
+@pytest.mark.parametrize("again", [False, True], ids=["get", "renew"])
+def test_a_failed_look_up_is_shared_by_all_who_waited(
+    connections: Connections, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch, *, again: bool
+) -> None:
+    """Each would else wait for a failure of its own, one after the other, longer than the function runs."""
+    monkeypatch.setattr(twilio_connections, "Future", Waited, raising=False)
+    monkeypatch.setattr(Waited, "waiting", threading.Semaphore(0))
+    hanging, others = Hanging(aws_wire), 7
+    aws_wire.failures["GetSecretValue"] = [(400, "InternalServiceError")] * 99
+
+    def ask(_: int) -> str:
+        try:
+            if again:
+                connections.renew("twilio/", "default", parse(**TOKEN))
+            connections.get("twilio/", "default")
+        except ServiceUnavailableError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(1 + others) as pool:
+        first = pool.submit(ask, 0)
+        assert hanging.asked.wait(10)
+        rest = [pool.submit(ask, number) for number in range(others)]
+        for _ in range(others):
+            Waited.waiting.acquire(timeout=2)
+        hanging.release()
+        errors = {each.result() for each in [first, *rest]}
+
+    assert {"Secrets Manager does not answer (InternalServiceError)"} == errors
+    assert 2 == aws_wire.count("GetSecretValue")  # the attempts of one call
+
+
+@pytest.mark.usefixtures("patient")
+def test_whoever_waits_for_a_look_up_keeps_their_own_time(connections: Connections, aws_wire: AwsWire) -> None:
+    """However long the one has that asks."""
+    hanging = Hanging(aws_wire)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(connections.get, "twilio/", "default")
+        assert hanging.asked.wait(10)
+        second = pool.submit(connections.get, "twilio/", "default", seconds=0.1)
+        try:
+            with pytest.raises(ServiceUnavailableError, match="did not answer in time; nothing was sent"):
+                second.result(5)
+        finally:
+            hanging.release()
+        assert ACCOUNT_SID == first.result().account_sid
+
+    assert 1 == aws_wire.count("GetSecretValue")
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_hanging_look_up_holds_up_no_other_name(connections: Connections, aws_wire: AwsWire) -> None:
+    """Strangers may make up as many as they like."""
+    hanging = Hanging(aws_wire, "twilio/other")
+    with ThreadPoolExecutor(2) as pool:
+        other = pool.submit(connections.get, "twilio/", "other")
+        assert hanging.asked.wait(10)
+        try:
+            found = pool.submit(connections.get, "twilio/", "default").result(5)
+        finally:
+            hanging.release()
+        assert ConnectionNotFoundError is type(other.exception())
+
+    assert ACCOUNT_SID == found.account_sid
+
+
+def test_a_look_up_that_has_no_time_is_not_shared(connections: Connections, aws_wire: AwsWire) -> None:
+    """It is not begun, and the next one that has time begins one."""
+    with pytest.raises(ServiceUnavailableError, match="too little time"):
+        connections.get("twilio/", "default", seconds=1)
+
+    assert ACCOUNT_SID == connections.get("twilio/", "default", seconds=10).account_sid
+    assert 1 == aws_wire.count("GetSecretValue")
+
+
+def test_a_fault_of_ours_ends_a_look_up_too(
+    connections: Connections, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits for it for ever."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://[")
+    with pytest.raises(ValueError, match="IPv6"):
+        connections.get("twilio/", "default")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", aws_wire.url)
+
+    assert ACCOUNT_SID == connections.get("twilio/", "default").account_sid
+    assert 1 == aws_wire.count("GetSecretValue")
+
+
+# What is counted, for alarms
+
+
+@pytest.mark.parametrize("name", ["default", "other"])
+def test_a_malformed_secret_is_counted(
+    connections: Connections, aws_wire: AwsWire, counted: Callable[[str], float], name: str
+) -> None:
+    """Of whatever name: it is there, and somebody must mend it."""
+    aws_wire.secrets[f"twilio/{name}"] = "{}"
+    with pytest.raises(ConnectionInvalidError):
+        connections.get("twilio/", name)
+
+    assert (1, 0) == (counted("SecretsMalformed"), counted("DefaultConnectionMissing"))
+
+
+@pytest.mark.parametrize("code", ["ResourceNotFoundException", "AccessDeniedException"])
+@pytest.mark.parametrize(("name", "times"), [("default", 1), ("other", 0)])
+def test_only_the_default_connection_is_counted_as_missing(
+    connections: Connections, aws_wire: AwsWire, counted: Callable[[str], float], name: str, times: int, code: str
+) -> None:
+    """Another name may be one caller's mistake."""
+    aws_wire.failures["GetSecretValue"] = [(400, code)]
+    with pytest.raises(ConnectionNotFoundError):
+        connections.get("twilio/", name)
+
+    assert (0, times) == (counted("SecretsMalformed"), counted("DefaultConnectionMissing"))
+
+
+def test_an_outage_is_not_counted_as_a_fault_of_the_secret(
+    connections: Connections, aws_wire: AwsWire, counted: Callable[[str], float]
+) -> None:
+    """Nobody can mend it."""
+    throttle(aws_wire)
+    with pytest.raises(ServiceUnavailableError):
+        connections.get("twilio/", "default")
+
+    assert (0, 0) == (counted("SecretsMalformed"), counted("DefaultConnectionMissing"))
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        ("ResourceNotFoundException", ConnectionNotFoundError),
+        ("AccessDeniedException", ConnectionNotFoundError),
+        ("InvalidRequestException", ConnectionNotFoundError),
+        ("DecryptionFailure", ConnectionNotFoundError),
+        ("InternalServiceError", ServiceUnavailableError),
+    ],
+)
+def test_a_refusal_of_secrets_manager_has_its_error(
+    connections: Connections, aws_wire: AwsWire, code: str, error: type[ConnectorError]
+) -> None:
+    """The message has AWS's code, and the cause is not chained."""
+    aws_wire.failures["GetSecretValue"] = [(400, code)] * 2
+
+    with pytest.raises(error, match=code) as refusal:
+        connections.get("twilio/", "default")
+
+    assert None is refusal.value.__cause__
+    assert refusal.value.__suppress_context__
+
+
+def test_a_missing_secret_is_named(connections: Connections, aws_wire: AwsWire) -> None:
+    """With its prefix, as it stands in Secrets Manager."""
+    aws_wire.secrets.clear()
+
+    with pytest.raises(ConnectionNotFoundError, match="connection default: there is no secret twilio/default, or"):
+        connections.get("twilio/", "default")
+
+
+def test_a_binary_secret_is_no_connection(connections: Connections, aws_wire: AwsWire) -> None:
+    """The remedy is told."""
+    aws_wire.secrets["twilio/default"] = b"AAAA"
+
+    with pytest.raises(ConnectionInvalidError, match="connection default: the secret is binary, and must be text"):
+        connections.get("twilio/", "default")
+
+
+def test_throttling_is_tried_twice_and_then_unavailable(connections: Connections, aws_wire: AwsWire) -> None:
+    """Nothing was sent, so the caller may try again."""
+    throttle(aws_wire, 1, "ThrottlingException")
+
+    with pytest.raises(ServiceUnavailableError, match="ThrottlingException"):
+        connections.get("twilio/", "default")
+    assert 2 == aws_wire.count("GetSecretValue")
+
+
+def test_a_service_that_is_away_is_unavailable(
+    connections: Connections, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No answer is no refusal."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    aws_wire.secrets.clear()
+
+    with pytest.raises(ServiceUnavailableError, match="the connection was refused"):
+        connections.get("twilio/", "default")
+
+
+# What is remembered of failures
+
+
+@pytest.mark.parametrize("secret", [None, "{}"], ids=["missing", "invalid"])
+def test_a_failed_look_up_is_remembered_for_a_short_while(
+    connections: Connections, aws_wire: AwsWire, clock: Clock, secret: str | None
+) -> None:
+    """Then it is tried again, and the mended secret is seen."""
+    aws_wire.secrets.clear()
+    if secret:
+        aws_wire.secrets["twilio/default"] = secret
+    messages = []
+    for seconds in (0, 29):
+        clock.go_on(seconds)
+        with pytest.raises((ConnectionNotFoundError, ConnectionInvalidError)) as refusal:
+            connections.get("twilio/", "default")
+        messages.append(str(refusal.value))
+    aws_wire.secrets["twilio/default"] = json.dumps(TOKEN)
+    clock.go_on(1)
+
+    assert ACCOUNT_SID == connections.get("twilio/", "default").account_sid
+    assert 1 == len(set(messages))
+    assert 2 == aws_wire.count("GetSecretValue")
+
+
+def test_each_caller_gets_an_error_of_its_own(connections: Connections, aws_wire: AwsWire) -> None:
+    """A shared one would gather the traces of all."""
+    aws_wire.secrets.clear()
+    errors = []
+    for _ in range(3):
+        with pytest.raises(ConnectionNotFoundError) as refusal:
+            connections.get("twilio/", "default")
+        errors.append(refusal.value)
+
+    assert 3 == len({id(error) for error in errors})
+
+
+def test_unavailability_is_not_remembered(connections: Connections, aws_wire: AwsWire) -> None:
+    """The next look-up may go through."""
+    throttle(aws_wire)
+    with pytest.raises(ServiceUnavailableError):
+        connections.get("twilio/", "default")
+
+    assert ACCOUNT_SID == connections.get("twilio/", "default").account_sid
+
+
+def test_a_secret_is_used_while_secrets_manager_is_away(
+    connections: Connections, aws_wire: AwsWire, clock: Clock
+) -> None:
+    """It is asked again only now and then."""
+    connections.get("twilio/", "default")
+    throttle(aws_wire, 1000)
+    counts = []
+    for seconds in (FRESH_SECONDS, 29, 1, 29, 1):
+        clock.go_on(seconds)
+        assert ACCOUNT_SID == connections.get("twilio/", "default").account_sid
+        counts.append(aws_wire.count("GetSecretValue"))
+
+    assert [3, 3, 5, 5, 7] == counts
+
+
+def test_a_secret_is_not_used_for_ever(connections: Connections, aws_wire: AwsWire, clock: Clock) -> None:
+    """An hour after it was read last it may have been taken back."""
+    connections.get("twilio/", "default")
+    throttle(aws_wire, 1000)
+    began = clock.elapsed
+    used_until = began
+    with pytest.raises(ServiceUnavailableError):  # noqa: PT012 the last of many look-ups raises
+        while clock.elapsed < began + 2 * STALE_SECONDS:
+            connections.get("twilio/", "default")
+            used_until = clock.elapsed
+            clock.go_on(10)
+
+    assert STALE_SECONDS - 10 <= used_until - began <= STALE_SECONDS + 30
+
+
+def test_a_stale_secret_is_fresh_again_when_it_is_read(
+    connections: Connections, aws_wire: AwsWire, clock: Clock
+) -> None:
+    """The pause ends after half a minute."""
+    connections.get("twilio/", "default")
+    throttle(aws_wire)
+    clock.go_on(FRESH_SECONDS)
+    connections.get("twilio/", "default")
+    aws_wire.secrets["twilio/default"] = json.dumps(TOKEN)
+    clock.go_on(30)
+
+    assert ACCOUNT_SID == connections.get("twilio/", "default").basic_auth[0]
+
+
+@pytest.mark.parametrize("secret", [None, "{}"], ids=["deleted", "broken"])
+def test_a_secret_that_is_gone_is_not_used(
+    connections: Connections, aws_wire: AwsWire, clock: Clock, secret: str | None
+) -> None:
+    """Whoever deletes it takes the credentials back."""
+    connections.get("twilio/", "default")
+    aws_wire.secrets.clear()
+    if secret:
+        aws_wire.secrets["twilio/default"] = secret
+    clock.go_on(FRESH_SECONDS)
+
+    with pytest.raises((ConnectionNotFoundError, ConnectionInvalidError)):
+        connections.get("twilio/", "default")
+
+
+def test_what_is_remembered_is_bounded(connections: Connections, aws_wire: AwsWire) -> None:
+    """Made-up names do not fill the memory."""
+    for number in range(501):
+        with pytest.raises(ConnectionNotFoundError):
+            connections.get("twilio/", f"name{number}")
+
+    assert len(connections._known) <= 500
+    assert 501 == aws_wire.count("GetSecretValue")
+
+
+# Strangers
+
+
+def ask_as_stranger(connections: Connections, name: str) -> str:
+    """Return what a stranger gets: an account or the name of an error."""
+    try:
+        return connections.get("twilio/", name, unauthenticated=True).account_sid
+    except ConnectorError as error:
+        return type(error).__name__
+
+
+def test_strangers_cannot_run_up_look_ups(connections: Connections, aws_wire: AwsWire, clock: Clock) -> None:
+    """Six hundred in a minute, whatever names they make up."""
+    answers = []
+    for number in range(700):
+        answers.append(ask_as_stranger(connections, f"name{number}"))
+        clock.go_on(0.01)
+    within_a_minute = aws_wire.count("GetSecretValue")
+    clock.go_on(60)
+    ask_as_stranger(connections, "another")
+
+    assert ["ConnectionNotFoundError"] * 600 + ["ServiceUnavailableError"] * 100 == answers
+    assert (600, 601) == (within_a_minute, aws_wire.count("GetSecretValue"))
+
+
+def test_strangers_do_not_keep_others_out(connections: Connections, aws_wire: AwsWire, clock: Clock) -> None:
+    """Neither those who are no strangers nor a connection that is known."""
+    aws_wire.secrets["twilio/other"] = json.dumps(TOKEN)
+    ask_as_stranger(connections, "default")
+    for number in range(50):
+        ask_as_stranger(connections, f"name{number}")
+    clock.go_on(FRESH_SECONDS - 1)
+    for number in range(50, 100):
+        ask_as_stranger(connections, f"name{number}")
+    clock.go_on(1)
+
+    assert ACCOUNT_SID == ask_as_stranger(connections, "default")
+    assert ACCOUNT_SID == connections.get("twilio/", "other").account_sid
+
+
+def test_one_name_costs_a_stranger_one_look_up(connections: Connections, aws_wire: AwsWire) -> None:
+    """It is remembered."""
+    answers = {ask_as_stranger(connections, "nobody") for _ in range(50)}
+
+    assert {"ConnectionNotFoundError"} == answers
+    assert 1 == aws_wire.count("GetSecretValue")
+
+
+# After a signature that does not hold
+
+
+def store(wire: AwsWire, *tokens: str) -> None:
+    """Store another version of the secret, with these tokens."""
+    wire.previous["twilio/default"] = str(wire.secrets["twilio/default"])
+    names = ("auth_token", "secondary_auth_token")
+    wire.secrets["twilio/default"] = json.dumps({"account_sid": ACCOUNT_SID} | dict(zip(names, tokens, strict=False)))
+
+
+def get(connections: Connections) -> Connection:
+    """Return the connection."""
+    return connections.get("twilio/", "default")
+
+
+def refresh(connections: Connections, seconds: float = 100) -> list[str] | None:
+    """Return the tokens of the connection that is read anew, if it is."""
+    connection = connections.refresh("twilio/", "default", seconds=seconds)
+    return connection.webhook_tokens if connection else None
+
+
+def tokens(connections: Connections) -> list[str]:
+    """Return the tokens that may have signed a webhook."""
+    return connections.webhook_tokens("twilio/", "default", get(connections))
+
+
+def stages(wire: AwsWire) -> list[str]:
+    """Return which versions were read."""
+    return [body["VersionStage"] for called, body in wire.calls if called == "GetSecretValue"]
+
+
+def test_a_secret_is_read_anew_for_a_signature(connections: Connections, aws_wire: AwsWire) -> None:
+    """It may be signed with a new token; the others who ask get that too."""
+    get(connections)
+    store(aws_wire, "new")
+
+    assert ["new"] == refresh(connections)
+    assert (["new"], 2) == (get(connections).webhook_tokens, aws_wire.count("GetSecretValue"))
+
+
+def test_a_secret_is_read_anew_every_half_minute(connections: Connections, aws_wire: AwsWire, clock: Clock) -> None:
+    """However many signatures do not hold: anybody can send one."""
+    get(connections)
+    counts = []
+    for seconds in (0, 0, REFRESH_SECONDS - 0.1, 0.1, REFRESH_SECONDS - 0.1, 0.1):
+        clock.go_on(seconds)
+        refresh(connections)
+        counts.append(aws_wire.count("GetSecretValue") - 1)
+
+    assert ([1, 1, 1, 2, 2, 3], 30) == (counts, REFRESH_SECONDS)
+
+
+def test_a_thousand_signatures_read_a_secret_once(connections: Connections, aws_wire: AwsWire) -> None:
+    """Also where they come at the same time."""
+    get(connections)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: refresh(connections), range(1000)))
+
+    assert (999, 2) == (found.count(None), aws_wire.count("GetSecretValue"))
+
+
+def test_each_connection_is_read_anew_for_itself(connections: Connections, aws_wire: AwsWire) -> None:
+    """Somebody else's strangers do not keep a new token out."""
+    aws_wire.secrets["twilio/other"] = json.dumps(TOKEN)
+    refresh(connections)
+
+    assert connections.refresh("twilio/", "other") is not None
+    assert connections.refresh("twilio/", "other") is None
+
+
+@pytest.mark.usefixtures("delays")
+@pytest.mark.parametrize(
+    "failure", [(400, "ResourceNotFoundException"), (400, "AccessDeniedException"), (500, "InternalServiceError")]
+)
+def test_a_secret_that_cannot_be_read_anew_is_used_as_it_is(
+    connections: Connections, aws_wire: AwsWire, failure: tuple[int, str]
+) -> None:
+    """Until it is no longer fresh; nor is it asked for again at once."""
+    get(connections)
+    aws_wire.failures["GetSecretValue"] = [failure] * 2
+
+    assert refresh(connections) is None
+    aws_wire.failures.clear()
+    aws_wire.calls.clear()
+    assert (None, [AUTH_TOKEN], 0) == (refresh(connections), tokens(connections), aws_wire.count("GetSecretValue"))
+
+
+def test_without_time_a_secret_is_not_read_anew(connections: Connections, aws_wire: AwsWire) -> None:
+    """The answer would come too late."""
+    get(connections)
+
+    assert refresh(connections, seconds=6.9) is None
+    assert 1 == aws_wire.count("GetSecretValue")
+
+
+def test_a_broken_secret_is_not_taken(connections: Connections, aws_wire: AwsWire) -> None:
+    """For a signature that does not hold nobody loses the connection."""
+    get(connections)
+    aws_wire.secrets["twilio/default"] = "{}"
+
+    assert (None, [AUTH_TOKEN]) == (refresh(connections), tokens(connections))
+
+
+# Tokens that were replaced
+
+
+@pytest.mark.parametrize("how", ["refresh", "get", "renew"])
+def test_a_token_that_was_replaced_is_good_for_an_hour(
+    connections: Connections, aws_wire: AwsWire, clock: Clock, how: str
+) -> None:
+    """However and whenever the container found out: Twilio signs with the old one until the new one is promoted."""
+    old = get(connections)
+    store(aws_wire, "new")
+    aws_wire.secret_age = 0
+    end = clock.elapsed + PREVIOUS_SECONDS
+    if how == "refresh":
+        refresh(connections)
+    elif how == "renew":
+        connections.renew("twilio/", "default", old)
+    else:
+        clock.go_on(FRESH_SECONDS)
+        get(connections)
+    at_once = tokens(connections)
+    clock.go_on(end - 10 - clock.elapsed)  # versions are dated by another clock
+    before = tokens(connections)
+    clock.go_on(20)
+
+    assert ["new", AUTH_TOKEN] == at_once == before
+    assert (["new"], 3600) == (tokens(connections), PREVIOUS_SECONDS)
+
+
+def test_who_finds_out_too_late_does_not_take_the_old_token(
+    connections: Connections, aws_wire: AwsWire, clock: Clock
+) -> None:
+    """A container may have had nothing to do for hours."""
+    get(connections)
+    store(aws_wire, "new")
+    clock.go_on(2 * PREVIOUS_SECONDS)
+    aws_wire.secret_age = 0
+    get(connections)
+
+    assert ["new"] == tokens(connections)
+
+
+def test_each_token_that_was_replaced_is_good_for_an_hour(
+    connections: Connections, aws_wire: AwsWire, clock: Clock
+) -> None:
+    """A second change takes nothing from the first."""
+    seen = []
+    get(connections)
+    for token, seconds in (("b", 1000), ("c", 1000), ("d", PREVIOUS_SECONDS - 2000)):
+        store(aws_wire, token)
+        aws_wire.secret_age = 1000 - clock.elapsed  # it is stored now
+        clock.go_on(FRESH_SECONDS)
+        seen.append(tokens(connections))
+        clock.go_on(seconds - FRESH_SECONDS)
+
+    assert [["b", AUTH_TOKEN], ["c", AUTH_TOKEN, "b"], ["d", AUTH_TOKEN, "b", "c"]] == seen
+    clock.go_on(FRESH_SECONDS)
+    assert ["d", "b", "c"] == tokens(connections)
+
+
+def test_a_token_that_comes_back_is_there_once(connections: Connections, aws_wire: AwsWire, clock: Clock) -> None:
+    """As the present one; the secondary that was taken out is an old one."""
+    store(aws_wire, AUTH_TOKEN, "secondary")
+    aws_wire.secret_age = 0
+    get(connections)
+    for others in (("new",), (AUTH_TOKEN,)):
+        store(aws_wire, *others)
+        clock.go_on(FRESH_SECONDS)
+        get(connections)
+
+    assert [AUTH_TOKEN, "new", "secondary"] == sorted(tokens(connections), key=[AUTH_TOKEN, "new", "secondary"].index)
+    assert AUTH_TOKEN == tokens(connections)[0]
+
+
+def test_an_account_has_no_tokens_of_another(connections: Connections, aws_wire: AwsWire) -> None:
+    """Each connection has its own."""
+    get(connections)
+    store(aws_wire, "new")
+    refresh(connections)
+    aws_wire.secrets["twilio/other"] = json.dumps(TOKEN | {"auth_token": "other"})
+
+    assert ["other"] == connections.webhook_tokens("twilio/", "other", connections.get("twilio/", "other"))
+
+
+@pytest.mark.parametrize(("age", "expected"), [(0, True), (PREVIOUS_SECONDS - 10, True), (PREVIOUS_SECONDS, False)])
+def test_a_container_that_starts_finds_the_tokens_before(
+    connections: Connections,
+    aws_wire: AwsWire,
+    age: float,
+    expected: bool,  # noqa: FBT001 a table
+) -> None:
+    """In the version before, if the present one is younger than an hour; else that is not even read."""
+    store(aws_wire, "new")
+    aws_wire.secret_age = age
+    get(connections)
+
+    assert ["new"] == refresh(connections)
+    assert ["new", *[AUTH_TOKEN] * expected] == tokens(connections)
+    assert ["AWSCURRENT", "AWSCURRENT", *["AWSPREVIOUS"] * expected] == stages(aws_wire)
+
+
+def test_the_tokens_before_are_good_until_the_secret_is_an_hour_old(
+    connections: Connections, aws_wire: AwsWire, clock: Clock
+) -> None:
+    """Not for an hour from when they were found; within it the version before is read once."""
+    store(aws_wire, "new")
+    aws_wire.secret_age = PREVIOUS_SECONDS - 100
+    refresh(connections)
+    seen = []
+    for _ in range(4):
+        clock.go_on(31)
+        refresh(connections)
+        seen.append(tokens(connections))
+
+    assert [["new", AUTH_TOKEN]] * 3 + [["new"]] == seen
+    assert 1 == stages(aws_wire).count("AWSPREVIOUS")
+
+
+def test_a_container_that_saw_a_change_needs_no_version_before(connections: Connections, aws_wire: AwsWire) -> None:
+    """It knows the tokens."""
+    get(connections)
+    store(aws_wire, "new")
+    aws_wire.secret_age = 0
+    refresh(connections)
+
+    assert ["AWSCURRENT"] * 2 == stages(aws_wire)
+    assert ["new", AUTH_TOKEN] == tokens(connections)
+
+
+@pytest.mark.parametrize("previous", [None, "", "{}", "[]"], ids=repr)
+def test_a_version_before_that_is_none_is_no_fault(
+    connections: Connections, aws_wire: AwsWire, previous: str | None
+) -> None:
+    """A secret that was never changed has none."""
+    aws_wire.secret_age = 0
+    if previous is not None:
+        aws_wire.previous["twilio/default"] = previous
+
+    assert [AUTH_TOKEN] == refresh(connections) == tokens(connections)
+    assert ["AWSCURRENT", "AWSPREVIOUS"] == stages(aws_wire)
+
+
+def test_without_time_the_version_before_is_not_read(
+    connections: Connections, aws_wire: AwsWire, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The present one took it."""
+    store(aws_wire, "new")
+    aws_wire.secret_age = 0
+    read = aws_wire._GetSecretValue
+
+    def read_slowly(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        clock.go_on(4)
+        return read(body)
+
+    monkeypatch.setattr(aws_wire, "_GetSecretValue", read_slowly)
+
+    assert (["new"], ["AWSCURRENT"]) == (refresh(connections, seconds=10), stages(aws_wire))
+
+
+# After a 401
+
+
+def test_a_refused_connection_is_read_anew(connections: Connections, aws_wire: AwsWire) -> None:
+    """The secret may have been rotated since."""
+    old = connections.get("twilio/", "default")
+    aws_wire.secrets["twilio/default"] = json.dumps(TOKEN)
+
+    assert (ACCOUNT_SID, AUTH_TOKEN) == connections.renew("twilio/", "default", old).basic_auth
+    assert (ACCOUNT_SID, AUTH_TOKEN) == connections.get("twilio/", "default").basic_auth
+    assert 2 == aws_wire.count("GetSecretValue")
+
+
+def test_many_that_were_refused_make_one_look_up(connections: Connections, aws_wire: AwsWire) -> None:
+    """Whoever comes second finds the new credentials."""
+    old = connections.get("twilio/", "default")
+    aws_wire.secrets["twilio/default"] = json.dumps(TOKEN)
+    with ThreadPoolExecutor(8) as pool:
+        found = set(pool.map(lambda _: connections.renew("twilio/", "default", old).basic_auth, range(8)))
+
+    assert {(ACCOUNT_SID, AUTH_TOKEN)} == found
+    assert 2 == aws_wire.count("GetSecretValue")
+
+
+def test_a_name_that_was_forgotten_can_be_renewed(connections: Connections, aws_wire: AwsWire) -> None:
+    """The memory is bounded."""
+    assert ACCOUNT_SID == connections.renew("twilio/", "default", parse(**TOKEN)).account_sid
+    assert 1 == aws_wire.count("GetSecretValue")
+
+
+def test_a_rotated_secret_is_found_by_a_401(twilio: FaultServer, aws_wire: AwsWire, context: Context) -> None:
+    """The request is tried once more: a 401 was not processed."""
+    from get_sms import handler  # noqa: PLC0415 the handler is what makes the request
+
+    handler({"message_sid": "SM" + "0" * 32}, context)
+    aws_wire.secrets["twilio/default"] = json.dumps(TOKEN)
+    twilio.script(faults.UNAUTHORIZED, faults.OK)
+    handler({"message_sid": "SM" + "0" * 32}, context)
+
+    assert ["SK" + "0" * 32, "SK" + "0" * 32, ACCOUNT_SID] == [
+        request.credentials[0] for request in twilio.requests if request.credentials
+    ]
+
+
+def test_credentials_that_stay_wrong_are_told(twilio: FaultServer, aws_wire: AwsWire, context: Context) -> None:
+    """After one more look and one more try."""
+    from get_sms import handler  # noqa: PLC0415 the handler is what makes the request
+
+    twilio.script(faults.UNAUTHORIZED)
+
+    with pytest.raises(TwilioAuthenticationError, match=r"credentials .HTTP 401, Twilio code 20003, request RQ0"):
+        handler({"message_sid": "SM" + "0" * 32}, context)
+    assert (2, 2) == (len(twilio.requests), aws_wire.count("GetSecretValue"))
+
+
+# After a 401 that followed a refresh
+
+
+def ask(context: Context, **more: Any) -> str:
+    """Ask Twilio for a message, and return how that ended."""
+    from get_sms import handler  # noqa: PLC0415 the handler is what makes the request
+
+    try:
+        handler({"message_sid": "SM" + "0" * 32} | more, context)
+    except ConnectorError as error:
+        return type(error).__name__
+    return "ok"
+
+
+def test_refused_credentials_are_left_alone_for_half_a_minute(
+    twilio: FaultServer,
+    aws_wire: AwsWire,
+    context: Context,
+    clock: Clock,
+    counted: Callable[[str], float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Twilio is not asked again with them; each time that it refuses them is counted."""
+    monkeypatch.setattr(telemetry, "flush", lambda: None)
+    twilio.script(faults.UNAUTHORIZED)
+    counts = []
+    for seconds in (0, 1, 28.9, 0.2):
+        clock.go_on(seconds)
+        assert "TwilioAuthenticationError" == ask(context)
+        counts.append((len(twilio.requests), counted("CredentialsRefused")))
+
+    assert [(2, 1), (2, 1), (2, 1), (4, 2)] == counts
+    assert 3 == aws_wire.count("GetSecretValue")
+
+
+def test_the_error_of_credentials_that_are_left_alone_says_what_twilio_said(
+    twilio: FaultServer, aws_wire: AwsWire, context: Context
+) -> None:
+    """With its code and the request that it refused."""
+    from get_sms import handler  # noqa: PLC0415 the handler is what makes the request
+
+    twilio.script(faults.UNAUTHORIZED)
+    ask(context)
+
+    with pytest.raises(TwilioAuthenticationError, match=r"not tried again .HTTP 401, Twilio code 20003, request RQ0"):
+        handler({"message_sid": "SM" + "0" * 32}, context)
+    assert (2, 2) == (len(twilio.requests), aws_wire.count("GetSecretValue"))
+
+
+def test_mended_credentials_are_found_after_that(
+    twilio: FaultServer, aws_wire: AwsWire, context: Context, clock: Clock
+) -> None:
+    """With the first request after half a minute."""
+    twilio.script(faults.UNAUTHORIZED)
+    ask(context)
+    aws_wire.secrets["twilio/default"] = json.dumps(TOKEN)
+    clock.go_on(30)
+    twilio.reset()
+    twilio.script(faults.UNAUTHORIZED, faults.OK)
+
+    assert "ok" == ask(context)
+    assert ACCOUNT_SID == (twilio.requests[-1].credentials or ("", ""))[0]
+
+
+def test_other_credentials_are_not_left_alone(twilio: FaultServer, aws_wire: AwsWire, context: Context) -> None:
+    """Only those that Twilio refused."""
+    aws_wire.secrets["twilio/other"] = json.dumps(TOKEN)
+    twilio.script(faults.UNAUTHORIZED, faults.UNAUTHORIZED, faults.OK)
+
+    assert "TwilioAuthenticationError" == ask(context)
+    assert "ok" == ask(context, connection="other")
+    assert "TwilioAuthenticationError" == ask(context)
+    assert 3 == len(twilio.requests)
+
+
+def test_a_401_that_a_refresh_mends_leaves_nothing_alone(
+    twilio: FaultServer,
+    aws_wire: AwsWire,
+    context: Context,
+    counted: Callable[[str], float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is the ordinary way in which a rotation is found."""
+    monkeypatch.setattr(telemetry, "flush", lambda: None)
+    get(client.CONNECTIONS)
+    aws_wire.secrets["twilio/default"] = json.dumps(TOKEN)
+    twilio.script(faults.UNAUTHORIZED, faults.OK)
+
+    assert ["ok", "ok"] == [ask(context), ask(context)]
+    assert (3, 0) == (len(twilio.requests), counted("CredentialsRefused"))
+
+
+def test_a_raw_request_is_always_made(twilio: FaultServer, aws_wire: AwsWire, context: Context) -> None:
+    """What it asks for may be refused to good credentials: a standard key may not read keys."""
+    from raw_request import handler  # noqa: PLC0415 the handler is what makes the request
+
+    twilio.script(faults.UNAUTHORIZED)
+    for _ in range(2):
+        with pytest.raises(TwilioAuthenticationError):
+            handler({"method": "GET", "url": "/Accounts/$TWILIO_ACCOUNT_SID/Keys.json"}, context)
+
+    assert (4, 3) == (len(twilio.requests), aws_wire.count("GetSecretValue"))

@@ -1,0 +1,117 @@
+"""Whatever Twilio signs is published as it was posted, whichever parameters it has; its own library signs here."""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import webhook
+
+from tests.aws_wire import AwsWire
+from tests.conftest import Context
+from tests.genuine import DETAIL_TYPES, FORMS, KINDS, OTHER, RECEIVED, TOKEN, Genuine, generate, normal, official
+from tests.mutants import Event, Request, Target, event_1, event_2, posted
+from tests.unit.conftest import ACCOUNT_SID, API_KEY, AUTH_TOKEN
+
+COUNT = 15 * len(KINDS)
+TARGET = Target("https://hook.example", ACCOUNT_SID, AUTH_TOKEN)
+SETTINGS = "x-twilio-webhooks-signature-settings"
+GENUINE = generate(TARGET, COUNT)
+MAPPED = [each for each in GENUINE if each.request.method == "POST" and "&z" not in each.request.query]
+"""What format 1.0 can tell: neither the order of a GET's parameters, nor whether a name came without `=`."""
+
+
+def published(wire: AwsWire) -> list[tuple[str, Any]]:
+    """Return detail-type and parameters of each event, and begin anew."""
+    events = [(entry["DetailType"], json.loads(entry["Detail"])["parameters"]) for entry in wire.entries]
+    wire.calls.clear()
+    return events
+
+
+def wrong(wire: AwsWire, each: Genuine, payload: Callable[[Request], Event]) -> str | None:
+    """Deliver a request, and return what is not as it should be."""
+    answer = webhook.handler(payload(each.request), Context())
+    events = published(wire)
+    if answer["statusCode"] != 200:
+        return f"refused with {answer['statusCode']}"
+    if [normal(parameters) for _, parameters in events] != normal(each.parameters):
+        return f"published otherwise: {events}"
+    kinds = {kind for kind, _ in events}
+    if not kinds <= ({each.detail_type} if each.detail_type else DETAIL_TYPES):
+        return f"published as {kinds}"
+    return None
+
+
+@pytest.mark.parametrize(
+    ("payload", "requests"),
+    [pytest.param(event_2, GENUINE, id="2.0"), pytest.param(event_1, MAPPED, id="1.0")],
+)
+def test_what_twilio_signs_is_published_as_it_was_posted(
+    aws_wire: AwsWire, payload: Callable[[Request], Event], requests: list[Genuine]
+) -> None:
+    """Name by name, value by value, with the detail-type of its kind."""
+    found = [(each.kind, each, reason) for each in requests if (reason := wrong(aws_wire, each, payload))]
+
+    assert [] == found[:3], Counter(kind for kind, *_ in found)
+
+
+def test_the_generated_requests_are_many_and_broad() -> None:
+    """At least 200 of at least 20 kinds, by form, GET and JSON; each detail-type is expected for certain."""
+    certain = Counter(each.detail_type for each in GENUINE if each.detail_type)
+    forms = Counter("GET" if each.request.method == "GET" else each.request.header("content-type") for each in GENUINE)
+
+    assert len(GENUINE) >= 200
+    assert len({each.kind for each in GENUINE}) >= 20
+    assert certain.total() >= 50
+    assert DETAIL_TYPES == certain.keys()
+    assert min(forms["GET"], forms["application/json"], forms["application/x-www-form-urlencoded"]) >= 50
+
+
+def test_the_generated_parameters_are_of_every_sort() -> None:
+    """Empty, dotted, repeated, lower-case, not ASCII, and Twilio's own where they do not usually stand."""
+    every = {name for each in GENUINE if each.kind in FORMS for name in each.parameters[0]}
+
+    assert {"", "meta.customer[id]", "msg", "größe", "A" * 200, "bodySHA256"} <= every
+    assert sum(isinstance(value, list) for each in GENUINE for value in dict(each.parameters[0]).values()) >= 20
+    assert any("CallSid" in each.parameters[0] for each in GENUINE if each.kind == "SMS")
+
+
+def test_a_message_and_two_widgets_that_post_its_sid_are_three_events(aws_wire: AwsWire) -> None:
+    """A Studio flow may post the same text again, about a message that was published before."""
+    (message,) = [each for each in GENUINE[: len(KINDS)] if each.kind == "SMS"]
+    sid = message.parameters[0]["SmsSid"]
+    path = Request(host="hook.example", path="/webhook")
+    widget = official(posted(path, (("MessageSid", sid), ("answer", "yes"))), TARGET)
+    widgets = [widget.with_header(TOKEN, token * 36) for token in "121"]
+    answers = [webhook.handler(event_2(each), Context())["statusCode"] for each in (message.request, *widgets)]
+
+    assert [200] * 4 == answers
+    assert [RECEIVED, OTHER, OTHER] == [kind for kind, _ in published(aws_wire)]
+
+
+def test_a_token_alone_is_no_identity(aws_wire: AwsWire) -> None:
+    """It is not signed: two contents with one token are two events."""
+    path = Request(host="hook.example", path="/webhook")
+    widgets = [official(posted(path, (("answer", each),)), TARGET).with_header(TOKEN, "1" * 36) for each in ("y", "n")]
+    answers = [webhook.handler(event_2(each), Context())["statusCode"] for each in (*widgets, *widgets)]
+
+    assert [200] * 4 == answers
+    assert [{"answer": "y"}, {"answer": "n"}] == [parameters for _, parameters in published(aws_wire)]
+
+
+@pytest.mark.parametrize("algorithm", ["HMAC_SHA1", "HMAC_SHA256"])
+def test_a_shared_key_signs_every_kind(aws_wire: AwsWire, algorithm: str) -> None:
+    """As Twilio's library signs with one; the connection has no auth token, and no other algorithm is tried."""
+    sid, secret = "SK" + "7" * 32, "not-a-shared-secret"
+    own = {name: value for name, value in API_KEY.items() if name != "auth_token"}
+    aws_wire.secrets["twilio/default"] = json.dumps(own | {"shared_keys": {sid: secret}})
+    other = {"HMAC_SHA1": "HMAC_SHA256", "HMAC_SHA256": "HMAC_SHA1"}[algorithm]
+
+    for each in GENUINE[: len(KINDS)]:
+        signed = official(each.request, TARGET._replace(auth_token=secret), algorithm=algorithm)
+        named, wrong = (signed.with_header(SETTINGS, f"key={sid},algorithm={one}") for one in (algorithm, other))
+
+        assert 403 == webhook.handler(event_2(wrong), Context())["statusCode"]
+        assert 200 == webhook.handler(event_2(named), Context())["statusCode"], each.kind
+        assert normal(each.parameters) == [normal(parameters) for _, parameters in published(aws_wire)]
