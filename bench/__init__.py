@@ -8,4 +8,4 @@ RESULTS = Path(__file__).parent / "results"
 
 
 class BenchError(Exception):
-    """Something that a person has to know; the message says what, and what to do about it."""
+    """An error for the person at the terminal: the message says what happened, and what to do."""

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench import FOLDER, ROOT, BenchError, budgets, bulk, cold, cost, report, size, sweep, warm
+from bench.environment import Environment, open_environment
 from bench.samples import Figures
-from bench.stage import Stage, open_stage
 from local import LocalError
 
 ROUNDS = 15
@@ -18,26 +18,26 @@ _PLOTS = ROOT / ".venv-bench" / "bin" / "python"
 
 
 def _few(rounds: int) -> int:
-    """Return how often what takes seconds is measured."""
+    """Return how often measurements are made that take seconds."""
     return max(rounds // 3, 1)
 
 
-GROUPS: dict[str, Callable[[Stage, int], Figures]] = {
+GROUPS: dict[str, Callable[[Environment, int], Figures]] = {
     "cold": cold.measure,
     "warm": warm.measure,
-    "bulk": lambda stage, rounds: bulk.measure(stage, _few(rounds)),
-    "list": lambda stage, rounds: warm.measure_lists(stage, _few(rounds)),
-    "size": lambda stage, _: size.measure(stage),
-    "sweep": lambda stage, rounds: sweep.measure(stage, _few(rounds)),
+    "bulk": bulk.measure,
+    "list": lambda environment, rounds: warm.measure_lists(environment, _few(rounds)),
+    "size": lambda environment, _: size.measure(environment),
+    "sweep": lambda environment, rounds: sweep.measure(environment, _few(rounds)),
 }
-"""What is measured; `all` leaves out the sweep, which says nothing of the code."""
+"""The groups; `all` leaves out the sweep, which does not measure the code."""
 
 
 def main() -> int:
     """Run a command; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("command", choices=["all", "check", "cost", *GROUPS])
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="how often each contestant has its turn")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="how often each candidate has its turn")
     parser.add_argument("--memory", type=int, default=512, help="of cost: MB")
     options = parser.parse_args()
     try:
@@ -59,40 +59,40 @@ def main() -> int:
 
 
 def _measure(groups: list[str], rounds: int) -> None:
-    """Measure groups; print their tables, and the budgets that they tell of."""
+    """Measure groups; print their tables, and the budgets for them."""
     figures: Figures = {}
     files = []
-    with open_stage() as stage:
+    with open_environment() as environment:
         for name in groups:
             began = time.monotonic()
-            found = GROUPS[name](stage, rounds)
+            found = GROUPS[name](environment, rounds)
             figures |= found
             files.append(report.save(name, found))
             print(f"\n{report.tables(found)}\n\n{name}: {time.monotonic() - began:.0f} s", flush=True)
-    told = [verdict for verdict in budgets.judge(budgets.load(), figures) if verdict.ratio is not None]
-    if told:
-        print(f"\n{budgets.table(told, figures)}")
+    measured = [result for result in budgets.evaluate(budgets.load(), figures) if result.ratio is not None]
+    if measured:
+        print(f"\n{budgets.table(measured, figures)}")
     _plot(files)
 
 
 def _check(rounds: int) -> int:
-    """Measure what the budgets need; return 1 where one is not kept."""
+    """Measure what the budgets need; return 1 if one is exceeded."""
     began = time.monotonic()
-    with open_stage() as stage:
+    with open_environment() as environment:
         ready = time.monotonic()
-        figures = size.measure(stage)
-        figures |= cold.measure(stage, rounds, short=True)
-        figures |= warm.measure(stage, rounds, short=True)
-        figures |= bulk.measure(stage, 3, short=True)
+        figures = size.measure(environment)
+        figures |= cold.measure(environment, rounds, short=True)
+        figures |= warm.measure(environment, rounds, short=True)
+        figures |= bulk.measure(environment, rounds, short=True)
     report.save("check", figures)
-    verdicts = budgets.judge(budgets.load(), figures)
-    print(budgets.table(verdicts, figures))
+    results = budgets.evaluate(budgets.load(), figures)
+    print(budgets.table(results, figures))
     print(f"\nSet up in {ready - began:.0f} s, measured in {time.monotonic() - ready:.0f} s.")
-    return 0 if all(verdict.is_kept for verdict in verdicts) else 1
+    return 0 if all(result.is_met for result in results) else 1
 
 
 def _plot(files: list[Path]) -> None:
-    """Plot results, where the environment for it is there."""
+    """Plot results, if the environment for it exists."""
     if _PLOTS.exists():
         command = [str(_PLOTS), "-m", "bench.plots", *map(str, files)]
         variables = {"MPLCONFIGDIR": str(FOLDER), "PATH": os.defpath}

@@ -16,7 +16,7 @@ SECRET = {
 SECRET_NAME = "twilio/default"  # noqa: S105 a name
 
 MESSAGES = 25_000
-"""So many are in the account's list."""
+"""How many messages are in the account's list."""
 
 
 def message(index: int) -> dict[str, Any]:

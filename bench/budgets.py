@@ -14,7 +14,7 @@ FILE = Path(__file__).parent / "budgets.toml"
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """At most so many times as much of one figure as of another."""
+    """The most that the ratio of two figures may be."""
 
     what: str
     than: str
@@ -24,15 +24,15 @@ class Budget:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """What came of a budget; `worst` is the figure that counts, `ratio` None where one was not measured."""
+class Result:
+    """How a budget was met; `worst` is the figure that counts, `ratio` None where one was not measured."""
 
     budget: Budget
     worst: str | None
     ratio: float | None
 
     @property
-    def is_kept(self) -> bool:
+    def is_met(self) -> bool:
         """Whether it was measured and is not more than allowed."""
         return self.ratio is not None and self.ratio <= self.budget.at_most
 
@@ -42,32 +42,32 @@ def load(file: Path = FILE) -> list[Budget]:
     return [Budget(**entry) for entry in tomllib.loads(file.read_text())["budget"]]
 
 
-def judge(budgets: Iterable[Budget], figures: Mapping[str, Samples]) -> list[Verdict]:
-    """Return a verdict on each budget."""
-    return [_judge(budget, figures) for budget in budgets]
+def evaluate(budgets: Iterable[Budget], figures: Mapping[str, Samples]) -> list[Result]:
+    """Return how each budget was met."""
+    return [_evaluate(budget, figures) for budget in budgets]
 
 
-def table(verdicts: Iterable[Verdict], figures: Mapping[str, Samples]) -> str:
-    """Return the verdicts for a terminal."""
+def table(results: Iterable[Result], figures: Mapping[str, Samples]) -> str:
+    """Return the results for a terminal."""
     rows = [["", "what", "than", "measured", "against", "ratio", "budget"]]
-    for verdict in verdicts:
-        budget = verdict.budget
-        of = f" ({verdict.worst.split('/')[1]})" if verdict.worst and "*" in budget.measured else ""
+    for result in results:
+        budget = result.budget
+        of = f" ({result.worst.split('/')[1]})" if result.worst and "*" in budget.measured else ""
         rows.append(
             [
-                "✓" if verdict.is_kept else "✗",
+                "✓" if result.is_met else "✗",
                 budget.what + of,
                 budget.than,
-                _written(figures.get(verdict.worst or "")),
+                _written(figures.get(result.worst or "")),
                 _written(figures.get(budget.against)),
-                "not measured" if verdict.ratio is None else f"{verdict.ratio:.3f}",
+                "not measured" if result.ratio is None else f"{result.ratio:.3f}",
                 f"{budget.at_most:g}",
             ]
         )
     return aligned(rows, numbers=(3, 4, 5, 6))
 
 
-def _judge(budget: Budget, figures: Mapping[str, Samples]) -> Verdict:
+def _evaluate(budget: Budget, figures: Mapping[str, Samples]) -> Result:
     against = figures.get(budget.against)
     ratios = {
         name: ratio(samples, against)
@@ -75,7 +75,7 @@ def _judge(budget: Budget, figures: Mapping[str, Samples]) -> Verdict:
         if against and fnmatchcase(name, budget.measured) and name != budget.against
     }
     worst = max(ratios, key=lambda name: ratios[name], default=None)
-    return Verdict(budget, worst, ratios[worst] if worst else None)
+    return Result(budget, worst, ratios[worst] if worst else None)
 
 
 def _written(samples: Samples | None) -> str:

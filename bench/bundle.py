@@ -1,4 +1,4 @@
-"""What is compared: the functions as they are built, and their peers as `sam build` ships them and compiled."""
+"""What is compared: the functions as they are built, and their baselines as `sam build` ships them and compiled."""
 
 import hashlib
 import os
@@ -20,7 +20,7 @@ from local import processes
 from local.aws import REGION, ROOT_USER
 
 PYTHON = ROOT / ".venv-lambda" / "bin" / "python"
-PEERS = Path(__file__).parent / "peers"
+BASELINES = Path(__file__).parent / "baselines"
 BUILT = ROOT / ".aws-sam" / "build"
 LAYER = BUILT / "TwilioLayer"
 
@@ -30,7 +30,7 @@ _SUB = re.compile(r"\$\{([\w:]+)\}")
 
 
 @dataclass(frozen=True, slots=True)
-class Contestant:
+class Candidate:
     """A handler, where its code is, and its environment."""
 
     name: str
@@ -38,11 +38,11 @@ class Contestant:
     path: tuple[Path, ...]
     environment: Mapping[str, str]
 
-    def set(self, **variables: str) -> "Contestant":
+    def set(self, **variables: str) -> "Candidate":
         """Return it with some variables changed."""
         return replace(self, environment={**self.environment, **variables})
 
-    def reaching_bench(self) -> "Contestant":
+    def with_bench_on_path(self) -> "Candidate":
         """Return it with this package behind its own code."""
         return replace(self, path=(*self.path, ROOT))
 
@@ -52,21 +52,21 @@ class Contestant:
 
 
 def build() -> None:
-    """Build the functions and the peers, where that was not done yet."""
+    """Build the functions and the baselines, if that was not done yet."""
     FOLDER.joinpath("logs").mkdir(parents=True, exist_ok=True)
     with processes.exclusive(ROOT / ".local" / "build.lock"):
         _run("make build", ["make", "build"])
-    for peer in sorted(PEERS.iterdir()):
-        if (peer / "template.yaml").exists():
-            _build_peer(peer)
+    for baseline in sorted(BASELINES.iterdir()):
+        if (baseline / "template.yaml").exists():
+            _build_baseline(baseline)
 
 
 def copy(authority: Path) -> None:
-    """Copy layer and peers, so that they trust the server here; compile one copy of the peer."""
+    """Copy layer and baselines, so that they trust the server here; compile one copy of the baseline."""
     shutil.rmtree(_COPIES, ignore_errors=True)
     shutil.copytree(LAYER, _COPIES / "layer")
-    for peer in ("official_sdk", "bare_requests", "standard_library"):
-        shutil.copytree(_peer_code(peer), _COPIES / peer)
+    for baseline in ("official_sdk", "bare_requests", "standard_library"):
+        shutil.copytree(_baseline_code(baseline), _COPIES / baseline)
     shutil.copytree(_COPIES / "official_sdk", _COPIES / "official_sdk_compiled")
     shutil.copytree(_COPIES / "bare_requests", _COPIES / "bare_requests_compiled")
     for bundle in _COPIES.glob("**/certifi/cacert.pem"):
@@ -77,7 +77,7 @@ def copy(authority: Path) -> None:
         _run("compileall", command)
 
 
-def functions(aws_url: str, twilio_url: str) -> dict[str, Contestant]:
+def functions(aws_url: str, twilio_url: str) -> dict[str, Candidate]:
     """Return the functions of the built template, by the names of their files."""
     template = yaml.safe_load((BUILT / "template.yaml").read_text())
     values = _Values(template, aws_url)
@@ -92,11 +92,11 @@ def functions(aws_url: str, twilio_url: str) -> dict[str, Contestant]:
         variables |= {"TWILIO_API_URL": twilio_url, "AWS_LAMBDA_LOG_FORMAT": "JSON"}
         name = properties["Handler"].partition(".")[0]
         path = (BUILT / properties["CodeUri"], _COPIES / "layer" / "python")
-        found[name] = Contestant(name, properties["Handler"], path, environment(aws_url) | variables)
+        found[name] = Candidate(name, properties["Handler"], path, lambda_environment(aws_url) | variables)
     return found
 
 
-def peers(aws_url: str, twilio_url: str) -> dict[str, Contestant]:
+def baselines(aws_url: str, twilio_url: str) -> dict[str, Candidate]:
     """Return what is compared with the functions."""
     account = {
         "TWILIO_API_URL": twilio_url,
@@ -106,20 +106,20 @@ def peers(aws_url: str, twilio_url: str) -> dict[str, Contestant]:
     }
     sdk = {"TWILIO_API_URL": twilio_url, "TWILIO_SECRET": SECRET_NAME, "POWERTOOLS_SERVICE_NAME": "messages"}
     every = {
-        "peer as shipped": ("app.handler", "official_sdk", sdk),
-        "peer compiled": ("app.handler", "official_sdk_compiled", sdk),
-        "peer, batch": ("batch.handler", "official_sdk_compiled", sdk),
-        "peer, list": ("listing.handler", "official_sdk_compiled", sdk),
+        "baseline as shipped": ("app.handler", "official_sdk", sdk),
+        "baseline compiled": ("app.handler", "official_sdk_compiled", sdk),
+        "baseline, batch": ("batch.handler", "official_sdk_compiled", sdk),
+        "baseline, list": ("listing.handler", "official_sdk_compiled", sdk),
         "bare requests": ("app.handler", "bare_requests_compiled", account),
         "floor": ("app.handler", "standard_library", account),
     }
     return {
-        name: Contestant(name, handler, (_COPIES / folder,), environment(aws_url) | variables)
+        name: Candidate(name, handler, (_COPIES / folder,), lambda_environment(aws_url) | variables)
         for name, (handler, folder, variables) in every.items()
     }
 
 
-def environment(aws_url: str) -> dict[str, str]:
+def lambda_environment(aws_url: str) -> dict[str, str]:
     """Return what Lambda itself sets."""
     return {
         "AWS_ACCESS_KEY_ID": ROOT_USER.access_key_id,
@@ -136,18 +136,18 @@ def environment(aws_url: str) -> dict[str, str]:
         "LANG": "en_US.UTF-8",
         "PATH": "/usr/local/bin:/usr/bin:/bin",
         "PYTHONDONTWRITEBYTECODE": "1",  # Lambda's file system is read-only
-        "SSL_CERT_FILE": str(_COPIES / "authorities.pem"),  # what the system trusts is as much as certifi does
+        "SSL_CERT_FILE": str(_COPIES / "authorities.pem"),  # as many authorities as certifi has
         "TZ": ":UTC",
     }
 
 
-def shipped_peer() -> Path:
-    """Return the peer's folder as `sam build` made it."""
-    return _peer_code("official_sdk")
+def shipped_baseline() -> Path:
+    """Return the baseline's folder as `sam build` made it."""
+    return _baseline_code("official_sdk")
 
 
 class _Values:
-    """What a template's expressions are with the parameters' defaults."""
+    """The values of a template's expressions with the parameters' defaults."""
 
     def __init__(self, template: Mapping[str, Any], aws_url: str) -> None:
         self._parameters = template["Parameters"]
@@ -180,25 +180,25 @@ class _Values:
         )
 
 
-def _build_peer(peer: Path) -> None:
-    """Run `sam build` for a peer that has changed since."""
+def _build_baseline(baseline: Path) -> None:
+    """Run `sam build` for a baseline that has changed since."""
     content = hashlib.sha256()
-    for file in sorted(path for path in peer.iterdir() if path.is_file()):
+    for file in sorted(path for path in baseline.iterdir() if path.is_file()):
         content.update(file.name.encode() + b"\0" + file.read_bytes())
-    built = FOLDER / "peers" / peer.name
+    built = FOLDER / "baselines" / baseline.name
     stamp = built.with_suffix(".built")
     if stamp.exists() and stamp.read_text() == content.hexdigest():
         return
     machine = "arm64" if platform.machine() in {"aarch64", "arm64"} else "x86_64"
-    options = ["--template-file", peer / "template.yaml", "--build-dir", built]
+    options = ["--template-file", baseline / "template.yaml", "--build-dir", built]
     options += ["--parameter-overrides", f"Architecture={machine}"]
-    _run(f"sam build of {peer.name}", [ROOT / ".venv-sam" / "bin" / "sam", "build", *options])
+    _run(f"sam build of {baseline.name}", [ROOT / ".venv-sam" / "bin" / "sam", "build", *options])
     stamp.write_text(content.hexdigest())
 
 
-def _peer_code(peer: str) -> Path:
-    """Return the folder of a peer's only function."""
-    template = FOLDER / "peers" / peer / "template.yaml"
+def _baseline_code(baseline: str) -> Path:
+    """Return the folder of a baseline's only function."""
+    template = FOLDER / "baselines" / baseline / "template.yaml"
     [function] = yaml.safe_load(template.read_text())["Resources"].values()
     return template.parent / str(function["Properties"]["CodeUri"])
 
@@ -211,10 +211,10 @@ def _run(what: str, command: list[object]) -> None:
     processes.run(processes.Job(what, command, variables, ROOT), log, _BUILD_SECONDS)
 
 
-def start_worker(contestant: Contestant, *arguments: str) -> subprocess.Popen[str]:
+def start_worker(candidate: Candidate, *arguments: str) -> subprocess.Popen[str]:
     """Start a process that does one thing as often as asked."""
     command = [str(PYTHON), "-m", "bench.worker", *arguments]
-    variables = contestant.reaching_bench().command_environment()
+    variables = candidate.with_bench_on_path().command_environment()
     return subprocess.Popen(
         command, env=variables, cwd=FOLDER, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

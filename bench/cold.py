@@ -1,15 +1,16 @@
-"""Cold starts: initialisation, first invocation and peak memory of each function, beside its peers."""
+"""Cold starts: initialisation, first invocation and peak memory of each function, beside its baselines."""
 
 from functools import partial
 from typing import Any, NamedTuple
 
 from bench import BenchError, events
-from bench.bundle import Contestant
+from bench.bundle import Candidate
 from bench.emulator import Emulator
+from bench.environment import Environment
 from bench.samples import Figures, Samples, in_turns
-from bench.stage import Stage
 
 _MB = 1024 * 1024
+_BACKGROUND = "rotate_connection"  # the one with boto3
 
 
 class Start(NamedTuple):
@@ -21,17 +22,17 @@ class Start(NamedTuple):
     fault: str | None
 
 
-def measure(stage: Stage, rounds: int, *, short: bool = False) -> Figures:
-    """Start every function and peer in turns; the first round only fills the machine's caches."""
-    functions = stage.cold_functions
-    contestants = {name: partial(start, function, events.first(name)) for name, function in functions.items()}
-    others = {"peer as shipped": events.api(0), "peer compiled": events.api(0), "floor": events.sms(0)}
+def measure(environment: Environment, rounds: int, *, short: bool = False) -> Figures:
+    """Start every function and baseline in turns; the first round only fills the machine's caches."""
+    functions = environment.cold_functions
+    candidates = {name: partial(start, function, events.first(name)) for name, function in functions.items()}
+    others = {"baseline as shipped": events.api(0), "baseline compiled": events.api(0), "floor": events.sms(0)}
     if not short:
         others |= {"bare requests": events.sms(0)}
     for name, event in others.items():
-        contestants[name] = partial(start, stage.cold_peers[name], event)
-    in_turns(contestants, 1)
-    results = in_turns(contestants, rounds)
+        candidates[name] = partial(start, environment.cold_baselines[name], event)
+    in_turns(candidates, 1)
+    results = in_turns(candidates, rounds)
     for name in ("send_sms", *others):
         if fault := results[name][0].fault:
             raise BenchError(f"The first invocation of {name} failed: {fault}.")
@@ -40,13 +41,13 @@ def measure(stage: Stage, rounds: int, *, short: bool = False) -> Figures:
         if name in {"send_sms", *others}:
             figures |= _figures(f"cold/{name}", starts)
         if name in {*functions, "floor"}:
-            figures |= _figures(f"functions/{name}", starts)
+            figures |= _figures(f"{'background' if name == _BACKGROUND else 'functions'}/{name}", starts)
     return figures
 
 
-def start(contestant: Contestant, event: Any) -> Start:
+def start(candidate: Candidate, event: Any) -> Start:
     """Start one environment, and invoke it once."""
-    with Emulator(contestant) as emulator:
+    with Emulator(candidate) as emulator:
         answer = emulator.invoke(event)
         first = emulator.invocations_ms[0]
         return Start(emulator.init_ms, first, emulator.peak_bytes / _MB, events.fault(answer))

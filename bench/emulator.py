@@ -14,7 +14,7 @@ from typing import Any, Self
 import psutil
 
 from bench import FOLDER, ROOT, BenchError
-from bench.bundle import PYTHON, Contestant
+from bench.bundle import PYTHON, Candidate
 from bench.worker import peak_bytes
 from local import loopback
 from local.processes import free_port
@@ -32,9 +32,9 @@ _LOG_SECONDS = 5
 class Emulator:
     """One environment of a function: initialised by its first invocation, as on demand at AWS."""
 
-    def __init__(self, contestant: Contestant, start: Sequence[str] = ("-m", "awslambdaric")) -> None:
+    def __init__(self, candidate: Candidate, start: Sequence[str] = ("-m", "awslambdaric")) -> None:
         """`start` is what Python is to run."""
-        self._contestant = contestant
+        self._candidate = candidate
         self._start = start
         self._log = FOLDER / "logs" / "emulator.log"
         self._invocations = 0
@@ -50,8 +50,8 @@ class Emulator:
         port, api = free_port(), free_port()
         self._url = f"http://127.0.0.1:{port}/2015-03-31/functions/function/invocations"
         command = [str(_PROGRAM), "--runtime-interface-emulator-address", f"127.0.0.1:{port}"]
-        command += ["--runtime-api-address", f"127.0.0.1:{api}", str(PYTHON), *self._start, self._contestant.handler]
-        variables = self._contestant.command_environment() | {"LAMBDA_TASK_ROOT": str(self._contestant.path[0])}
+        command += ["--runtime-api-address", f"127.0.0.1:{api}", str(PYTHON), *self._start, self._candidate.handler]
+        variables = self._candidate.command_environment() | {"LAMBDA_TASK_ROOT": str(self._candidate.path[0])}
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(command, env=variables, cwd=FOLDER, stdout=log, stderr=log)
         deadline = time.monotonic() + _START_SECONDS
@@ -80,12 +80,12 @@ class Emulator:
     @property
     def init_ms(self) -> float:
         """How long the initialisation took."""
-        return self._told(_INIT, 1)[0]
+        return self._values_from_log(_INIT, 1)[0]
 
     @property
     def invocations_ms(self) -> list[float]:
         """How long each invocation took, of which Lambda bills the next whole millisecond."""
-        return self._told(_INVOKE, self._invocations)
+        return self._values_from_log(_INVOKE, self._invocations)
 
     @property
     def peak_bytes(self) -> int:
@@ -93,11 +93,11 @@ class Emulator:
         [process] = psutil.Process(self._process.pid).children()
         return peak_bytes(process.pid)
 
-    def _told(self, pattern: re.Pattern[str], count: int) -> list[float]:
+    def _values_from_log(self, pattern: re.Pattern[str], count: int) -> list[float]:
         """Wait until the log says something so many times."""
         deadline = time.monotonic() + _LOG_SECONDS
         while len(found := pattern.findall(Path(self._log).read_text(errors="replace"))) < count:
             if time.monotonic() > deadline:
-                raise BenchError(f"{self._contestant.name} does not do what it should; its log is {self._log}.")
+                raise BenchError(f"{self._candidate.name} does not do what it should; its log is {self._log}.")
             time.sleep(0.002)
         return [float(value) for value in found]

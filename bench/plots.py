@@ -17,15 +17,15 @@ import matplotlib.pyplot as plt
 OURS, THEIRS = "#c0392b", "#7f8c8d"
 _ACROSS = 3
 _GROWS = 50
-_THEIRS = ("peer", "bare", "floor", "RequestValidator", "ideal")
+_THEIRS = ("baseline", "bare", "floor", "RequestValidator", "ideal")
 
 
 def plot(file: Path) -> list[Path]:
-    """Make one picture of each group in a file of results: a part for each figure, a bar for each contestant."""
+    """Make one picture of each group in a file of results: a part for each figure, a bar for each candidate."""
     groups: dict[str, dict[str, dict[str, Any]]] = defaultdict(lambda: defaultdict(dict))
     for name, samples in json.loads(file.read_text())["figures"].items():
-        group, contestant, measured = name.split("/")
-        groups[group][f"{measured} ({samples['unit']})"][contestant] = samples
+        group, candidate, measured = name.split("/")
+        groups[group][f"{measured} ({samples['unit']})"][candidate] = samples
     return [_picture(file.with_name(f"{group}.png"), group, parts) for group, parts in groups.items()]
 
 
@@ -36,9 +36,9 @@ def _picture(path: Path, group: str, parts: dict[str, dict[str, Any]]) -> Path:
     figure, axes = plt.subplots(down, across, figsize=size, squeeze=False, layout="constrained")
     for axis in axes.flat[len(parts) :]:
         axis.remove()
-    for axis, (measured, contestants) in zip(axes.flat, parts.items(), strict=False):
-        draw = _line if all(name[0].isdigit() for name in contestants) else _bars
-        draw(axis, contestants)
+    for axis, (measured, candidates) in zip(axes.flat, parts.items(), strict=False):
+        draw = _line if all(name[0].isdigit() for name in candidates) else _bars
+        draw(axis, candidates)
         axis.set_title(measured, fontsize=10)
         axis.spines[["top", "right"]].set_visible(False)
     figure.suptitle(group)
@@ -47,10 +47,10 @@ def _picture(path: Path, group: str, parts: dict[str, dict[str, Any]]) -> Path:
     return path
 
 
-def _line(axis: Any, contestants: dict[str, Any]) -> None:
-    """Draw what grows: the contestants' names are amounts."""
-    amounts = [int(name.split()[0]) for name in contestants]
-    medians = [samples["median"] for samples in contestants.values()]
+def _line(axis: Any, candidates: dict[str, Any]) -> None:
+    """Draw what grows: the candidates' names are amounts."""
+    amounts = [int(name.split()[0]) for name in candidates]
+    medians = [samples["median"] for samples in candidates.values()]
     axis.plot(amounts, medians, "o-", color=OURS)
     axis.set_xscale("log")
     if amounts[-1] / amounts[0] >= medians[-1] / medians[0] > _GROWS:
@@ -59,14 +59,14 @@ def _line(axis: Any, contestants: dict[str, Any]) -> None:
         axis.set_ylim(bottom=0)
     axis.set_xticks(amounts, [f"{amount:,}" for amount in amounts], fontsize=8)
     axis.minorticks_off()
-    axis.set_xlabel(next(iter(contestants)).split()[1])
+    axis.set_xlabel(next(iter(candidates)).split()[1])
 
 
-def _bars(axis: Any, contestants: dict[str, Any]) -> None:
-    names = list(contestants)
-    medians = [samples["median"] for samples in contestants.values()]
-    low = [samples["median"] - samples["min"] for samples in contestants.values()]
-    high = [samples["max"] - samples["median"] for samples in contestants.values()]
+def _bars(axis: Any, candidates: dict[str, Any]) -> None:
+    names = list(candidates)
+    medians = [samples["median"] for samples in candidates.values()]
+    low = [samples["median"] - samples["min"] for samples in candidates.values()]
+    high = [samples["max"] - samples["median"] for samples in candidates.values()]
     colours = [THEIRS if name.startswith(_THEIRS) else OURS for name in names]
     bars = axis.barh(names, medians, xerr=(low, high), color=colours, error_kw={"elinewidth": 0.8, "capsize": 2})
     axis.bar_label(bars, labels=list(map(written, medians)), padding=3, fontsize=8)

@@ -1,4 +1,4 @@
-"""What is said of figures: tables on the terminal, JSON for later."""
+"""Reports of figures: tables on the terminal, and JSON files."""
 
 import json
 import platform
@@ -18,11 +18,11 @@ BASES = {
     "signature": "RequestValidator",
     "bulk": "ideal",
     "growth": "1000 messages",
-    "list": "peer",
-    "size": "peer as shipped",
+    "list": "baseline",
+    "size": "baseline as shipped",
     "sweep": "1769 MB",
 }
-"""With what each group's figures are compared in its table."""
+"""The candidate with which each group's figures are compared in its table."""
 
 
 def tables(figures: Mapping[str, Samples]) -> str:
@@ -36,15 +36,15 @@ def _table(group: str, figures: Mapping[str, Samples]) -> str:
     rows = [[group, "figure", "median", "min", "max", "unit", "n", f"to {base}"]]
     before = ""
     for name, samples in figures.items():
-        of, contestant, measured = name.split("/")
+        of, candidate, measured = name.split("/")
         if of != group:
             continue
         against = figures.get(f"{group}/{base}/{measured}")
         times = f"{samples.median / against.median:.2f}" if against and against.median else ""
         spread = [figure(samples.low), figure(samples.high)] if len(samples.values) > 1 else ["", ""]
-        shown = "" if contestant == before else contestant
+        shown = "" if candidate == before else candidate
         rows.append([shown, measured, figure(samples.median), *spread, samples.unit, str(len(samples.values)), times])
-        before = contestant
+        before = candidate
     return aligned(rows, numbers=(2, 3, 4, 6, 7))
 
 

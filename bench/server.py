@@ -1,4 +1,4 @@
-"""Twilio and AWS on loopback, fast and without faults: what they cost is the same for all who ask.
+"""Twilio and AWS on loopback, fast and without faults: they cost the same for all candidates.
 
 Run as a process of its own, which prints where it listens. Twilio speaks TLS; AWS is what the functions ask of
 DynamoDB (with conditions), Secrets Manager, SQS and EventBridge. `GET /bench` at the AWS address tells what came,
@@ -33,7 +33,7 @@ class Load:
         self.reset()
 
     def reset(self) -> None:
-        """Forget what was."""
+        """Reset the counts."""
         self.requests = self.now = self.most = 0
         self._area = 0.0
         self._first = self._changed = 0.0
@@ -48,17 +48,22 @@ class Load:
         self.most = max(self.most, self.now)
         self.requests += by > 0
 
-    def told(self) -> dict[str, float]:
-        """Return the count, the most at a time, and the mean over time."""
+    def summary(self) -> dict[str, float]:
+        """Return the count, the most at a time, the mean over time, and how many seconds one took on average."""
         seconds = self._changed - self._first
-        return {"requests": self.requests, "most": self.most, "mean": self._area / seconds if seconds else 0}
+        return {
+            "requests": self.requests,
+            "most": self.most,
+            "mean": self._area / seconds if seconds else 0,
+            "seconds": self._area / self.requests if self.requests else 0,
+        }
 
 
 class Twilio:
     """Twilio's Messages resource."""
 
     def __init__(self) -> None:
-        """Have no messages sent; the list is that of an account which has many."""
+        """Start without sent messages; the list is that of an account with many."""
         self.latency = 0.0
         self.load = Load()
         self._sent = 0
@@ -94,7 +99,7 @@ class Twilio:
 
 
 class Aws:
-    """What the functions ask of AWS."""
+    """The AWS services that the functions call."""
 
     def __init__(self, twilio: Twilio) -> None:
         """Have empty tables."""
@@ -112,19 +117,22 @@ class Aws:
         return status, json.dumps(answer).encode()
 
     def _control(self, target: str) -> dict[str, Any]:
-        told = {"twilio": self._twilio.load.told(), "aws": self.load.told()}
+        load = {"twilio": self._twilio.load.summary(), "aws": self.load.summary()}
         if query := parse_qs(urlsplit(target).query):
             for side, name in ((self._twilio, "twilio"), (self, "aws")):
                 side.latency = float(query[name][0])
                 side.load.reset()
             self._items.clear()
-        return told
+        return load
 
     def _operation(self, name: str, asked: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         answer: dict[str, Any] = {}
         match name:
             case "PutItem":
                 return self._put(asked)
+            case "TransactWriteItems":
+                for each in asked["TransactItems"]:
+                    self._put(each["Put"])
             case "GetItem":
                 item = self._items.get((asked["TableName"], asked["Key"]["id"]["S"]))
                 answer = {"Item": item} if item else {}
@@ -169,7 +177,7 @@ class Connection(asyncio.Protocol):
             self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """Answer a request that is whole."""
+        """Answer a complete request."""
         self._data += data
         end = self._data.find(b"\r\n\r\n") + 4
         if end < 4:  # noqa: PLR2004 not found

@@ -5,19 +5,19 @@ from io import BytesIO
 from pathlib import Path
 
 from bench import bundle
+from bench.environment import Environment
 from bench.samples import Figures, Samples
-from bench.stage import Stage
 
 _MB = 1024 * 1024
 
 
-def measure(stage: Stage) -> Figures:
-    """Zip the layer, a function's code and the peer, as `sam deploy` does."""
+def measure(environment: Environment) -> Figures:
+    """Zip the layer, a function's code and the baseline, as `sam deploy` does."""
     folders = {
         "layer": bundle.LAYER,
-        "a function": stage.functions["send_sms"].path[0],
-        "peer as shipped": bundle.shipped_peer(),
-        "peer compiled": stage.peers["peer compiled"].path[0],
+        "a function": environment.functions["send_sms"].path[0],
+        "baseline as shipped": bundle.shipped_baseline(),
+        "baseline compiled": environment.baselines["baseline compiled"].path[0],
     }
     figures: Figures = {}
     for name, folder in folders.items():

@@ -11,8 +11,8 @@ from typing import NamedTuple
 from bench import BenchError, events
 from bench.bulk import AWS_SECONDS, TWILIO_SECONDS
 from bench.emulator import Emulator
+from bench.environment import Environment
 from bench.samples import Figures, Samples, in_turns
-from bench.stage import Stage
 
 SIZES = (128, 256, 512, 768, 1024, 1769)  # MB
 FULL = 1769
@@ -37,11 +37,11 @@ class Run(NamedTuple):
     memory: float
 
 
-def measure(stage: Stage, rounds: int, sizes: tuple[int, ...] = SIZES) -> Figures:
+def measure(environment: Environment, rounds: int, sizes: tuple[int, ...] = SIZES) -> Figures:
     """Take all sizes in turns; Twilio and AWS have the latencies of bulk."""
-    stage.latencies(TWILIO_SECONDS, AWS_SECONDS)
+    environment.latencies(TWILIO_SECONDS, AWS_SECONDS)
     figures: Figures = {}
-    for size, runs in in_turns({str(size): partial(_run, stage, size) for size in sizes}, rounds).items():
+    for size, runs in in_turns({str(size): partial(_run, environment, size) for size in sizes}, rounds).items():
         name = f"sweep/{size} MB"
         figures[f"{name}/init"] = Samples(tuple(run.init for run in runs), "ms")
         figures[f"{name}/first"] = Samples(tuple(run.first for run in runs), "ms")
@@ -56,17 +56,17 @@ def measure(stage: Stage, rounds: int, sizes: tuple[int, ...] = SIZES) -> Figure
     return figures
 
 
-def _run(stage: Stage, size: int) -> Run:
+def _run(environment: Environment, size: int) -> Run:
     with _quota(size) as processes:
-        contestant = stage.functions["send_sms"].set(
+        candidate = environment.functions["send_sms"].set(
             BENCH_QUOTA=str(processes), AWS_LAMBDA_FUNCTION_MEMORY_SIZE=str(size)
         )
-        with Emulator(contestant.reaching_bench(), _START) as emulator:
+        with Emulator(candidate.with_bench_on_path(), _START) as emulator:
             invocations = [events.api(0)]
             invocations += [events.api(index) for index in range(_CALLS)]
             invocations += [events.api_with_key(os.getpid() + index) for index in range(_CALLS)]
             invocations += [events.records(1 + index * _BATCH, _BATCH) for index in range(_CALLS)]
-            stage.latencies(TWILIO_SECONDS, AWS_SECONDS)
+            environment.latencies(TWILIO_SECONDS, AWS_SECONDS)
             for event in invocations:
                 if fault := events.fault(emulator.invoke(event)):
                     raise BenchError(f"An invocation at {size} MB failed: {fault}.")

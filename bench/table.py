@@ -11,7 +11,7 @@ def aligned(rows: Sequence[Sequence[str]], *, numbers: Sequence[int] = ()) -> st
 
 
 def figure(value: float) -> str:
-    """Return a number with the digits that mean something."""
+    """Return a number with its significant digits."""
     for digits, least in enumerate((100, 10, 1)):
         if abs(value) >= least:
             return f"{value:,.{digits}f}"

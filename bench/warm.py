@@ -1,4 +1,4 @@
-"""Warm invocations: time of our own code, beside the peer and bare requests to the same server."""
+"""Warm invocations: time of our own code, beside the baseline and bare requests to the same server."""
 
 import json
 import subprocess
@@ -8,26 +8,26 @@ from functools import partial
 from typing import NamedTuple
 
 from bench import BenchError
-from bench.bundle import Contestant, start_worker
+from bench.bundle import Candidate, start_worker
+from bench.environment import Environment
 from bench.samples import Figures, Samples, in_turns
-from bench.stage import Stage
 
 _MB = 1024 * 1024
 _CALLS = 40
 _VALIDATIONS = 2000
 
 
-class Work(NamedTuple):
-    """What a worker is to do."""
+class Workload(NamedTuple):
+    """What a worker runs, and how often."""
 
-    contestant: Contestant
+    candidate: Candidate
     arguments: tuple[str, ...]
     times: int
     warm_up: int = 2
 
 
-class Done(NamedTuple):
-    """What a worker tells: seconds per time, and the peak of memory in bytes."""
+class Measurement(NamedTuple):
+    """What a worker reports: seconds per time, and the peak of memory in bytes."""
 
     wall: float
     cpu: float
@@ -42,8 +42,8 @@ class Worker:
         self._name = name
         self._process = process
 
-    def run(self, count: int, warm_up: int) -> Done:
-        """Let it be done."""
+    def run(self, count: int, warm_up: int) -> Measurement:
+        """Run the workload so many times, after a warm-up."""
         if self._process.stdin is None or self._process.stdout is None:
             raise BenchError("A worker has no pipes.")
         self._process.stdin.write(json.dumps({"count": count, "warm_up": warm_up}) + "\n")
@@ -51,36 +51,36 @@ class Worker:
         line = self._process.stdout.readline()
         if not line:
             raise BenchError(f"{self._name} failed; the traceback is above.")
-        return Done(**json.loads(line))
+        return Measurement(**json.loads(line))
 
 
 @contextmanager
-def worker(name: str, work: Work) -> Iterator[Worker]:
+def worker(name: str, workload: Workload) -> Iterator[Worker]:
     """Start a worker for the time of a `with` block."""
-    with start_worker(work.contestant, *work.arguments) as process:
+    with start_worker(workload.candidate, *workload.arguments) as process:
         try:
             yield Worker(name, process)
         finally:
             process.kill()
 
 
-def measure(stage: Stage, rounds: int, *, short: bool = False) -> Figures:
+def measure(environment: Environment, rounds: int, *, short: bool = False) -> Figures:
     """Let workers take turns: calls of each shape, and signatures."""
-    stage.latencies()
-    works = {f"warm/{name}": work for name, work in _calls(stage, short=short).items()}
-    works |= {f"signature/{name}": work for name, work in _signatures(stage).items()}
-    return _figures(works, rounds)
+    environment.latencies()
+    workloads = {f"warm/{name}": workload for name, workload in _calls(environment, short=short).items()}
+    workloads |= {f"signature/{name}": workload for name, workload in _signatures(environment).items()}
+    return _figures(workloads, rounds)
 
 
-def _calls(stage: Stage, *, short: bool) -> dict[str, Work]:
-    def call(contestant: Contestant, shape: str) -> Work:
-        return Work(contestant, ("calls", contestant.handler, shape), _CALLS)
+def _calls(environment: Environment, *, short: bool) -> dict[str, Workload]:
+    def call(candidate: Candidate, shape: str) -> Workload:
+        return Workload(candidate, ("calls", candidate.handler, shape), _CALLS)
 
-    send_sms, webhook = stage.functions["send_sms"], stage.functions["webhook"]
+    send_sms, webhook = environment.functions["send_sms"], environment.functions["webhook"]
     budgeted = {
         "send_sms, API": call(send_sms, "api"),
-        "bare requests": call(stage.peers["bare requests"], "direct"),
-        "peer, API": call(stage.peers["peer compiled"], "api"),
+        "bare requests": call(environment.baselines["bare requests"], "direct"),
+        "baseline, API": call(environment.baselines["baseline compiled"], "api"),
         "send_sms, API with key": call(send_sms, "api_with_key"),
     }
     if short:
@@ -88,53 +88,57 @@ def _calls(stage: Stage, *, short: bool) -> dict[str, Work]:
     return budgeted | {
         "send_sms, direct": call(send_sms, "direct"),
         "send_sms, SQS record": call(send_sms, "sqs"),
-        "peer, SQS record": call(stage.peers["peer, batch"], "sqs"),
+        "baseline, SQS record": call(environment.baselines["baseline, batch"], "sqs"),
         "webhook, form": call(webhook, "webhook_form"),
         "webhook, JSON": call(webhook, "webhook_json"),
     }
 
 
-def _signatures(stage: Stage) -> dict[str, Work]:
+def _signatures(environment: Environment) -> dict[str, Workload]:
     return {
-        "ours": Work(stage.functions["webhook"], ("validations", "ours"), _VALIDATIONS, 50),
-        "RequestValidator": Work(stage.peers["peer compiled"], ("validations", "official"), _VALIDATIONS, 50),
+        "ours": Workload(environment.functions["webhook"], ("validations", "ours"), _VALIDATIONS, 50),
+        "RequestValidator": Workload(
+            environment.baselines["baseline compiled"], ("validations", "official"), _VALIDATIONS, 50
+        ),
     }
 
 
-def _figures(works: Mapping[str, Work], rounds: int) -> Figures:
+def _figures(workloads: Mapping[str, Workload], rounds: int) -> Figures:
     with ExitStack() as stack:
-        workers = {name: stack.enter_context(worker(name, work)) for name, work in works.items()}
-        turns = {name: partial(workers[name].run, work.times, work.warm_up) for name, work in works.items()}
+        workers = {name: stack.enter_context(worker(name, workload)) for name, workload in workloads.items()}
+        turns = {
+            name: partial(workers[name].run, workload.times, workload.warm_up) for name, workload in workloads.items()
+        }
         in_turns(turns, 2)
         results = in_turns(turns, rounds)
     figures: Figures = {}
-    for name, dones in results.items():
-        figures[f"{name}/wall"] = Samples(tuple(done.wall * 1e6 for done in dones), "µs")
-        figures[f"{name}/cpu"] = Samples(tuple(done.cpu * 1e6 for done in dones), "µs")
-        if name.startswith(("warm/send_sms", "warm/peer")):
+    for name, measurements in results.items():
+        figures[f"{name}/wall"] = Samples(tuple(measurement.wall * 1e6 for measurement in measurements), "µs")
+        figures[f"{name}/cpu"] = Samples(tuple(measurement.cpu * 1e6 for measurement in measurements), "µs")
+        if name.startswith(("warm/send_sms", "warm/baseline")):
             bare = results["warm/bare requests"]
-            beyond = (done.cpu - least.cpu for done, least in zip(dones, bare, strict=True))
+            beyond = (measurement.cpu - least.cpu for measurement, least in zip(measurements, bare, strict=True))
             figures[f"{name}/cpu beyond bare requests"] = Samples(tuple(each * 1e6 for each in beyond), "µs")
     return figures
 
 
-def measure_lists(stage: Stage, rounds: int) -> Figures:
+def measure_lists(environment: Environment, rounds: int) -> Figures:
     """List all messages of an account, each time in a new process."""
-    stage.latencies()
-    works = {
-        "list_sms": Work(stage.functions["list_sms"], ("lists", "list_sms.handler"), 1, 0),
-        "peer": Work(stage.peers["peer, list"], ("lists", "listing.handler"), 1, 0),
+    environment.latencies()
+    workloads = {
+        "list_sms": Workload(environment.functions["list_sms"], ("lists", "list_sms.handler"), 1, 0),
+        "baseline": Workload(environment.baselines["baseline, list"], ("lists", "listing.handler"), 1, 0),
     }
 
-    def once(name: str) -> Done:
-        with worker(name, works[name]) as process:
-            return process.run(works[name].times, works[name].warm_up)
+    def once(name: str) -> Measurement:
+        with worker(name, workloads[name]) as process:
+            return process.run(workloads[name].times, workloads[name].warm_up)
 
-    turns = {name: partial(once, name) for name in works}
+    turns = {name: partial(once, name) for name in workloads}
     in_turns(turns, 1)  # the server makes its pages once
     figures: Figures = {}
-    for name, dones in in_turns(turns, rounds).items():
-        figures[f"list/{name}/time"] = Samples(tuple(done.wall for done in dones), "s")
-        figures[f"list/{name}/cpu"] = Samples(tuple(done.cpu for done in dones), "s")
-        figures[f"list/{name}/memory"] = Samples(tuple(done.memory / _MB for done in dones), "MB")
+    for name, measurements in in_turns(turns, rounds).items():
+        figures[f"list/{name}/time"] = Samples(tuple(measurement.wall for measurement in measurements), "s")
+        figures[f"list/{name}/cpu"] = Samples(tuple(measurement.cpu for measurement in measurements), "s")
+        figures[f"list/{name}/memory"] = Samples(tuple(measurement.memory / _MB for measurement in measurements), "MB")
     return figures

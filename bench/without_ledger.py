@@ -8,11 +8,11 @@ from importlib import import_module
 from typing import Any
 
 
-def _post(twilio: Any, send: Any) -> Any:
-    return sending.post(twilio, send.form)
+def _post(twilio: Any, _: Any, send: Any) -> Any:
+    return sending.post_message(twilio, send.form)
 
 
 if __name__ == "__main__":
-    sending: Any = import_module("twilio_connector.sending")
-    sending.at_most_once = _post
+    sending: Any = import_module("twilio_connector.messaging.sender")
+    sending.send_at_most_once = _post
     runpy.run_module("awslambdaric", run_name="__main__", alter_sys=True)

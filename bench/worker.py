@@ -1,6 +1,6 @@
-"""Do one thing in this process as often as asked, and tell what it took.
+"""Do one thing in this process as often as asked, and report the time and memory.
 
-Run by the interpreter of Lambda's runtime with a contestant's path and environment. Commands come as lines of JSON
+Run by the interpreter of Lambda's runtime with a candidate's path and environment. Commands come as lines of JSON
 on standard input, answers go to standard output; what the code at work prints is thrown away.
 """
 
@@ -20,7 +20,7 @@ from bench.account import AUTH_TOKEN, MESSAGES, PHONE
 SECONDS = 300
 
 type Job = Callable[[int], tuple[Callable[[], object], ...]]
-"""Return what is to be done for so many times, prepared as far as it is not to be measured."""
+"""Return the job for this many times, with everything prepared that is not to be measured."""
 
 
 class Context:
@@ -66,9 +66,10 @@ def validations(name: str) -> Job:
         validator = importlib.import_module("twilio.request_validator").RequestValidator(AUTH_TOKEN)
         check = partial(validator.validate, url, form, signature)
     else:
-        verify = importlib.import_module("twilio_connector.signature").verify
+        ours = importlib.import_module("twilio_connector.webhooks.signature")
         fields = {name: [value] for name, value in form.items()}
-        check = partial(verify, signature, [url], fields, [AUTH_TOKEN])
+        key = ours.Key(AUTH_TOKEN)
+        check = partial(lambda: ours.matches(signature, ours.signed_text(url, fields), key))
 
     def genuine() -> dict[str, object]:
         if not check():
@@ -100,22 +101,23 @@ def lists(name: str) -> Job:
 
 def ledger_writes() -> Job:
     """Make the two writes of a keyed send, and nothing else."""
-    ledger = importlib.import_module("twilio_connector.ledger")
-    table = ledger.Ledger(os.environ["LEDGER_TABLE"])
+    idempotency = importlib.import_module("twilio_connector.messaging.idempotency")
+    store = importlib.import_module("twilio_connector.messaging.idempotency_store")
+    table = store.IdempotencyStore(os.environ["LEDGER_TABLE"])
     numbers = _numbers()
 
     def both(index: int) -> dict[str, object]:
-        claim = ledger.new_claim(
+        claim = idempotency.new_claim(
             idempotency_key=f"alone-{index}",
             connection="default",
             caller="sqs",
             same="0" * 64,
             sms=events.sms(index),
-            sought=ledger.Sought(to=PHONE, body=events.sms(index)["message"]),
+            sought=idempotency.MessageMatch(to=PHONE, body=events.sms(index)["message"]),
             lease_seconds=60,
         )
-        record = table.write(ledger.Claim(claim, resend=False))
-        table.write(ledger.Accepted({"sid": f"SM{index:032x}"}), record)
+        record = table.write(idempotency.ClaimRequested(claim, resend=False))
+        table.write(idempotency.Accepted({"sid": f"SM{index:032x}"}), record)
         return {}
 
     return lambda count: tuple(partial(both, next(numbers)) for _ in range(count))
@@ -130,7 +132,7 @@ JOBS: dict[str, Callable[..., Job]] = {
 
 
 def _numbers() -> Iterator[int]:
-    """Count from where no other process does."""
+    """Count from a number that no other process begins at."""
     return iter(range(os.getpid() * 1_000_000, sys.maxsize))
 
 
@@ -156,7 +158,7 @@ def peak_bytes(pid: int | str = "self") -> int:
 
 
 def main(name: str, *arguments: str) -> None:
-    """Do what the lines say."""
+    """Carry out the commands."""
     out = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     job = JOBS[name](*arguments)

@@ -1,4 +1,4 @@
-"""Where the contestants meet: servers on loopback, certificates, what is stored at AWS."""
+"""The environment of all candidates: servers on loopback, certificates, and stored items and secrets."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import yaml
 
 from bench import FOLDER, ROOT, bundle
 from bench.account import SECRET, SECRET_NAME
-from bench.bundle import Contestant
+from bench.bundle import Candidate
 from local import loopback, processes
 from local.aws import REGION, client
 
@@ -23,26 +23,26 @@ _MINISTACK = "ministack"
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
-    """All that a benchmark needs; `functions` and `peers` take `aws_url` for AWS, `cold_*` take ministack."""
+class Environment:
+    """All that a benchmark needs; `functions` and `baselines` take `aws_url` for AWS, `cold_*` take ministack."""
 
     aws_url: str
-    functions: Mapping[str, Contestant]
-    peers: Mapping[str, Contestant]
-    cold_functions: Mapping[str, Contestant]
-    cold_peers: Mapping[str, Contestant]
+    functions: Mapping[str, Candidate]
+    baselines: Mapping[str, Candidate]
+    cold_functions: Mapping[str, Candidate]
+    cold_baselines: Mapping[str, Candidate]
 
     def latencies(self, twilio: float = 0, aws: float = 0) -> None:
-        """Let the servers wait so many seconds before each answer, and count anew."""
+        """Let the servers wait for this many seconds before each answer, and reset their counts."""
         loopback.request("GET", f"{self.aws_url}/bench?twilio={twilio}&aws={aws}")
 
     def load(self) -> Any:
-        """Return what came to the servers since then, and how much of it at a time."""
+        """Return the requests that the servers got since then, and how many at the same time."""
         return loopback.request("GET", f"{self.aws_url}/bench").json()
 
 
 @contextmanager
-def open_stage() -> Iterator[Stage]:
+def open_environment() -> Iterator[Environment]:
     """Build what is compared, and start the servers for the time of a `with` block."""
     with processes.exclusive(FOLDER / "lock", busy=_BUSY):
         bundle.build()
@@ -53,12 +53,12 @@ def open_stage() -> Iterator[Stage]:
         bundle.copy(FOLDER / "ca.pem")
         with _server(str(certificate)) as ports, _ministack() as ministack:
             aws_url, twilio_url = f"http://127.0.0.1:{ports['aws']}", f"https://127.0.0.1:{ports['twilio']}"
-            yield Stage(
+            yield Environment(
                 aws_url,
                 bundle.functions(aws_url, twilio_url),
-                bundle.peers(aws_url, twilio_url),
+                bundle.baselines(aws_url, twilio_url),
                 bundle.functions(ministack, twilio_url),
-                bundle.peers(ministack, twilio_url),
+                bundle.baselines(ministack, twilio_url),
             )
 
 
@@ -94,13 +94,13 @@ def _ministack() -> Iterator[str]:
     processes.start(FOLDER, processes.Job(_MINISTACK, [program], variables, FOLDER))
     try:
         processes.wait_until_answers(FOLDER, _MINISTACK, f"{url}/_ministack/health")
-        _furnish(url)
+        _seed(url)
         yield url
     finally:
         processes.stop(FOLDER, _MINISTACK)
 
 
-def _furnish(url: str) -> None:
+def _seed(url: str) -> None:
     client("secretsmanager", url).create_secret(Name=SECRET_NAME, SecretString=json.dumps(SECRET))
     for name, resource in yaml.safe_load((bundle.BUILT / "template.yaml").read_text())["Resources"].items():
         properties = resource.get("Properties", {})
