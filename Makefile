@@ -2,10 +2,10 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test unit integration planted torture bench bench-check lint format local local-down build deploy lock clean
+.PHONY: help demo test unit integration mutation-test chaos planted torture bench bench-check check lint format policy pictures local local-down shell build deploy lock clean
 MAKEFLAGS += --no-print-directory
 
-# Nothing is written outside this folder, but packages into their caches.
+# Nothing is written outside this folder, except packages into their caches.
 export SAM_CLI_TELEMETRY := 0
 export __SAM_CLI_APP_DIR := $(CURDIR)/.local/sam
 export UV_PYTHON_DOWNLOADS := never
@@ -18,38 +18,47 @@ UV = .venv/bin/uv
 RUN = .venv/bin/python -m
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' Makefile
 
 demo:  ## Deploy on this machine, send and receive messages, say where to look
 	@+$(MAKE) --silent $(PARALLEL) $(LOCAL)
 	@$(RUN) local demo
 
-local:  ## Leave the stack running on this machine (.local/stack.json says where)
+local:  ## Leave the stack running on this machine
 	@+$(MAKE) --silent $(PARALLEL) $(LOCAL)
 	@$(RUN) local up
+
+shell: .venv-aws/synced  ## Open a shell in which the documentation's commands speak to the stack on this machine
+	@[ -e .local/env ] || { echo "No stack runs here: start one with 'make local'." >&2; exit 1; }
+	@bash --rcfile local/bashrc -i; true
 
 local-down: .venv/synced  ## End the stack on this machine
 	@$(RUN) local down
 
 test:  ## Run all tests, with coverage
 	@+$(MAKE) --silent $(PARALLEL) $(TESTS)
-	@+$(MAKE) unit integration
+	@$(RUN) pytest --no-header $(ON_ALL_CORES) --cov --cov-report=term tests/unit
+	@+$(MAKE) integration
 
-unit: .venv/synced  ## Run the tests that need no stack, with coverage
-	@$(RUN) pytest --no-header --cov --cov-report=term tests/unit
+unit: .venv/synced  ## Run the tests that need no stack, but the exhaustive ones
+	@$(RUN) pytest --no-header $(ON_ALL_CORES) -m "not exhaustive" tests/unit
 
 integration:  ## Run the tests on the stack on this machine
 	@+$(MAKE) --silent $(PARALLEL) $(TESTS)
 	@$(RUN) pytest --no-header tests --ignore=tests/unit
 
-planted: .venv/synced  ## Plant bugs in a copy, and see the test fail that each names
-	@$(RUN) tests.planted
+mutation-test: .venv/synced  ## Plant bugs in a copy, and check that the test that each names fails
+	@$(RUN) tests.mutation
 
-torture:  ## Send thousands of messages while everything fails, and judge (SHORT=1: hundreds; SEED=7: repeat a run)
+chaos:  ## Send thousands of messages while everything fails, and check the results (SHORT=1: hundreds; SEED=7: repeat one)
 	@+$(MAKE) --silent $(PARALLEL) $(LOCAL)
-	@$(RUN) tests.torture $(if $(SHORT),--short) $(if $(SEED),--seed $(SEED))
+	@$(RUN) tests.chaos $(if $(SHORT),--short) $(if $(SEED),--seed $(SEED))
 
-bench:  ## Measure everything beside what users would write instead: a table, plots, bench/results (ONLY=cold: one group)
+# The old names of two targets, for one release.
+planted: mutation-test
+torture: chaos
+
+bench:  ## Measure everything, beside what users would write instead: a table, plots, bench/results (ONLY=cold: one group)
 	@+$(MAKE) --silent $(PARALLEL) $(BENCH) .venv-bench/synced
 	@$(RUN) bench $(or $(ONLY),all)
 
@@ -57,19 +66,29 @@ bench-check:  ## Measure what the budgets need, and fail beyond them
 	@+$(MAKE) --silent $(PARALLEL) $(BENCH)
 	@$(RUN) bench check
 
+check:  ## Run all that must pass before a change lands: lint, test, mutation-test, chaos, bench-check
+	@.ci/run
+
 lint:  ## Check code, types, template, lock files
 	@+$(MAKE) --silent $(PARALLEL) .venv/synced .venv-sam/synced .venv-lint/synced
 	@.venv/bin/python .ci/lint.py
 
-format: .venv/synced  ## Format the code, mend what can be mended
+format: .venv/synced  ## Format the code, fix what can be fixed
 	@.venv/bin/ruff check --fix-only --quiet
 	@.venv/bin/ruff format
+
+policy: .venv/synced .venv-sam/synced .venv-lint/synced  ## Write examples/deployer-policy.json anew, from the template
+	@$(RUN) local.rights
 
 build: .venv-sam/synced  ## Build the functions and the layer
 	@$(SAM) build
 
-deploy: build  ## Deploy to AWS, asking for the parameters
-	@$(SAM) deploy --guided
+deploy: build  ## Deploy to AWS, asking once whether the changes may be made
+	@$(SAM) deploy
+
+pictures: .venv/synced  ## Draw the documentation's pictures anew, the terminal's from a run of the demo
+	@.venv/bin/python .ci/pictures.py
+	@.venv/bin/python .ci/terminal.py
 
 lock: .venv/synced  ## Write the lock files anew (UPGRADE=1: with the newest versions)
 	@mkdir -p .local
@@ -90,12 +109,14 @@ clean:  ## End the stack, delete everything that these targets made
 # uv, which fills them in seconds.
 
 LOCAL = .venv/synced .venv-sam/synced .venv-ministack/synced .venv-lambda/synced
-TESTS = $(LOCAL) .venv-aws/synced
+TESTS = $(LOCAL) .venv-aws/synced .venv-lint/synced .venv-oldest/synced
 BENCH = $(LOCAL)
+# Not among pytest's own options: to start the workers takes longer than one test.
+ON_ALL_CORES = --numprocesses logical --dist worksteal
 PARALLEL = $(if $(findstring jobserver,$(MAKEFLAGS)),,-j4)
 # In this order: dev is bound to the versions of uv and of the layer.
 LOCKS = requirements/uv.txt layers/twilio/requirements.txt \
-	$(patsubst %.in,%.txt,$(filter-out requirements/uv.in,$(wildcard requirements/*.in) $(wildcard bench/peers/*/*.in)))
+	$(patsubst %.in,%.txt,$(filter-out requirements/uv.in,$(wildcard requirements/*.in) $(wildcard bench/baselines/*/*.in)))
 COMPILE = $(UV) pip compile --quiet --universal --python-version 3.13 --generate-hashes --no-header $(if $(UPGRADE),--upgrade)
 
 # An environment whose interpreter is gone is made anew.

@@ -7,4 +7,4 @@ FOLDER = ROOT / ".local"  # of the stack that `make local` leaves running
 
 
 class LocalError(Exception):
-    """Something that a person has to know; the message says what, and what to do about it."""
+    """An error for the person at the terminal: the message says what happened, and what to do."""

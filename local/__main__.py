@@ -8,7 +8,7 @@ from collections.abc import Callable
 from botocore.exceptions import BotoCoreError, ClientError
 from requests import RequestException
 
-from local import FOLDER, LocalError, stack
+from local import FOLDER, ROOT, LocalError, stack
 from local.console import Console
 from local.demo import Demo
 
@@ -24,9 +24,7 @@ usage: python -m local up | down | demo
 def up(console: Console) -> None:
     """Leave the stack running."""
     running = stack.up(report=console)
-    console.say()
-    console.say(f"The stack runs; {FOLDER / 'stack.json'} says where. 'make local-down' ends it.")
-    console.say(f"Twilio's inspector: {running['twilio']['url']}")
+    _say_what_next(running, console)
 
 
 def down(console: Console) -> None:
@@ -39,16 +37,27 @@ def demo(console: Console) -> None:
     try:
         running = stack.up(report=console)
         Demo(running, console).run()
-        console.say()
-        console.say(f"All of it is in Twilio's inspector: {running['twilio']['url']}")
-        console.say(f"Logs of all parts: {FOLDER / 'logs'}")
         if os.environ.get("CI"):
+            console.say()
             console.say("The stack ends here, since CI is set.")
         else:
-            console.say("The stack still runs. 'make local-down' ends it.")
+            _say_what_next(running, console)
     finally:
         if os.environ.get("CI"):
             stack.down()
+
+
+def _say_what_next(running: stack.Stack, console: Console) -> None:
+    console.say()
+    console.say("The stack runs. In the shell that 'make shell' opens, every command of the")
+    console.say("documentation works as it is written; this one sends a message:")
+    console.say()
+    console.say('  api --json @events/send_sms.json "$ActionsApiUrl/messages"')
+    console.say()
+    console.say(f"  look    {running['twilio']['url']}  what Twilio's emulator sent and received")
+    console.say(f"          {(FOLDER / 'logs').relative_to(ROOT)}  the logs of all parts")
+    console.say("  read    docs/start.md")
+    console.say("  end     make local-down")
 
 
 COMMANDS: dict[str, Callable[[Console], None]] = {"up": up, "down": down, "demo": demo}

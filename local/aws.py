@@ -1,4 +1,4 @@
-"""Speak to the AWS emulator, whatever is set up for AWS on this machine."""
+"""Call the AWS emulator, whatever is configured for AWS on this machine."""
 
 import os
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ REGION = "us-east-1"
 
 
 class Identity(NamedTuple):
-    """Whose requests these are."""
+    """The identity that signs requests."""
 
     access_key_id: str
     secret_access_key: str

@@ -7,43 +7,58 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Collection, Iterator, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from local import ROOT, LocalError, processes
-from local.aws import REGION, ROOT_USER, client
+import yaml
+
+from local import ROOT, LocalError, deployer, emulators, processes
+from local.aws import REGION, client
 
 STACK_NAME = "twilio-connector-local"
 BUILT = ROOT / ".aws-sam" / "build"
 
 _SAM = ROOT / ".venv-sam" / "bin" / "sam"
 _SECONDS = 300
-_RUNTIME = re.compile(r"^( *Runtime: )python3\.13$", re.MULTILINE)
+_RUNTIME = "python3.13"
+_LIMITS = tomllib.loads(Path(__file__).with_name("limits.toml").read_text())
+LEFT_OUT: dict[str, str] = _LIMITS["left_out"]
+"""The parts of the template that the emulator does not get, as patterns of places, and why."""
+REFUSED: dict[str, str] = _LIMITS["refused"]
+"""Parameters that can be changed at AWS only, and why."""
 
 
-def build(folder: Path) -> None:
-    """Run `sam build`, and prepare what it made for the emulator."""
+def build(folder: Path) -> list[str]:
+    """Run `sam build`, and prepare what it made for the emulator; return what the emulator does not get."""
     with processes.exclusive(ROOT / ".local" / "build.lock"):
         options = ["--cached", "--parallel", "--parameter-overrides", *_overrides({})]
         job = processes.Job("sam build", [_SAM, "build", *options], _environment(), ROOT)
-        processes.run(job, processes.log_of(folder, "build"), _SECONDS)
-        prepare(folder, BUILT)
+        processes.run(job, processes.log_path(folder, "build"), _SECONDS)
+        return prepare(folder, BUILT)
 
 
-def prepare(folder: Path, built: Path) -> None:
-    """Copy what was built, and put the functions on AWS's own runtime client.
+def prepare(folder: Path, built: Path, left_out: Collection[str] = LEFT_OUT.keys()) -> list[str]:
+    """Copy what was built, without what the emulator refuses, and put the functions on AWS's own runtime client.
 
-    The emulator's own Python runtime loses the classes of errors.
+    The output with the Actions API's address gets the one that it has on the emulator.
+    Returns the patterns of what was left out. The emulator's own Python runtime loses the classes of errors.
     """
     prepared = folder / "build"
     shutil.rmtree(prepared, ignore_errors=True)
     shutil.copytree(built, prepared)
     template = prepared / "template.yaml"
-    text, count = _RUNTIME.subn(r"\1provided.al2023", template.read_text())
-    if not count:
-        raise LocalError(f"{template} has no function with 'Runtime: python3.13': was the template changed?")
-    template.write_text(text)
+    content = yaml.safe_load(template.read_text())
+    found = list(leave_out(content["Resources"], left_out))
+    defaults = content["Globals"]["Function"]
+    if defaults["Runtime"] != _RUNTIME:
+        raise LocalError(f"{template} has no 'Runtime: {_RUNTIME}' for all functions: was the template changed?")
+    defaults["Runtime"] = "provided.al2023"
+    address = f"{emulators.url(folder, 'ministack')}/_aws/execute-api/${{ActionsApi}}"
+    content["Outputs"]["ActionsApiUrl"]["Value"] = {"Fn::Sub": address}
+    template.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
     python = ROOT / ".venv-lambda" / "bin" / "python"
     if not python.exists():
         raise LocalError(f"{python} is missing: 'make local' installs it.")
@@ -53,44 +68,90 @@ def prepare(folder: Path, built: Path) -> None:
         # The same for every deployment, so that it changes no function's hash.
         bootstrap.write_text(f"#!/bin/sh\nexec {shlex.join(map(str, start))}\n")
         bootstrap.chmod(0o755)
+    return found
 
 
-def deploy(folder: Path, endpoint_url: str, parameters: Mapping[str, str]) -> dict[str, str]:
+def leave_out(resources: dict[str, Any], patterns: Collection[str]) -> Iterator[str]:
+    """Remove what is at places that match a pattern; yield the patterns that matched.
+
+    A place is `<type>/<name>/<key>/<key>...`, with numbers for the items of a list, or the Sid of a policy's statement.
+    """
+    found = set()
+    for name, resource in list(resources.items()):
+        place = f"{resource['Type']}/{name}"
+        matched = {pattern for pattern in patterns if fnmatchcase(place, pattern)}
+        if matched:
+            del resources[name]
+        found |= matched or _leave_out(resource, place, patterns)
+    yield from sorted(found)
+
+
+def _leave_out(tree: Any, place: str, patterns: Collection[str]) -> set[str]:
+    found: set[str] = set()
+    for key, value in reversed(list(tree.items() if isinstance(tree, dict) else enumerate(tree))):
+        inner = f"{place}/{value.get('Sid', key) if isinstance(value, dict) else key}"
+        matched = {pattern for pattern in patterns if fnmatchcase(inner, pattern)}
+        if matched:
+            del tree[key]
+        elif isinstance(value, dict | list):
+            matched = _leave_out(value, inner, patterns)
+            if matched and not value:
+                del tree[key]  # an operator without a key is no condition
+        found |= matched
+    return found
+
+
+def deploy(
+    folder: Path, endpoint_url: str, parameters: Mapping[str, str], stack_name: str = STACK_NAME
+) -> dict[str, str]:
     """Run `sam deploy` and create the APIs' routes; return the stack's outputs.
 
     Parameters that are not named keep the values they have.
     """
-    environment = _environment() | {
-        "AWS_ACCESS_KEY_ID": ROOT_USER.access_key_id,
-        "AWS_SECRET_ACCESS_KEY": ROOT_USER.secret_access_key,
-        "AWS_ENDPOINT_URL": endpoint_url,
-        "SAM_CLI_POLL_DELAY": "0.2",
-    }
-    options = ["--template-file", "template.yaml", "--stack-name", STACK_NAME, "--region", REGION]
+    options = ["--template-file", "template.yaml", "--region", REGION]
     options += ["--resolve-s3", "--capabilities", "CAPABILITY_IAM", "--no-confirm-changeset"]
     options += ["--no-fail-on-empty-changeset", "--no-progressbar"]
     options += ["--parameter-overrides", *_overrides(parameters)]
-    job = processes.Job("sam deploy", [_SAM, "deploy", *options], environment, folder / "build")
-    processes.run(job, processes.log_of(folder, "deploy"), _SECONDS)
+    sam(folder, endpoint_url, stack_name, "deploy", *options)
+    # What the emulator does not do is done as root.
     cloudformation = client("cloudformation", endpoint_url)
-    outputs = _outputs(cloudformation)
-    apis = Apis(cloudformation, endpoint_url)
+    outputs = _outputs(cloudformation, stack_name)
+    apis = Apis(cloudformation, endpoint_url, stack_name)
     apis.create_routes()
     if "WebhookBaseUrl" not in parameters and outputs["WebhookUrl"] != f"{apis.url('WebhookApi')}/webhook":
         # An address that is known only now, as a custom domain's is.
-        _set_parameter(cloudformation, "WebhookBaseUrl", apis.url("WebhookApi"))
-        outputs = _outputs(cloudformation)
-    _mend_event_sources(endpoint_url)
-    return outputs | {"ActionsApiUrl": apis.url("ActionsApi")}
+        set_parameters(cloudformation, {"WebhookBaseUrl": apis.url("WebhookApi")}, stack_name)
+        outputs = _outputs(cloudformation, stack_name)
+    _fix_event_sources(endpoint_url)
+    return outputs
+
+
+def sam(
+    folder: Path,
+    endpoint_url: str,
+    stack_name: str,
+    command: str,
+    *options: str,
+    policy: dict[str, Any] | None = None,
+) -> None:
+    """Run a command of SAM's on a stack as the deployer; raises LocalError if it fails.
+
+    `policy` is instead of the deployer's.
+    """
+    environment = _environment() | deployer.credentials(endpoint_url, stack_name, policy)
+    environment |= {"AWS_ENDPOINT_URL": endpoint_url, "SAM_CLI_POLL_DELAY": "0.2"}
+    line = [_SAM, command, "--stack-name", stack_name, *options]
+    job = processes.Job(f"sam {command}", line, environment, folder / "build")
+    processes.run(job, processes.log_path(folder, command), _SECONDS)
 
 
 class Apis:
     """The template's HTTP APIs, whose OpenAPI body the emulator does not import."""
 
-    def __init__(self, cloudformation: Any, endpoint_url: str) -> None:
-        resources = cloudformation.describe_stack_resources(StackName=STACK_NAME)["StackResources"]
+    def __init__(self, cloudformation: Any, endpoint_url: str, stack_name: str) -> None:
+        resources = cloudformation.describe_stack_resources(StackName=stack_name)["StackResources"]
         self._ids = {resource["LogicalResourceId"]: resource["PhysicalResourceId"] for resource in resources}
-        processed = cloudformation.get_template(StackName=STACK_NAME, TemplateStage="Processed")
+        processed = cloudformation.get_template(StackName=stack_name, TemplateStage="Processed")
         self._resources = processed["TemplateBody"]["Resources"]
         self._gateway = client("apigatewayv2", endpoint_url)
         self._endpoint_url = endpoint_url
@@ -135,13 +196,13 @@ class Apis:
         """Return the ARN of the function's alias that an integration's URI names."""
         logical = re.search(r"functions/\$\{(\w+)\}/invocations", uri)
         if logical is None:
-            raise LocalError(f"The local stack cannot read the integration {uri}: mend local/deploy.py.")
+            raise LocalError(f"The local stack cannot read the integration {uri}: fix local/deploy.py.")
         arn: str = self._ids[logical[1]]
         return arn
 
 
-def _mend_event_sources(endpoint_url: str) -> None:
-    """Make numbers of the limits that the emulator took from parameters as text, and then stumbles over."""
+def _fix_event_sources(endpoint_url: str) -> None:
+    """Convert limits to numbers: the emulator takes them from parameters as text, and then fails on them."""
     functions = client("lambda", endpoint_url)
     for mapping in functions.list_event_source_mappings()["EventSourceMappings"]:
         if scaling := mapping.get("ScalingConfig"):
@@ -154,35 +215,35 @@ def _mend_event_sources(endpoint_url: str) -> None:
             )
 
 
-def _outputs(cloudformation: Any) -> dict[str, str]:
-    outputs = cloudformation.describe_stacks(StackName=STACK_NAME)["Stacks"][0]["Outputs"]
+def _outputs(cloudformation: Any, stack_name: str) -> dict[str, str]:
+    outputs = cloudformation.describe_stacks(StackName=stack_name)["Stacks"][0]["Outputs"]
     return {output["OutputKey"]: output["OutputValue"] for output in outputs}
 
 
-def _set_parameter(cloudformation: Any, name: str, value: str) -> None:
-    """Change one parameter of the deployed stack."""
-    stack = cloudformation.describe_stacks(StackName=STACK_NAME)["Stacks"][0]
+def set_parameters(cloudformation: Any, values: Mapping[str, str], stack_name: str) -> None:
+    """Change parameters of a deployed stack, and nothing else; raises WaiterError if the deployment fails."""
+    stack = cloudformation.describe_stacks(StackName=stack_name)["Stacks"][0]
     others = [parameter["ParameterKey"] for parameter in stack["Parameters"]]
     cloudformation.update_stack(
-        StackName=STACK_NAME,
+        StackName=stack_name,
         UsePreviousTemplate=True,
         Capabilities=["CAPABILITY_IAM", "CAPABILITY_AUTO_EXPAND"],
         Parameters=[
-            {"ParameterKey": name, "ParameterValue": value},
-            *({"ParameterKey": other, "UsePreviousValue": True} for other in others if other != name),
+            *({"ParameterKey": name, "ParameterValue": value} for name, value in values.items()),
+            *({"ParameterKey": other, "UsePreviousValue": True} for other in others if other not in values),
         ],
     )
     waiter = cloudformation.get_waiter("stack_update_complete")
-    waiter.wait(StackName=STACK_NAME, WaiterConfig={"Delay": 0.2, "MaxAttempts": 300})
+    waiter.wait(StackName=stack_name, WaiterConfig={"Delay": 0.2, "MaxAttempts": 300})
 
 
 def _overrides(parameters: Mapping[str, str]) -> list[str]:
-    given = {"Architecture": _architecture()} | dict(parameters)
+    given = {"Architecture": architecture()} | dict(parameters)
     # In quotes, or it would take no value that is empty or has a space.
     return [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in given.items()]
 
 
-def _architecture() -> str:
+def architecture() -> str:
     """Return this machine's processor, as Lambda calls it."""
     names = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "arm64", "arm64": "arm64"}
     try:

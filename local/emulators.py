@@ -19,24 +19,13 @@ _INSTALL_SECONDS = 120
 
 
 def start(folder: Path) -> None:
-    """Start both on free ports of the loopback address."""
-    ports = {name: processes.free_port() for name in NAMES}
-    (folder / "ports.json").write_text(json.dumps(ports))
+    """Start both on the loopback address, on the ports that they had before unless somebody else has those now."""
+    ports = choose_ports(folder)
     for name in ("layers", "tmp"):  # of an earlier ministack, whose layers had the same ARNs
         shutil.rmtree(folder / name, ignore_errors=True)
     (folder / "tmp").mkdir()
     _start_ministack(folder, ports["ministack"])
     _start_emulate(folder, ports["emulate"])
-
-
-def restart_emulate(folder: Path) -> None:
-    """End Twilio's emulator and start it on the same port: it forgets its messages, and the requests that it counts.
-
-    Its number no longer calls the webhook.
-    """
-    processes.stop(folder, "emulate")
-    _start_emulate(folder, json.loads((folder / "ports.json").read_text())["emulate"])
-    processes.wait_until_answers(folder, "emulate", _health(folder, "emulate"))
 
 
 def wait(folder: Path) -> None:
@@ -45,7 +34,7 @@ def wait(folder: Path) -> None:
         processes.wait_until_answers(folder, name, _health(folder, name))
 
 
-def are_well(folder: Path) -> bool:
+def are_healthy(folder: Path) -> bool:
     """Tell whether both run and answer."""
     alive = all(processes.is_alive(folder, name) for name in NAMES)
     return alive and all(processes.answers(_health(folder, name)) for name in NAMES)
@@ -61,6 +50,18 @@ def url(folder: Path, name: str) -> str:
     """Return the address of one."""
     ports = json.loads((folder / "ports.json").read_text())
     return f"http://127.0.0.1:{ports[name]}"
+
+
+def choose_ports(folder: Path) -> dict[str, int]:
+    """Return the ports that the stack had before, but for those on which somebody else listens now; note them."""
+    file = folder / "ports.json"
+    known: dict[str, int] = json.loads(file.read_text()) if file.exists() else {}
+    ports = {
+        name: known[name] if name in known and processes.is_free(known[name]) else processes.free_port()
+        for name in NAMES
+    }
+    file.write_text(json.dumps(ports))
+    return ports
 
 
 def _health(folder: Path, name: str) -> str:
@@ -97,7 +98,7 @@ def _start_emulate(folder: Path, port: int) -> None:
 
 
 def _install_emulate() -> Path:
-    """Install emulate where that was not done yet; return the Node.js that runs it."""
+    """Install emulate if that was not done yet; return the Node.js that runs it."""
     with processes.exclusive(ROOT / ".local" / "emulate.lock"):
         node, npm = _node()
         wanted = ROOT / "local" / "emulate" / "package-lock.json"
@@ -124,13 +125,13 @@ def _node() -> tuple[Path, Path]:
 
 
 def _run(job: processes.Job, name: str) -> None:
-    log = processes.log_of(ROOT / ".local", name)
+    log = processes.log_path(ROOT / ".local", name)
     log.parent.mkdir(exist_ok=True)
     processes.run(job, log, _INSTALL_SECONDS)
 
 
 def _version(node: str) -> int:
-    """Return the major version; 0 of what does not run."""
+    """Return the major version, or 0 if the program does not run."""
     try:
         answer = subprocess.run([node, "--version"], capture_output=True, text=True, timeout=10, check=True)
         return int(answer.stdout.removeprefix("v").partition(".")[0])

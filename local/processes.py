@@ -36,9 +36,20 @@ def free_port() -> int:
     return port
 
 
+def is_free(port: int) -> bool:
+    """Tell whether a server can listen on a port of the loopback address."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do, past connections that just ended
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
 @contextmanager
 def exclusive(path: Path, *, busy: str | None = None) -> Iterator[None]:
-    """Hold a lock; where another process has it, wait, or raise `busy`."""
+    """Hold a lock; if another process has it, wait, or raise `busy`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         try:
@@ -60,50 +71,50 @@ class Job(NamedTuple):
 def run(job: Job, log: Path, seconds: int) -> None:
     """Run a program to its end; its output goes to the log."""
     with log.open("wb") as output:
-        process = _begin(job, output)
+        process = _spawn(job, output)
     try:
         code = process.wait(seconds)
     except subprocess.TimeoutExpired:
-        raise LocalError(f"{job.what} took longer than {seconds} s; {_end_of(log)}") from None
+        raise LocalError(f"{job.what} took longer than {seconds} s; {_tail(log)}") from None
     finally:
         if process.returncode is None:
             _signal(process.pid, signal.SIGKILL)
             process.wait()
     if code:
-        raise LocalError(f"{job.what} failed; {_end_of(log)}")
+        raise LocalError(f"{job.what} failed; {_tail(log)}")
 
 
 def start(folder: Path, job: Job) -> None:
     """Start a server."""
-    with (folder / f"{job.what}.pid").open("a+") as lock, log_of(folder, job.what).open("wb") as output:
+    with (folder / f"{job.what}.pid").open("a+") as lock, log_path(folder, job.what).open("wb") as output:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        process = _begin(job, output, pass_fds=[lock.fileno()])
+        process = _spawn(job, output, pass_fds=[lock.fileno()])
         _children[process.pid] = process
         lock.truncate(0)
         lock.write(str(process.pid))
 
 
-def log_of(folder: Path, name: str) -> Path:
+def log_path(folder: Path, name: str) -> Path:
     """Return where the output of a program goes."""
     return folder / "logs" / f"{name}.log"
 
 
 def wait_until_answers(folder: Path, name: str, url: str) -> None:
     """Wait for a server to answer."""
-    log = log_of(folder, name)
+    log = log_path(folder, name)
     deadline = time.monotonic() + _START_SECONDS
     while not answers(url):
         if not is_alive(folder, name):
             if _PORT_TAKEN.search(log.read_text(errors="replace")):
                 raise LocalError(f"Another program took the port of {name}, {url}: try again.")
-            raise LocalError(f"{name} ended as soon as it was started; {_end_of(log)}")
+            raise LocalError(f"{name} ended as soon as it was started; {_tail(log)}")
         if time.monotonic() > deadline:
-            raise LocalError(f"{name} does not answer at {url}; {_end_of(log)}")
+            raise LocalError(f"{name} does not answer at {url}; {_tail(log)}")
         time.sleep(_POLL_SECONDS)
 
 
 def answers(url: str) -> bool:
-    """Tell whether a server is well."""
+    """Tell whether a server answers, and with success."""
     try:
         return loopback.request("GET", url, timeout=5).ok
     except requests.RequestException:
@@ -128,7 +139,7 @@ def stop(folder: Path, name: str) -> bool:
     ran = is_alive(folder, name)
     if ran:
         pid = int(pid_file.read_text())
-        for number in (signal.SIGTERM, signal.SIGKILL):  # the second is for what it left behind, too
+        for number in (signal.SIGTERM, signal.SIGKILL):  # the second signal is also for processes that it left behind
             _signal(pid, number)
             deadline = time.monotonic() + _STOP_SECONDS
             while is_alive(folder, name) and time.monotonic() < deadline:
@@ -139,7 +150,7 @@ def stop(folder: Path, name: str) -> bool:
     return ran
 
 
-def _begin(job: Job, output: IO[bytes], *, pass_fds: Sequence[int] = ()) -> subprocess.Popen[bytes]:
+def _spawn(job: Job, output: IO[bytes], *, pass_fds: Sequence[int] = ()) -> subprocess.Popen[bytes]:
     """Start a process at the head of a group of its own, out of reach of Ctrl-C."""
     try:
         return subprocess.Popen(
@@ -163,7 +174,7 @@ def _signal(group: int, number: signal.Signals) -> None:
         os.killpg(group, number)
 
 
-def _end_of(log: Path) -> str:
+def _tail(log: Path) -> str:
     """Return the last lines of a log, and where it is."""
     lines = log.read_text(errors="replace").rstrip().splitlines()[-_LAST_LINES:]
     return f"the end of {log}:\n" + "\n".join(f"    {line}" for line in lines)

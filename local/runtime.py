@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-# What Lambda gives to a function, and the emulator in its place; nothing else that is set here gets through.
-_GIVEN = [
+# The variables that Lambda gives to a function, and the emulator in its place. No other variable is passed on.
+_PASSED_THROUGH = [
     "AWS_ACCESS_KEY_ID",
     "AWS_DEFAULT_REGION",
     "AWS_ENDPOINT_URL",
@@ -48,7 +48,7 @@ def redirect(folder: Path, url: str | None) -> None:
 
 def main(folder: Path) -> None:
     """Become AWS's runtime client; `folder` is the stack's, where layers are unpacked."""
-    given = {name: os.environ[name] for name in _GIVEN if name in os.environ}
+    given = {name: os.environ[name] for name in _PASSED_THROUGH if name in os.environ}
     configuration = _configuration(given)
     unpacked = [_unpacked(layer["Arn"], given, folder / "layers") for layer in configuration.get("Layers", [])]
     # In /opt a later layer's files replace an earlier one's.

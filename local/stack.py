@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from local import FOLDER, LocalError, deploy, emulators, furnish, processes, runtime
+from local import FOLDER, LocalError, deploy, emulators, processes, runtime, seed, shell
 from local.aws import REGION, Identity
 from local.console import QUIET, Report
 
@@ -22,20 +22,21 @@ def up(
     """Start a stack, or bring the one that runs up to date; return what stack.json says.
 
     `parameters` are the template's. `functions_aws_url` is what the functions take for AWS instead of the emulator.
-    What this started is ended again where something fails.
+    If something fails, all that this function started is ended again.
     """
     (folder / "logs").mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
+    with _locked(folder):
         runtime.redirect(folder, functions_aws_url)
-        found = (folder / "stack.json").exists() and emulators.are_well(folder)
+        found = (folder / "stack.json").exists() and emulators.are_healthy(folder)
         try:
             if not found:
-                with report.step("Start the emulators of AWS and Twilio") as facts:
+                with report.step("Start the emulators of AWS and Twilio") as step:
                     _end(folder)
                     emulators.start(folder)
-                    facts.extend(emulators.NAMES)
-            with report.step("Build with sam build"):
-                deploy.build(folder)
+                    step.facts.extend(emulators.NAMES)
+            with report.step("Build with sam build") as step:
+                for pattern in deploy.build(folder):
+                    step.more(f"without {pattern}: {deploy.LEFT_OUT[pattern]}")
             emulators.wait(folder)
             defaults = {"TwilioApiUrl": emulators.url(folder, "emulate")}
             return _deploy(folder, defaults | dict(parameters or {}), report)
@@ -52,25 +53,17 @@ def redeploy(
 
     Parameters that are not named keep their values; `WebhookBaseUrl` becomes the local API's address again.
     """
-    with _alone(folder):
+    with _locked(folder):
         read(folder)
         deploy.prepare(folder, built)
         return _deploy(folder, parameters or {}, QUIET)
-
-
-def restart_twilio(folder: Path = FOLDER) -> None:
-    """Start Twilio's emulator anew on its port, with no messages and a number that calls the webhook."""
-    with _alone(folder):
-        stack = read(folder)
-        emulators.restart_emulate(folder)
-        furnish.point_number(stack["twilio"]["url"], stack["webhook_url"])
 
 
 def down(folder: Path = FOLDER) -> bool:
     """End a stack; tell whether one ran."""
     if not folder.exists():
         return False
-    with _alone(folder):
+    with _locked(folder):
         return _end(folder)
 
 
@@ -83,40 +76,48 @@ def read(folder: Path = FOLDER) -> Stack:
     return stack
 
 
-def _alone(folder: Path) -> Any:
+def _locked(folder: Path) -> Any:
     busy = f"Another command is at work on the stack in {folder}: wait until it ends, then try again."
     return processes.exclusive(folder / "stack.lock", busy=busy)
 
 
 def _deploy(folder: Path, parameters: Mapping[str, str], report: Report) -> Stack:
     aws_url, twilio_url = emulators.url(folder, "ministack"), emulators.url(folder, "emulate")
-    with report.step("Deploy with sam deploy") as facts:
+    with report.step("Deploy with sam deploy") as step:
         outputs = deploy.deploy(folder, aws_url, parameters)
-        facts.append(deploy.STACK_NAME)
-    with report.step("Store connections, create a caller, set a number"):
-        furnish.create_connections(aws_url)
-        caller = furnish.create_caller(aws_url, outputs, _known_caller(folder))
-        furnish.point_number(twilio_url, outputs["WebhookUrl"])
+        step.facts.append(deploy.STACK_NAME)
+    with report.step("Store connections, make a caller, set a number"):
+        seed.create_connections(aws_url)
+        caller = seed.create_caller(aws_url, outputs, _known_caller(folder))
+        seed.point_number(twilio_url, outputs["WebhookUrl"])
     stack = {
         "aws_endpoint_url": aws_url,
         "region": REGION,
         "actions_api_url": outputs["ActionsApiUrl"],
         "webhook_url": outputs["WebhookUrl"],
         "stack_name": deploy.STACK_NAME,
-        "connections": furnish.CONNECTIONS,
+        "connections": seed.CONNECTIONS,
         "caller": caller._asdict(),
         "twilio": {
             "url": twilio_url,
-            "account_sid": furnish.ACCOUNT_SID,
-            "auth_token": furnish.AUTH_TOKEN,
-            "number": furnish.NUMBER,
+            "account_sid": seed.ACCOUNT_SID,
+            "auth_token": seed.AUTH_TOKEN,
+            "number": seed.NUMBER,
         },
         "outputs": outputs,
     }
-    new = folder / "stack.json.new"
-    new.write_text(json.dumps(stack, indent=2) + "\n")
-    new.replace(folder / "stack.json")
+    _write(folder / "stack.json", json.dumps(stack, indent=2) + "\n")
+    _write(folder / "env", shell.environment(stack))
     return stack
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file that only its owner may read, whole or not at all."""
+    new = path.with_name(f"{path.name}.new")
+    new.unlink(missing_ok=True)
+    new.touch(mode=0o600)
+    new.write_text(text)
+    new.replace(path)
 
 
 def _known_caller(folder: Path) -> Identity | None:
@@ -128,5 +129,6 @@ def _known_caller(folder: Path) -> Identity | None:
 
 def _end(folder: Path) -> bool:
     ran = emulators.stop(folder)
-    (folder / "stack.json").unlink(missing_ok=True)
+    for name in ("stack.json", "env"):
+        (folder / name).unlink(missing_ok=True)
     return ran

@@ -1,11 +1,11 @@
-"""Give the deployed stack what no template makes: connections, a caller, a number that calls the webhook."""
+"""Seed the deployed stack with what the template does not make: connections, a caller, a number for the webhook."""
 
 import json
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from local import ROOT, LocalError, loopback
+from local import ROOT, LocalError, loopback, rights
 from local.aws import REGION, Identity, client
 from local.deploy import STACK_NAME
 
@@ -37,7 +37,7 @@ def create_connections(endpoint_url: str) -> None:
 
 
 def create_caller(endpoint_url: str, outputs: Mapping[str, str], known: Identity | None) -> Identity:
-    """Make an IAM user who has the rights that the README gives to callers; a key that is known stays."""
+    """Make an IAM user who has the rights of examples/caller-policy.json; a key that is known stays."""
     iam = client("iam", endpoint_url)
     with suppress(iam.exceptions.EntityAlreadyExistsException):
         iam.create_user(UserName=_CALLER)
@@ -50,18 +50,13 @@ def create_caller(endpoint_url: str, outputs: Mapping[str, str], known: Identity
 
 
 def caller_policy(outputs: Mapping[str, str]) -> str:
-    """Return the README's policy with this stack's names in it."""
+    """Return examples/caller-policy.json with this stack's names in it."""
     names = dict(outputs) | {
         "Region": REGION,
         "AccountId": outputs["SendSmsFunctionArn"].split(":")[4],
         "ActionsApiId": outputs["ActionsApiUrl"].rpartition("/")[2],
     }
-    policy = (ROOT / "examples" / "caller-policy.json").read_text()
-    for name, value in names.items():
-        policy = policy.replace(f"<{name}>", value)
-    if "<" in policy:
-        raise LocalError("examples/caller-policy.json has a <name> in it that is no output of the stack.")
-    return policy
+    return rights.filled((ROOT / "examples" / "caller-policy.json").read_text(), names)
 
 
 def point_number(twilio_url: str, webhook_url: str) -> None:
