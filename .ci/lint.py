@@ -1,4 +1,4 @@
-"""Run every linter, two at a time, and say in one line each how it went."""
+"""Run every linter, two at a time, and print one line for each."""
 
 import re
 import subprocess
@@ -12,15 +12,27 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 TEMPLATE = "template.yaml"
-EXAMPLES = ("examples/reply/template.yaml", "examples/step-functions/template.yaml")
+EXAMPLES = tuple(f"examples/{name}/template.yaml" for name in ("inbound", "reply", "step-functions"))
 TRANSFORMED = ".local/template.json"
+PARTITIONS = (
+    "us-east-1",
+    "cn-north-1",
+    "us-gov-west-1",
+    "eusc-de-east-1",
+    "us-iso-east-1",
+    "us-isob-east-1",
+    "eu-isoe-west-1",
+    "us-isof-south-1",
+)
+"""A region of each partition of AWS."""
 SERVERLESS_RULES = ("--append-rules", "cfn_lint_serverless.rules", "--")
 LOCKS = (
     "requirements/*.txt",
     "layers/*/requirements.txt",
-    "bench/peers/*/requirements.txt",
+    "bench/baselines/*/requirements.txt",
     "local/*/package-lock.json",
 )
+UNSPELT = re.compile(r"^tests/data/|^requirements/.*\.txt$|/requirements\.txt$|package-lock\.json$|\.svg$")
 
 _HASHLESS = re.compile(r"^[a-zA-Z0-9][^\\\n]*$", re.MULTILINE)
 _SOURCE = re.compile(r"(--(extra-)?index-url|--find-links|--trusted-host|\"resolved\":|@ \w+:).*")
@@ -39,11 +51,19 @@ def run(*command: str) -> str:
     return done.stdout
 
 
+def checkov(*paths: str) -> None:
+    """Check templates without YAML merge keys, which checkov cannot read."""
+    # If checkov cannot read a file, it only prints that, and returns 0.
+    if "Parsing errors" in (said := run(".venv-lint/bin/checkov", *(f"--file={path}" for path in paths))):
+        raise FailedError(said)
+
+
 def lint_transformed() -> None:
     """Check what CloudFormation will get after the SAM transform."""
     (ROOT / TRANSFORMED).parent.mkdir(exist_ok=True)
     (ROOT / TRANSFORMED).write_text(run(".venv-sam/bin/python", ".ci/transform.py", TEMPLATE))
-    run(".venv-lint/bin/checkov", "--file", TRANSFORMED)
+    checkov(TRANSFORMED)
+    run(".venv-lint/bin/cfn-lint", "--regions", *PARTITIONS, "--", TRANSFORMED)
 
 
 def lint_locks() -> None:
@@ -59,8 +79,14 @@ def lint_locks() -> None:
         raise FailedError("\n".join(found))
 
 
+def lint_spelling() -> None:
+    """Refuse misspelt words in files that git has or would add, except data and generated files."""
+    names = run("git", "ls-files", "--cached", "--others", "--exclude-standard").splitlines()
+    run(".venv-lint/bin/codespell", *(name for name in names if (ROOT / name).is_file() and not UNSPELT.search(name)))
+
+
 def lint_paths() -> None:
-    """Refuse paths of one person's machine in what git has or would add."""
+    """Refuse paths of one person's machine in files that git has or would add."""
     found = []
     for name in run("git", "ls-files", "--cached", "--others", "--exclude-standard").splitlines():
         path = ROOT / name
@@ -72,13 +98,18 @@ def lint_paths() -> None:
 
 # The slowest first, so that two at a time end together.
 LINTERS: dict[str, Callable[[], object]] = {
-    "checkov, transformed template": lint_transformed,
-    "checkov": partial(run, ".venv-lint/bin/checkov", "--file", TEMPLATE, *EXAMPLES),
+    "transformed template": lint_transformed,
+    "checkov": partial(checkov, *EXAMPLES),
     "sam validate": partial(run, ".venv-sam/bin/sam", "validate", "--lint"),
     "cfn-lint": partial(run, ".venv-lint/bin/cfn-lint", *SERVERLESS_RULES, TEMPLATE, *EXAMPLES),
     "mypy": partial(run, ".venv/bin/python", "-m", "mypy"),
     "ruff check": partial(run, ".venv/bin/ruff", "check", "--quiet", "--output-format", "concise"),
     "ruff format": partial(run, ".venv/bin/ruff", "format", "--check", "--output-format", "concise"),
+    "pictures": partial(run, ".venv/bin/python", ".ci/pictures.py", "--check"),
+    "zizmor": partial(run, ".venv-lint/bin/zizmor", "--offline", "--quiet", ".github"),
+    "links": partial(run, ".venv/bin/python", ".ci/links.py"),
+    "sentences": partial(run, ".venv/bin/python", ".ci/prose.py"),
+    "spelling": lint_spelling,
     "lock files": lint_locks,
     "paths": lint_paths,
 }
@@ -98,7 +129,7 @@ def attempt(name: str) -> str:
 
 def main() -> int:
     """Return 0 only if no linter found anything."""
-    # The SAM CLI wants a region, and asks nothing of it.
+    # The SAM CLI needs a region, although it calls no service there.
     environ.setdefault("AWS_DEFAULT_REGION", "us-east-1")
     with ThreadPoolExecutor(2) as pool:
         results = dict(zip(LINTERS, pool.map(attempt, LINTERS), strict=True))

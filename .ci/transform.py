@@ -8,7 +8,7 @@ from typing import Any
 from samcli.yamlhelper import yaml_parse
 from samtranslator.translator.transform import transform
 
-# The transform wants code that was uploaded already.
+# The transform needs code that was uploaded already.
 CODE_PROPERTIES = {"AWS::Serverless::Function": "CodeUri", "AWS::Serverless::LayerVersion": "ContentUri"}
 UPLOADED = "s3://bucket/key"
 
