@@ -1,4 +1,4 @@
-"""Tell who writes or calls outside the opening hours when somebody is there."""
+"""Reply to messages and calls outside the opening hours, with the hours."""
 
 import os
 from datetime import UTC, datetime
