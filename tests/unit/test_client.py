@@ -651,9 +651,9 @@ def test_the_regional_host_gets_the_request(aws_wire: AwsWire, monkeypatch: pyte
     responses.post(url, json={"sid": GET["message_sid"]}, status=201)
 
     assert GET["message_sid"] == send()["sid"]
-    assert {"To": ["+15005550006"], "From": ["+15551234567"], "Body": ["Hello"]} == parse_qs(
-        str(responses.calls[0].request.body)
-    )
+    body = responses.calls[0].request.body
+    assert isinstance(body, bytes)
+    assert {"To": ["+15005550006"], "From": ["+15551234567"], "Body": ["Hello"]} == parse_qs(body.decode())
 
 
 # What is sent, and what is kept

@@ -344,7 +344,7 @@ def test_what_a_fault_of_ours_leaves_is_not_sent(
     twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before the request, it is certain that nothing was sent."""
-    monkeypatch.setattr("twilio_connector.api.client._prepared", None)
+    monkeypatch.setattr("twilio_connector.api.client._encoded", None)
 
     assert "InternalError" == type(failure()).__name__
     assert ["not_sent"] == states(aws_wire)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import certifi
 import requests
 from requests.adapters import DEFAULT_POOLSIZE, HTTPAdapter
+from requests.structures import CaseInsensitiveDict
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, Timeout
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError
@@ -235,6 +236,19 @@ class _Adapter(HTTPAdapter):
 
     def cert_verify(self, *_: Any, **__: Any) -> None:
         """Do nothing: the TLS context demands a certificate and verifies it."""
+
+
+def prepare(method: str, url: str, headers: Mapping[str, str], body: bytes = b"") -> requests.PreparedRequest:
+    """Return a request ready to send, with a length unless it is a GET or HEAD without body. `url` must be encoded.
+
+    `requests` itself would take a sixth of a send's CPU for this.
+    """
+    request = requests.PreparedRequest()
+    request.method, request.url, request.body = method, url, body or None
+    request.headers = CaseInsensitiveDict(headers)
+    if body or method not in {"GET", "HEAD"}:
+        request.headers["Content-Length"] = str(len(body))
+    return request
 
 
 class Session:

@@ -7,6 +7,7 @@ from urllib.parse import urlencode
 
 import msgspec
 import requests
+from requests.auth import HTTPBasicAuth
 from urllib3 import Timeout
 
 from twilio_connector import clock, errors, http, telemetry
@@ -27,6 +28,7 @@ MAX_BYTES = 6 * 1024 * 1024
 _LEAST_SECONDS = 0.5  # needed to start a read
 _LEAST_SECONDS_TO_CHANGE = 5.0  # needed to start a change: without an answer in time, its outcome is unknown
 
+_ACCEPTED = {"Accept-Encoding": "gzip, deflate"}
 _REQUEST_ID = re.compile(r"RQ[0-9a-f]{32}")
 _MAX_CODE = 999_999
 _MAX_TEXT = 500
@@ -101,6 +103,13 @@ _MESSAGES: dict[type[errors.ConnectorError], str] = {
     errors.TwilioRateLimitError: "too many requests at once; this one was not processed",
     errors.TwilioUnavailableError: "Twilio is not available, and nothing was changed",
 }
+
+
+class _Content(NamedTuple):
+    """A body, and the headers that describe it."""
+
+    body: bytes
+    headers: Mapping[str, str] = {}
 
 
 class _Terms(NamedTuple):
@@ -209,12 +218,12 @@ class Twilio:
         url = f"{self._settings.twilio_api_url or host}{path}" if host else f"{self.api_url}{API_PATH}{path}"
         if query:
             url += f"?{urlencode(query, doseq=True)}"
-        data = form if body is None else body
-        request = requests.Request(method, url, headers=dict(headers or {}), data=data, files=list(files))
+        content = _Content(body) if body is not None else _encoded(form, files)
+        request = http.prepare(method, url, {**_ACCEPTED, **content.headers, **(headers or {})}, content.body)
         return self._repeat(request, _Terms(timeout, max_bytes, response_model), retries, follow)
 
     def _repeat(
-        self, request: requests.Request, terms: _Terms, retries: Retries, follow: re.Pattern[str] | None
+        self, request: requests.PreparedRequest, terms: _Terms, retries: Retries, follow: re.Pattern[str] | None
     ) -> Answer:
         """Send the request until Twilio answers it, a retry is not allowed, or time runs out."""
         connection = self.connection
@@ -227,12 +236,11 @@ class Twilio:
             while True:
                 if is_ours:
                     CONNECTIONS.check_not_refused(connection)
-                request.auth = connection.basic_auth
-                result = self._attempt(_prepared(request), terms)
+                HTTPBasicAuth(*connection.basic_auth)(request)
+                result = self._attempt(request, terms)
                 attempts += result.attempts
                 if follow and isinstance(result, Failure) and follow.fullmatch(result.location):
-                    public = requests.Request("GET", result.location)
-                    result = self._attempt(_prepared(public), terms)
+                    result = self._attempt(http.prepare("GET", result.location, _ACCEPTED), terms)
                     attempts += result.attempts
                 if isinstance(result, Answer):
                     return result._replace(attempts=attempts)
@@ -293,11 +301,16 @@ class Twilio:
         return self._deadline.remaining() - self._reserve
 
 
-def _prepared(request: requests.Request) -> requests.PreparedRequest:
-    """Return a request ready to send; its answer may be compressed."""
-    prepared = request.prepare()
-    prepared.headers.setdefault("Accept-Encoding", "gzip, deflate")
-    return prepared
+def _encoded(form: Fields, files: Sequence[tuple[str, Any]]) -> _Content:
+    """Return a form and files as a body."""
+    if files:
+        multipart = http.prepare("POST", "", {})
+        multipart.prepare_body(form, list(files))
+        headers = {"Content-Type": multipart.headers["Content-Type"]}
+        return _Content(multipart.body, headers)  # type: ignore[arg-type] # bytes, of files
+    if form:
+        return _Content(urlencode(form, doseq=True).encode(), {"Content-Type": "application/x-www-form-urlencoded"})
+    return _Content(b"")
 
 
 def _read(reply: http.Reply, response_model: type[msgspec.Struct] | None, *, read_only: bool) -> Answer | Failure:

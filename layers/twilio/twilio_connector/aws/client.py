@@ -14,7 +14,6 @@ from urllib.parse import quote, urlsplit
 
 import msgspec
 import requests
-from requests.structures import CaseInsensitiveDict
 from urllib3 import Timeout
 
 from twilio_connector import clock, http
@@ -182,11 +181,7 @@ def _signed(service: str, url: str, headers: Mapping[str, str], body: bytes) -> 
     # Without this header, botocore parses the URL twice to find the host.
     signed = AWSRequest("POST", url, headers={"Host": urlsplit(url).netloc, **headers}, data=body)
     SigV4Auth(_keys(), service, os.environ["AWS_REGION"]).add_auth(signed)
-    # Built by hand: requests takes longer to prepare a request than to send it.
-    request = requests.PreparedRequest()
-    request.method, request.url, request.body = signed.method, url, body
-    request.headers = CaseInsensitiveDict({**signed.headers, "Content-Length": str(len(body))})
-    return request
+    return http.prepare("POST", url, dict(signed.headers), body)
 
 
 def _answer(reply: http.Reply) -> dict[str, Any]:
