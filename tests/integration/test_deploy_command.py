@@ -19,7 +19,7 @@ from tests.integration.cloud import Cloud
 
 STACK_NAME = "twilio-connector"  # samconfig.toml's
 
-_PROMPT = re.compile(r"\[[yY]/[nN]\]:? ?$|\[[^\]\n]+\]: $")
+_PROMPT = re.compile(r"\[[^\]\n]+\]: $")  # with the space: click writes it apart, and only then reads the answer
 _SECONDS = 110
 
 
