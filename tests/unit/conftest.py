@@ -15,6 +15,7 @@ from twilio_connector import http, telemetry
 from twilio_connector.api import client
 from twilio_connector.api.connections import Connections
 from twilio_connector.aws import client as aws_client
+from twilio_connector.rotation import secret
 
 from tests.aws_wire import AwsWire
 from tests.faults import FaultServer
@@ -47,6 +48,7 @@ def aws_wire(monkeypatch: pytest.MonkeyPatch) -> Iterator[AwsWire]:
         wire.secrets["twilio/default"] = json.dumps(API_KEY)
         monkeypatch.setenv("AWS_ENDPOINT_URL", wire.url)
         monkeypatch.setattr(client, "CONNECTIONS", Connections())
+        secret._manager.cache_clear()
         yield wire
 
 

@@ -22,7 +22,7 @@ from twilio_connector.errors import (
     TwilioAuthenticationError,
     TwilioRejectedError,
 )
-from twilio_connector.rotation import secret, steps
+from twilio_connector.rotation import steps
 
 from tests.aws_wire import FIRST, AwsWire, RotatedSecret
 from tests.conftest import Context, LoadEvent
@@ -181,7 +181,6 @@ def talk(exchange: Exchange) -> None:
 @pytest.fixture
 def rig(twilio: FaultServer, aws_wire: AwsWire, delays: list[float], monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
     """Return a connection with an API key; whatever was wrong at any moment fails the test."""
-    secret._manager.cache_clear()
     rig = Rig(twilio, aws_wire, delays)
     answer, reply = aws_wire.answer, twilio._account.reply
     monkeypatch.setattr(aws_wire, "answer", lambda *call: rig.answer(answer, *call))
