@@ -125,7 +125,6 @@ def test_an_error_shows_its_code_alone(aws_wire: AwsWire, monkeypatch: pytest.Mo
 
 def test_calls_do_not_wait_for_each_other(aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of a batch are there at the same time, or none is answered; each thread keeps its connection."""
-    aws_wire._server.socket.listen(1024)
     all_there, answer = threading.Barrier(MAX_THREADS, timeout=10), aws_wire.answer
 
     def answer_together(operation: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
