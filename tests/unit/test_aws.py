@@ -249,14 +249,13 @@ def variables_of(service: str) -> dict[str, dict[str, str]]:
     }
 
 
-LOADER = botocore.loaders.Loader()
+SESSION = botocore.session.Session()
+"""Its clients read the environment anew; a session for each would take most of the time."""
 
 
 def boto3_url(service: str) -> str:
     """Return where boto3 sends the service's call."""
-    session = botocore.session.Session()
-    session.register_component("data_loader", LOADER)
-    client = session.create_client(service, region_name=os.environ["AWS_REGION"])
+    client = SESSION.create_client(service, region_name=os.environ["AWS_REGION"])
     urls: list[str] = []
 
     def answer(request: Any, **_: Any) -> AWSResponse:
