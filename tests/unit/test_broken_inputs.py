@@ -214,6 +214,7 @@ def test_an_input_that_is_broken_is_refused_by_that_field(name: str, tried: list
     assert [] == tried
 
 
+@pytest.mark.usefixtures("delays")
 def test_the_wire_is_watched(tried: list[object]) -> None:
     """A right input comes to where it would ask AWS."""
     with pytest.raises(Exception, match="Secrets Manager does not answer"):
