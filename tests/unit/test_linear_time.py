@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from re import _constants as codes  # type: ignore[attr-defined]
 from re import _parser as parser  # type: ignore[attr-defined]
@@ -119,9 +120,14 @@ def used(tree: ast.Module, node: ast.Call, function: str) -> frozenset[str]:
         if isinstance(each, ast.Assign) and each.value is node
         for target in each.targets
     ]
-    calls = {ast.unparse(each) for each in ast.walk(tree) if isinstance(each, ast.Attribute)}
-    methods = {call.rpartition(".")[2] for call in calls if call.rpartition(".")[0] in names}
+    methods = {method for name, method in attributes(tree) if name in names}
     return frozenset(methods & METHODS or {"fullmatch", "finditer"})
+
+
+@cache
+def attributes(tree: ast.Module) -> set[tuple[str, str]]:
+    """Return the attributes that a module reads, each with the name of whose they are."""
+    return {(ast.unparse(each.value), each.attr) for each in ast.walk(tree) if isinstance(each, ast.Attribute)}
 
 
 FOUND = [found for path in DEPLOYED for found in patterns(path)]
