@@ -130,12 +130,13 @@ $(shell for env in .venv*; do [ -x "$$env/bin/python" ] || rm -f "$$env/synced" 
 		--require-hashes --only-binary :all: --requirement requirements/uv.txt
 	@touch $@
 
+# The packages that each run of the tests loads, and Lambda's runtime, are compiled; the others' compile themselves as
+# they are used, unless PYTHONDONTWRITEBYTECODE is set.
 .venv/synced: .venv/bin/uv requirements/dev.txt layers/twilio/requirements.txt
 	@echo "Filling .venv"
-	@$(UV) pip sync --quiet --python .venv --require-hashes requirements/dev.txt layers/twilio/requirements.txt
+	@$(UV) pip sync --quiet --python .venv --require-hashes --compile-bytecode requirements/dev.txt layers/twilio/requirements.txt
 	@touch $@
 
-# Lambda's runtime is compiled; the other environments' packages compile themselves as they are used.
 .venv-%/synced: requirements/%.txt .venv/bin/uv
 	@echo "Making .venv-$*"
 	@$(UV) venv --quiet --allow-existing --relocatable --python "$(PYTHON)" .venv-$*

@@ -1,16 +1,16 @@
 """AWS's JSON protocol on loopback: the few operations that the functions call, with the answers a test wants."""
 
 import json
+import socket
 import threading
 import time
 from collections import Counter
-from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import unquote
 
 from tests import aws_models
+from tests.faults.listener import Listener
+from tests.faults.wire import Reader, Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +26,7 @@ FIRST = "first-version-" + "0" * 32
 _PROJECTED: dict[str, set[str]] = {"unsettled-index": set(), "content-index": {"state", "sid"}}
 
 
-class AwsWire:
+class AwsWire(Listener):
     """Secrets, a table, queues and a bus behind `AWS_ENDPOINT_URL`; `calls` records each operation with its parameters.
 
     `failures[operation]` is a list of `(status, code)` that the next calls get instead of an answer. `LOST` is a call
@@ -35,6 +35,7 @@ class AwsWire:
 
     def __init__(self) -> None:
         """Listen on a free port."""
+        super().__init__()
         self.secrets: dict[str, str | bytes] = {}
         """Their present versions, by name."""
         self.previous: dict[str, str] = {}
@@ -65,54 +66,42 @@ class AwsWire:
         """What AWS would refuse of the calls, by its service models."""
         self.hangs: Callable[[str, int], bool] | None = None
         """Which operations are not answered before the end, by name and by how often it was called before."""
-        self._ended = threading.Event()
         self._one_at_a_time = threading.Lock()
-        wire = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-            disable_nagle_algorithm = True  # a small answer does not wait for the next one
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                headers: dict[str, str] = {}
-                if "X-Amz-Target" in self.headers:
-                    status, answer = wire.answer(self.headers["X-Amz-Target"].rpartition(".")[2], body)
-                    data = json.dumps(answer).encode()
-                else:  # Lambda's has paths instead
-                    status, headers, data = wire.invoke(self.path, body)
-                if status == LOST[0]:
-                    self.close_connection = True
-                    return
-                self.send_response(status)
-                own = {"Content-Type": "application/x-amz-json-1.1", "Content-Length": str(len(data))}
-                for name, value in (own | headers).items():
-                    self.send_header(name, value)
-                self.end_headers()
-                with suppress(ConnectionError):  # whoever asked may wait no longer
-                    self.wfile.write(data)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self.url = f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> Self:
         """Serve."""
-        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+        self._start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Stop."""
-        self._ended.set()
-        self._server.shutdown()
-        self._server.server_close()
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        """Stop, at once, whatever hangs."""
+        super().__exit__(kind, *rest)
         if kind is None:
             assert [] == self.faults
+
+    def _talk(self, sock: socket.socket, number: int) -> None:
+        """Answer the calls of one connection, until one's answer is lost."""
+        reader = Reader(sock)
+        while reader.wait():
+            head, body, complete = reader.read()
+            if not complete:
+                return
+            request = Request(number, 0, head=head)
+            target = request.header("X-Amz-Target")
+            headers: dict[str, str] = {}
+            if target is not None:
+                status, answer = self.answer(target.rpartition(".")[2], json.loads(body))
+                data = json.dumps(answer).encode()
+            else:  # Lambda's has paths instead
+                status, headers, data = self.invoke(request.target, json.loads(body))
+            if status == LOST[0]:
+                return
+            own = {"Content-Type": "application/x-amz-json-1.1", "Content-Length": str(len(data))}
+            lines = "".join(f"{name}: {value}\r\n" for name, value in (own | headers).items())
+            sock.sendall(f"HTTP/1.1 {status} Status\r\n{lines}\r\n".encode("latin-1") + data)
+            if headers.get("Connection") == "close":
+                return
 
     def count(self, operation: str) -> int:
         """Return how often an operation was called."""
@@ -140,8 +129,7 @@ class AwsWire:
             hangs = self.hangs is not None and self.hangs(operation, self.count(operation))
             self._note(operation, body)
         if hangs:
-            self._ended.wait()
-            return LOST[0], {}
+            self._gate.wait(None)
         with self._one_at_a_time:
             failure = self.failures[operation].pop(0) if self.failures.get(operation) else PASS
             if failure not in {LOST, PASS}:

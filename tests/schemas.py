@@ -19,9 +19,13 @@ _REGISTRY: Registry[Any] = Registry().with_resources(
 )
 
 
+_VALIDATORS = {kind: Draft202012Validator(schema, registry=_REGISTRY) for kind, schema in DETAIL_TYPES.items()}
+"""Each keeps what its references lead to."""
+
+
 def validate(event: dict[str, Any]) -> None:
     """Raise jsonschema's ValidationError, or KeyError, for an event that does not fit its detail-type's schema."""
-    Draft202012Validator(DETAIL_TYPES[event["detail-type"]], registry=_REGISTRY).validate(event)
+    _VALIDATORS[event["detail-type"]].validate(event)
 
 
 def delivered(entry: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from io import StringIO
 from typing import Any
@@ -41,14 +42,21 @@ def _authority() -> None:
     http.TLS.load_verify_locations(ca_file())
 
 
-@pytest.fixture
-def aws_wire(monkeypatch: pytest.MonkeyPatch) -> Iterator[AwsWire]:
-    """Return AWS with the connection `default`, as in a container that just started."""
+@contextmanager
+def aws(patch: pytest.MonkeyPatch) -> Iterator[AwsWire]:
+    """Put in AWS's place one with the connection `default`, as in a container that just started."""
     with AwsWire() as wire:
         wire.secrets["twilio/default"] = json.dumps(API_KEY)
-        monkeypatch.setenv("AWS_ENDPOINT_URL", wire.url)
-        monkeypatch.setattr(client, "CONNECTIONS", Connections())
+        patch.setenv("AWS_ENDPOINT_URL", wire.url)
+        patch.setattr(client, "CONNECTIONS", Connections())
         secret._manager.cache_clear()
+        yield wire
+
+
+@pytest.fixture
+def aws_wire(monkeypatch: pytest.MonkeyPatch) -> Iterator[AwsWire]:
+    """Return an AWS of the test's own."""
+    with aws(monkeypatch) as wire:
         yield wire
 
 

@@ -125,7 +125,6 @@ def test_an_error_shows_its_code_alone(aws_wire: AwsWire, monkeypatch: pytest.Mo
 
 def test_calls_do_not_wait_for_each_other(aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of a batch are there at the same time, or none is answered; each thread keeps its connection."""
-    aws_wire._server.socket.listen(1024)
     all_there, answer = threading.Barrier(MAX_THREADS, timeout=10), aws_wire.answer
 
     def answer_together(operation: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
@@ -250,14 +249,13 @@ def variables_of(service: str) -> dict[str, dict[str, str]]:
     }
 
 
-LOADER = botocore.loaders.Loader()
+SESSION = botocore.session.Session()
+"""Its clients read the environment anew; a session for each would take most of the time."""
 
 
 def boto3_url(service: str) -> str:
     """Return where boto3 sends the service's call."""
-    session = botocore.session.Session()
-    session.register_component("data_loader", LOADER)
-    client = session.create_client(service, region_name=os.environ["AWS_REGION"])
+    client = SESSION.create_client(service, region_name=os.environ["AWS_REGION"])
     urls: list[str] = []
 
     def answer(request: Any, **_: Any) -> AWSResponse:
@@ -347,7 +345,7 @@ def test_under_snapstart_lambda_serves_the_keys(sent: list[Sent], monkeypatch: p
         monkeypatch.delenv(name)
     aws_client._served_credentials.cache_clear()
     with HTTPServer(("127.0.0.1", 0), Endpoint) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"http://127.0.0.1:{server.server_port}/keys")
         monkeypatch.setenv("AWS_CONTAINER_AUTHORIZATION_TOKEN", "of-the-environment")
         for _ in range(3):
@@ -365,6 +363,7 @@ def test_keys_that_are_not_served_are_an_outage(sent: list[Sent], monkeypatch: p
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setattr("botocore.utils.ContainerMetadataFetcher.RETRY_ATTEMPTS", 1)
+    monkeypatch.setattr("botocore.utils.ContainerMetadataFetcher.SLEEP_TIME", 0)
     aws_client._served_credentials.cache_clear()
     with closed_port() as port:
         monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"http://127.0.0.1:{port}/keys")

@@ -22,7 +22,7 @@ from twilio_connector.validation.model import Input, Moment, Recipient, Sender, 
 
 from tests.conftest import Context
 
-CASES = 2_000  # at least, for each action
+CASES = 500  # at least, for each action
 
 WORDS = st.text(string.ascii_letters, min_size=1, max_size=20)
 PAIRS = st.dictionaries(WORDS, WORDS | st.integers() | st.booleans() | st.lists(WORDS), max_size=3)
@@ -157,10 +157,10 @@ class Action(NamedTuple):
 
 
 ACTIONS = {
-    "send_sms": Action(send_sms.handler, send_sms.SendSms, 12, one_message),
-    "get_sms": Action(get_sms.handler, get_sms.GetSms, 100, one_key),
-    "list_sms": Action(list_sms.handler, list_sms.ListSms, 25),
-    "raw_request": Action(raw_request.handler, raw_request.RawRequest, 20, one_body),
+    "send_sms": Action(send_sms.handler, send_sms.SendSms, 3, one_message),
+    "get_sms": Action(get_sms.handler, get_sms.GetSms, 25, one_key),
+    "list_sms": Action(list_sms.handler, list_sms.ListSms, 7),
+    "raw_request": Action(raw_request.handler, raw_request.RawRequest, 5, one_body),
 }
 # A path is more than a text of some length; and only together with the connection can a token be told from another.
 ALSO_WRONG = {"url": ["", "/", "a", "/Calls.json", "https://example.com/", "/Accounts/../x", "/Accounts/a b"]}
@@ -181,8 +181,9 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     return tried
 
 
+@pytest.mark.parametrize("times", [1, pytest.param(8, marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("name", ACTIONS)
-def test_an_input_that_is_broken_is_refused_by_that_field(name: str, tried: list[object]) -> None:
+def test_an_input_that_is_broken_is_refused_by_that_field(name: str, tried: list[object], times: int) -> None:
     """And by no other, whatever stands in its place; nothing is asked of AWS or Twilio."""
     action = ACTIONS[name]
     types = {field: inspect.type_info(spec.type) for field, spec in fields(action.kind).items()}
@@ -197,7 +198,11 @@ def test_an_input_that_is_broken_is_refused_by_that_field(name: str, tried: list
         yield "unheard_of", given | {"unheard_of": 1}
         yield "(unnamed)", given | {"+15558675309": 1}
 
-    @settings(max_examples=action.examples, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow])
+    @settings(
+        max_examples=action.examples * times,
+        phases=[Phase.generate],
+        suppress_health_check=[HealthCheck.too_slow],
+    )
     @given(st.fixed_dictionaries({field: right(info) for field, info in types.items()}))
     def check(drawn: dict[str, Any]) -> None:
         nonlocal cases
@@ -210,10 +215,11 @@ def test_an_input_that_is_broken_is_refused_by_that_field(name: str, tried: list
             cases += 1
 
     check()
-    assert cases >= CASES
+    assert cases >= CASES * times
     assert [] == tried
 
 
+@pytest.mark.usefixtures("delays")
 def test_the_wire_is_watched(tried: list[object]) -> None:
     """A right input comes to where it would ask AWS."""
     with pytest.raises(Exception, match="Secrets Manager does not answer"):

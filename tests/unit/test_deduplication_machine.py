@@ -305,7 +305,7 @@ class Deliveries(RuleBasedStateMachine):
 def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Put what is in memory in the place of AWS, and the machine's clock in that of the functions."""
     wire = AwsWire()
-    wire._server.server_close()  # it is asked without a network
+    wire.close()  # it is asked without a network
     monkeypatch.setattr(Deliveries, "wire", wire, raising=False)
     answer_requests(monkeypatch, Services().exchange)
     monkeypatch.setattr(client, "_LONGEST_PAUSE", 0)

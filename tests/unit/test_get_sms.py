@@ -68,6 +68,7 @@ def test_another_sid_is_refused(twilio: FaultServer, context: Context, sid: obje
     assert [] == twilio.requests
 
 
+@pytest.mark.usefixtures("delays")
 @pytest.mark.parametrize(
     ("fault", "error", "count"),
     [
@@ -203,6 +204,7 @@ def test_an_unknown_outcome_is_resolved_by_a_callback(twilio: FaultServer) -> No
     assert ("sent", "callback", None, OTHER_SID, None) == told()
 
 
+@pytest.mark.usefixtures("delays")
 def test_a_send_that_is_under_way_or_was_left(twilio: FaultServer, aws_wire: AwsWire) -> None:
     """Past its lease it reads unknown, though nobody wrote that yet."""
     aws_wire.failures["TransactWriteItems"] = [THROTTLED, THROTTLED]
@@ -272,6 +274,7 @@ def test_a_key_is_of_one_connection(twilio: FaultServer, aws_wire: AwsWire) -> N
     assert 1 == len(twilio.requests)
 
 
+@pytest.mark.usefixtures("delays")
 def test_a_ledger_that_does_not_answer_says_nothing(aws_wire: AwsWire) -> None:
     """It is no sign that a key is not known."""
     aws_wire.failures["GetItem"] = [THROTTLED, THROTTLED]

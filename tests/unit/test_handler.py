@@ -191,7 +191,7 @@ def test_invalid_input_has_its_fields(event: LoadEvent, context: Context) -> Non
 @pytest.mark.parametrize(
     ("seconds", "header"), [("0", "0"), ("1", "1"), ("86400", "86400"), (None, "1"), ("soon", "1"), ("-1", "1")]
 )
-@pytest.mark.usefixtures("hurried")
+@pytest.mark.usefixtures("delays", "hurried")
 def test_an_api_caller_is_told_when_to_try_again(
     twilio: FaultServer,
     event: LoadEvent,

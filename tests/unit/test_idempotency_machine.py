@@ -377,7 +377,7 @@ class Rivals(Sends):
 def world(monkeypatch: pytest.MonkeyPatch) -> None:
     """Put the table in the place of DynamoDB, and the machine's clock in that of the ledger."""
     wire = AwsWire()
-    wire._server.server_close()  # it is asked without a network
+    wire.close()  # it is asked without a network
     monkeypatch.setattr(Sends, "wire", wire, raising=False)
     answer_requests(monkeypatch, Table(wire).exchange)
     monkeypatch.setattr(client, "_LONGEST_PAUSE", 0)

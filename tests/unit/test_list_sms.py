@@ -259,6 +259,7 @@ def test_a_whole_url_of_the_same_host_is_a_next_page(twilio: FaultServer, contex
     assert {"PageSize": ["1000"], "Page": ["1"], "PageToken": ["PA0"]} == queries(twilio)[1]
 
 
+@pytest.mark.usefixtures("delays")
 @pytest.mark.parametrize(
     "page",
     [

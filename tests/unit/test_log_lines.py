@@ -22,6 +22,7 @@ from twilio_connector.errors import ConnectorError, OutcomeUnknownError
 from twilio_connector.messaging.idempotency import record_id
 from twilio_connector.publishing.event import Event, event_key
 from twilio_connector.publishing.publisher import BufferedEvent
+from twilio_connector.rotation import secret as rotation_secret
 
 from tests.aws_wire import AwsWire, RotatedSecret
 from tests.conftest import REQUEST_ID, ROOT, Context, LoadEvent
@@ -226,6 +227,7 @@ def _poll(twilio: FaultServer, _: AwsWire) -> None:
 
 
 def _rotate(twilio: FaultServer, aws_wire: AwsWire) -> None:
+    rotation_secret._manager.cache_clear()  # it is another test's
     twilio.history(0)
     secret = RotatedSecret("twilio/default", json.dumps(API_KEY))
     aws_wire.rotated = {secret.arn: secret}

@@ -2,24 +2,28 @@
 
 import re
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import prose
 import pytest
 
-from tests.readme import ROOT
+type Check = Callable[[str, str], tuple[int, str]]
 
 LIMIT = " ".join(["word"] * 30)
 """As many words as a sentence may have."""
 
 
-def check(folder: Path, name: str, text: str) -> tuple[int, str]:
-    """Return the check's exit code and output for a project with one file of this name and text."""
-    (folder / name).write_text(text)
-    subprocess.run(["git", "init", "--quiet", folder], check=True)
-    command = [sys.executable, f"{ROOT}/.ci/prose.py", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.returncode, done.stdout + done.stderr
+@pytest.fixture
+def check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Check:
+    """Return what gives the check's exit code and output for a project with one file of a name and text."""
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+
+    def check(name: str, text: str) -> tuple[int, str]:
+        (tmp_path / name).write_text(text)
+        return prose.main([str(tmp_path)]), capsys.readouterr().out
+
+    return check
 
 
 @pytest.mark.parametrize(
@@ -40,9 +44,9 @@ def check(folder: Path, name: str, text: str) -> tuple[int, str]:
         ("Makefile", f"help:  ## {LIMIT} more\n\t@true", 1),
     ],
 )
-def test_a_sentence_over_the_limit_is_named(tmp_path: Path, name: str, text: str, line: int) -> None:
+def test_a_sentence_over_the_limit_is_named(check: Check, name: str, text: str, line: int) -> None:
     """A long sentence is named with its file, line, number of words and beginning."""
-    code, output = check(tmp_path, name, text)
+    code, output = check(name, text)
     assert code == 1
     assert re.fullmatch(rf"{re.escape(name)}:{line}: (3[1-9]|4[0-9]) words: .*…\n", output)
 
@@ -62,6 +66,6 @@ def test_a_sentence_over_the_limit_is_named(tmp_path: Path, name: str, text: str
         ("data.json", f'{{"description": "{LIMIT} more"}}'),
     ],
 )
-def test_a_sentence_within_the_limit_passes(tmp_path: Path, name: str, text: str) -> None:
+def test_a_sentence_within_the_limit_passes(check: Check, name: str, text: str) -> None:
     """Code, tables, markup and a sentence of the most words are no fault."""
-    assert check(tmp_path, name, text) == (0, "")
+    assert check(name, text) == (0, "")

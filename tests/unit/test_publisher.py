@@ -443,10 +443,11 @@ def test_many_deliveries_at_the_same_moment_make_one_event(aws_wire: AwsWire, mo
     together, answer, first = threading.Barrier(8, timeout=10), aws_wire.answer, threading.local()
 
     def answer_together(operation: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        reply = answer(operation, body)
         if not hasattr(first, "over"):
             first.over = True
             together.wait()
-        return answer(operation, body)
+        return reply
 
     monkeypatch.setattr(aws_wire, "answer", answer_together)
     in_threads(lambda: publish_all([event()]), 8)

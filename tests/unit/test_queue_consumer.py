@@ -1220,13 +1220,6 @@ def test_other_actions_run_them_at_once(twilio: FaultServer, aws_wire: AwsWire, 
 # Batches
 
 
-@pytest.fixture
-def crowd(aws_wire: AwsWire) -> AwsWire:
-    """Return AWS with room for many who connect at the same moment."""
-    aws_wire._server.socket.listen(1024)
-    return aws_wire
-
-
 class Flight:
     """A fault that hangs the first so many requests, and counts how many are there at the same time."""
 
@@ -1252,7 +1245,7 @@ class Flight:
 
 @pytest.mark.parametrize(("threads", "count"), [(5, 5), (5, 17), (1, 3), (50, 60)])
 def test_so_many_records_are_sent_at_the_same_time(
-    twilio: FaultServer, crowd: AwsWire, monkeypatch: pytest.MonkeyPatch, threads: int, count: int
+    twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch, threads: int, count: int
 ) -> None:
     """It is as many as SendThreads says, and no more."""
     monkeypatch.setenv("SEND_THREADS", str(threads))
@@ -1265,11 +1258,11 @@ def test_so_many_records_are_sent_at_the_same_time(
         assert [] == batch.result()
 
     assert threads == flight.peak
-    assert (count, count) == (len(posts(twilio)), len(told(crowd)))
+    assert (count, count) == (len(posts(twilio)), len(told(aws_wire)))
 
 
 def test_a_batch_of_a_hundred_is_sent_once_each(
-    twilio: FaultServer, crowd: AwsWire, monkeypatch: pytest.MonkeyPatch
+    twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fifty are sent at a time, and SQS delivers all three times."""
     monkeypatch.setenv("SEND_THREADS", "50")
@@ -1279,19 +1272,19 @@ def test_a_batch_of_a_hundred_is_sent_once_each(
 
     assert sorted(f"Hello {number}" for number in range(100)) == sorted(texts(twilio))
     assert {str(number): 3 for number in range(100)} == {
-        key: sum(detail["idempotency_key"] == key for _, detail in told(crowd)) for key in map(str, range(100))
+        key: sum(detail["idempotency_key"] == key for _, detail in told(aws_wire)) for key in map(str, range(100))
     }
-    assert 100 == len(crowd.items)
+    assert 100 == len(aws_wire.items)
 
 
 def test_all_that_come_at_once_share_one_look_up(
-    twilio: FaultServer, crowd: AwsWire, monkeypatch: pytest.MonkeyPatch
+    twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A container that just started reads the connection once."""
     monkeypatch.setenv("SEND_THREADS", "20")
     assert [] == deliver(*(record(SMS, str(number)) for number in range(20)))
 
-    assert (1, 20) == (crowd.count("GetSecretValue"), len(posts(twilio)))
+    assert (1, 20) == (aws_wire.count("GetSecretValue"), len(posts(twilio)))
 
 
 @pytest.mark.usefixtures("hurried")
@@ -1305,16 +1298,16 @@ def test_all_that_come_at_once_share_one_look_up(
     ],
     ids="+".join,
 )
-def test_a_batch_ends_in_time_whatever_hangs(twilio: FaultServer, crowd: AwsWire, hanging: list[str]) -> None:
+def test_a_batch_ends_in_time_whatever_hangs(twilio: FaultServer, aws_wire: AwsWire, hanging: list[str]) -> None:
     """Otherwise Lambda would end the function, and SQS would deliver finished records again."""
-    crowd.hangs = lambda called, _: called in hanging
+    aws_wire.hangs = lambda called, _: called in hanging
     began = time.monotonic()
-    given_back = deliver(*(record(SMS, str(number)) for number in range(30)), seconds=3)
+    given_back = deliver(*(record(SMS, str(number)) for number in range(30)), seconds=2)
 
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 2
     assert sorted(map(str, range(30))) == sorted(given_back)
-    assert ([], True) == (posts(twilio), nothing_was_told(crowd))
-    assert crowd.count(hanging[0])
+    assert ([], True) == (posts(twilio), nothing_was_told(aws_wire))
+    assert aws_wire.count(hanging[0])
 
 
 @pytest.mark.parametrize("seconds", [3, 7.5])

@@ -377,6 +377,7 @@ def test_another_key_that_cannot_be_read_may_be_the_one(
     assert "unknown" == known()[0]
 
 
+@pytest.mark.usefixtures("delays")
 @pytest.mark.parametrize("key", ["listed", "key"])
 def test_proof_takes_a_message_back_from_the_list(
     twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch, key: str
@@ -418,6 +419,7 @@ def test_what_a_template_makes_is_not_looked_for(
     assert [] == looks(twilio)
 
 
+@pytest.mark.usefixtures("delays")
 @pytest.mark.parametrize("failing", [THROTTLED, (400, "AccessDeniedException")])
 def test_without_the_other_keys_nothing_is_said(
     twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch, failing: tuple[int, str]
@@ -483,6 +485,7 @@ def test_a_malformed_list_says_nothing(
     assert NOT_FOUND == known()
 
 
+@pytest.mark.usefixtures("delays")
 def test_the_row_of_a_well_formed_list_says_something(
     twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -265,12 +265,13 @@ def test_a_long_answer_is_searched_in_linear_time(text: str) -> None:
     """Twice as much takes about twice as long, whatever it is made of."""
     redaction = Redaction(SECRETS)
 
-    def cost(text: str) -> float:
-        times = []
-        for _ in range(3):
+    def cost(text: str, floor: float) -> float:
+        times: list[float] = []
+        while len(times) < 3 and min(times, default=floor) >= floor:
             began = time.process_time()
             redaction.text(text)
             times.append(time.process_time() - began)
         return min(times)
 
-    assert any(cost(text) < 12 * max(cost(text[: len(text) // 10]), 0.002) for _ in range(5))
+    tenth = text[: len(text) // 10]
+    assert any(cost(text, 12 * 0.002) < 12 * max(0.002, cost(tenth, 0.002)) for _ in range(5))

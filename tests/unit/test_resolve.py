@@ -242,7 +242,7 @@ def test_a_send_that_is_under_way_is_left_alone(aws_wire: AwsWire) -> None:
     assert ["Message Outcome Unknown"] == told(aws_wire)
 
 
-@pytest.mark.usefixtures("unknown")
+@pytest.mark.usefixtures("delays", "unknown")
 @pytest.mark.parametrize("operation", ["PutEvents", "SendMessage"])
 def test_what_could_not_be_told_is_told_by_the_next_run(aws_wire: AwsWire, operation: str) -> None:
     """Nothing is settled before it was told."""
@@ -335,7 +335,7 @@ def test_no_key_is_told_before_it_was_looked_for(
     assert ["GET"] == [request.method for request in twilio.requests]
 
 
-@pytest.mark.usefixtures("unknown")
+@pytest.mark.usefixtures("delays", "unknown")
 def test_a_bus_that_is_away_leaves_the_failed_queue_alone(aws_wire: AwsWire) -> None:
     """What is told only by the third run is set aside once."""
     age(aws_wire)
@@ -464,6 +464,7 @@ def test_without_time_nothing_is_begun(aws_wire: AwsWire) -> None:
     assert [] == told(aws_wire)
 
 
+@pytest.mark.usefixtures("delays")
 def test_a_ledger_that_does_not_answer_is_an_error(aws_wire: AwsWire) -> None:
     """Lambda counts it, and the alarm tells."""
     aws_wire.failures["Query"] = [AWAY, AWAY]

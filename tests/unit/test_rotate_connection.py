@@ -346,6 +346,7 @@ def test_a_set_up_for_later_tests_what_is_used(rig: Rig) -> None:
 # ---------------------------------------------------------------- interruptions
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("once", [False, True], ids=["killed", "one call"])
 @pytest.mark.parametrize("lost", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("kind", ["key", "token"])

@@ -25,7 +25,7 @@ from tests.faults import FaultServer
 from tests.mutants import CALL_SID, GENUINE, OTHER_SID, Target, Webhook, event_2
 from tests.readme import section
 from tests.schemas import DETAIL_TYPES, FOLDER, SCHEMAS, delivered, validate
-from tests.unit.conftest import ACCOUNT_SID, AUTH_TOKEN
+from tests.unit.conftest import ACCOUNT_SID, AUTH_TOKEN, aws
 
 TARGET = Target("https://hook.example", ACCOUNT_SID, AUTH_TOKEN)
 BY_NAME = {each.name: each for each in GENUINE}
@@ -312,22 +312,27 @@ def test_a_problem_fits(aws_wire: AwsWire) -> None:
 # What is refused
 
 
-def examples(aws_wire: AwsWire) -> Iterator[dict[str, Any]]:
-    """Yield an event of each detail-type."""
-    for name in KINDS:
-        other = {"MessageSid": OTHER_SID, "SmsMessageSid": OTHER_SID, "SmsSid": OTHER_SID} if name == "opt-out" else {}
-        posted(aws_wire, replace(BY_NAME[name], fields=BY_NAME[name].fields | other))
-    unknown = errors.OutcomeUnknownError("nobody knows").problem()
-    outcome_events.sent(ABOUT, {"sid": "SM" + "0" * 32, "status": "sent", "from": None, "to": "+15005550006"})
-    outcome_events.failed(ABOUT, "{}", PROBLEM)
-    outcome_events.unknown(ABOUT, "{}", unknown, OTHER_SID)
-    yield from {event["detail-type"]: event for event in published(aws_wire)}.values()
+@pytest.fixture(scope="module")
+def examples() -> dict[str, dict[str, Any]]:
+    """Return an event of each detail-type."""
+    with pytest.MonkeyPatch.context() as patch, aws(patch) as wire:
+        for name in KINDS:
+            each = BY_NAME[name]
+            if name == "opt-out":
+                other = dict.fromkeys(("MessageSid", "SmsMessageSid", "SmsSid"), OTHER_SID)
+                each = replace(each, fields=each.fields | other)
+            posted(wire, each)
+        unknown = errors.OutcomeUnknownError("nobody knows").problem()
+        outcome_events.sent(ABOUT, {"sid": "SM" + "0" * 32, "status": "sent", "from": None, "to": "+15005550006"})
+        outcome_events.failed(ABOUT, "{}", PROBLEM)
+        outcome_events.unknown(ABOUT, "{}", unknown, OTHER_SID)
+        return {event["detail-type"]: event for event in published(wire)}
 
 
 @pytest.fixture(params=DETAIL_TYPES)
-def example(request: pytest.FixtureRequest, aws_wire: AwsWire) -> dict[str, Any]:
+def example(request: pytest.FixtureRequest, examples: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Return an event of a detail-type."""
-    (event,) = [event for event in examples(aws_wire) if event["detail-type"] == request.param]
+    event = examples[request.param]
     validate(event)
     return event
 
@@ -433,9 +438,9 @@ def test_an_event_is_truncated_or_has_its_parameters(example: dict[str, Any]) ->
         ("Message Outcome Unknown", {"title": "SomeError"}),
     ],
 )
-def test_one_kind_is_not_another(aws_wire: AwsWire, detail_type: str, fields: dict[str, Any]) -> None:
+def test_one_kind_is_not_another(examples: dict[str, dict[str, Any]], detail_type: str, fields: dict[str, Any]) -> None:
     """What tells them apart is in the schema too."""
-    (event,) = [event for event in examples(aws_wire) if event["detail-type"] == detail_type]
+    event = examples[detail_type]
     outcome = "message" if event["source"] == "twilio" else "error"
 
     assert not refused(event)

@@ -113,6 +113,7 @@ def test_a_dry_run_claims_nothing(twilio: FaultServer, aws_wire: AwsWire) -> Non
 # Claiming
 
 
+@pytest.mark.usefixtures("delays")
 @pytest.mark.parametrize("why", [THROTTLED, (400, "AccessDeniedException"), (500, "InternalServerError")])
 def test_what_cannot_be_claimed_is_not_sent(twilio: FaultServer, aws_wire: AwsWire, why: tuple[int, str]) -> None:
     """Nothing is sent, whatever error prevents the claim."""
@@ -122,6 +123,7 @@ def test_what_cannot_be_claimed_is_not_sent(twilio: FaultServer, aws_wire: AwsWi
     assert [] == posts(twilio)
 
 
+@pytest.mark.usefixtures("delays")
 def test_a_claim_whose_answer_is_lost_is_our_own(twilio: FaultServer, aws_wire: AwsWire) -> None:
     """The second attempt recognises the first one's claim."""
     aws_wire.failures["PutItem"] = [LOST]
@@ -130,6 +132,7 @@ def test_a_claim_whose_answer_is_lost_is_our_own(twilio: FaultServer, aws_wire: 
     assert 1 == len(posts(twilio))
 
 
+@pytest.mark.usefixtures("delays")
 def test_a_claim_that_stands_unknown_to_us_is_taken_back(twilio: FaultServer, aws_wire: AwsWire) -> None:
     """Nothing was sent, so the next call need not wait for it."""
     aws_wire.failures["PutItem"] = [LOST, THROTTLED]
@@ -222,6 +225,7 @@ def test_what_is_being_sent_is_not_sent_again(
     assert (["sent"], 1) == (states(aws_wire), len(posts(twilio)))
 
 
+@pytest.mark.usefixtures("delays")
 def test_what_was_begun_and_never_ended_is_unknown(twilio: FaultServer, aws_wire: AwsWire) -> None:
     """Its function died, before or after the request."""
     aws_wire.failures["TransactWriteItems"] = [THROTTLED, THROTTLED]
@@ -300,6 +304,7 @@ def test_an_invocation_that_may_have_sent_is_made_again_on_purpose(
 # What became of it
 
 
+@pytest.mark.usefixtures("delays")
 def test_the_last_write_is_not_needed(twilio: FaultServer, aws_wire: AwsWire) -> None:
     """Twilio has the message, and the caller gets it."""
     aws_wire.failures["TransactWriteItems"] = [THROTTLED, THROTTLED]

@@ -379,7 +379,6 @@ def hundred(message: str) -> dict[str, Any]:
 )
 def test_all_records_of_a_batch_are_counted(
     twilio: FaultServer,
-    aws_wire: AwsWire,
     context: Context,
     lines: Log,
     monkeypatch: pytest.MonkeyPatch,
@@ -387,7 +386,6 @@ def test_all_records_of_a_batch_are_counted(
     counted: dict[str, int],
 ) -> None:
     """Though fifty count at the same time, and no line holds more than a hundred values."""
-    aws_wire._server.socket.listen(1024)
     monkeypatch.setenv("SEND_THREADS", "50")
     assert {"batchItemFailures": []} == send_sms.handler(hundred(message), context)
     found = {name: len(values) for name, values in metrics(lines()).items()}

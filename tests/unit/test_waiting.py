@@ -38,6 +38,7 @@ def ago(seconds: float | None) -> float | None:
     return None if seconds is None else time.time() - seconds
 
 
+@pytest.mark.usefixtures("delays")
 @pytest.mark.parametrize(
     ("arn", "seconds"), [("arn:aws:sqs:us-east-1:123456789012:own", 1000), (SEND, None)], ids=["other", "no time"]
 )
@@ -72,6 +73,7 @@ def test_a_clock_that_is_behind_makes_no_negative_age(aws_wire: AwsWire, values:
     assert [0] == values("BufferAge")
 
 
+@pytest.mark.usefixtures("delays")
 @pytest.mark.parametrize(("lease", "seconds", "least"), [("20", 300, 300), ("60", 20, 60)])
 def test_a_send_is_not_lost_while_its_invocation_goes_on(
     twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch, lease: str, seconds: int, least: int

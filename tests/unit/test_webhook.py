@@ -567,6 +567,7 @@ def test_bus_and_buffer_away_is_503(send: Send, aws_wire: AwsWire) -> None:
     assert (ACCEPTED, 1) == (send(SMS), len(aws_wire.entries))
 
 
+@pytest.mark.usefixtures("delays")
 @pytest.mark.parametrize("code", [(400, "ThrottlingException"), (500, "InternalServiceError"), (503, "")])
 def test_secrets_manager_away_is_503(send: Send, aws_wire: AwsWire, code: tuple[int, str]) -> None:
     """The signature cannot be checked, so nothing is published."""
