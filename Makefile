@@ -40,7 +40,7 @@ test:  ## Run all tests, with coverage
 	@$(RUN) pytest --no-header $(ON_ALL_CORES) --cov --cov-report=term tests/unit
 	@+$(MAKE) integration
 
-unit: .venv/synced  ## Run the tests that need no stack, but the exhaustive ones
+unit: .venv/synced .venv-sam/synced  ## Run the tests that need no stack, but the exhaustive ones
 	@$(RUN) pytest --no-header $(ON_ALL_CORES) -m "not exhaustive" tests/unit
 
 integration:  ## Run the tests on the stack on this machine
