@@ -1,4 +1,4 @@
-"""What several files of tests make alike: records of a queue, and a send whose outcome is unknown."""
+"""What several files of tests make alike: records of a queue, and sends under way or of unknown outcome."""
 
 import json
 from typing import Any
@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 import send_sms
 from twilio_connector.errors import OutcomeUnknownError
+from twilio_connector.messaging.idempotency import ClaimRequested, SendRecord, new_claim
+from twilio_connector.messaging.idempotency_store import IdempotencyStore
 
 from tests.conftest import Context
 from tests.faults import FaultServer, faults
@@ -34,6 +36,20 @@ def record(
         "eventSource": "aws:sqs",
         "eventSourceARN": arn,
     }
+
+
+def begin_send() -> SendRecord:
+    """Write to the ledger that a message is being sent, and return its record."""
+    claim = new_claim(
+        idempotency_key="order-7",
+        connection="default",
+        caller="sqs",
+        same="same",
+        sms={"to": "+15005550006"},
+        sought=None,
+        lease_seconds=60,
+    )
+    return IdempotencyStore("ledger").write(ClaimRequested(claim, resend=False))
 
 
 def leave_unknown(twilio: FaultServer, sms: dict[str, Any]) -> None:

@@ -72,6 +72,19 @@ def set_aside(aws_wire: AwsWire) -> list[str]:
     return [message["MessageBody"] for message in aws_wire.sent]
 
 
+def reported_unknown(
+    twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch, sms: dict[str, Any]
+) -> str:
+    """Send a message whose answer is lost, and let `resolve` report it; return its body in the failed queue."""
+    monkeypatch.setenv("UNKNOWN_REPORT_AFTER", "0")
+    twilio.script(faults.status(500), faults.OK)
+    deliver(record(sms))
+    aws_wire.age(LOOKED_FOR)
+    assert {"open": 1, "settled": 1} == resolve.handler({}, Context(120))
+    (body,) = set_aside(aws_wire)
+    return body
+
+
 def put_off(aws_wire: AwsWire) -> list[int]:
     """Return after how many seconds records are to be delivered again."""
     return [
@@ -892,12 +905,7 @@ def test_what_stays_unknown_is_told_again(
     twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was reported, and returned from the failed queue; it can only be reported again."""
-    monkeypatch.setenv("UNKNOWN_REPORT_AFTER", "0")
-    twilio.script(faults.status(500), faults.OK)
-    deliver(record(KEYED))
-    aws_wire.age(LOOKED_FOR)
-    assert {"open": 1, "settled": 1} == resolve.handler({}, Context(120))
-    (body,) = set_aside(aws_wire)
+    body = reported_unknown(twilio, aws_wire, monkeypatch, KEYED)
 
     assert [] == deliver(record(body, "2", receives=11))
     assert ["Message Outcome Unknown"] * 2 == names(aws_wire)
@@ -973,12 +981,7 @@ def test_what_is_unknown_is_not_told_to_have_failed(
     receives: int,
 ) -> None:
     """A sender who believes that it was not sent would send it again under another key."""
-    monkeypatch.setenv("UNKNOWN_REPORT_AFTER", "0")
-    twilio.script(faults.status(500), faults.OK)
-    deliver(record(KEYED | {"to": "(500) 555-0006"}))
-    aws_wire.age(LOOKED_FOR)
-    resolve.handler({}, Context(120))
-    (body,) = set_aside(aws_wire)
+    body = reported_unknown(twilio, aws_wire, monkeypatch, KEYED | {"to": "(500) 555-0006"})
     spoil(aws_wire, monkeypatch)
     deliver(record(json.loads(body) | {"to": "(500) 555-0006"}, "2", receives=receives))
 
@@ -1079,12 +1082,7 @@ def test_an_unknown_outcome_that_is_moved_back_comes_back(
     twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is not sent: `resolve` searches for it, and reports it again."""
-    monkeypatch.setenv("UNKNOWN_REPORT_AFTER", "0")
-    twilio.script(faults.status(500), faults.OK)
-    deliver(record(KEYED))
-    aws_wire.age(LOOKED_FOR)
-    resolve.handler({}, Context(120))
-    (body,) = set_aside(aws_wire)
+    body = reported_unknown(twilio, aws_wire, monkeypatch, KEYED)
     assert [] == deliver(record(body, "2"))
     assert {"open": 1, "settled": 1} == resolve.handler({}, Context(120))
 
@@ -1097,12 +1095,7 @@ def test_an_unknown_outcome_is_sent_again_when_it_is_moved_back_so(
     twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An operator added `on_unknown` to it."""
-    monkeypatch.setenv("UNKNOWN_REPORT_AFTER", "0")
-    twilio.script(faults.status(500), faults.OK)
-    deliver(record(KEYED))
-    aws_wire.age(LOOKED_FOR)
-    resolve.handler({}, Context(120))
-    (body,) = set_aside(aws_wire)
+    body = reported_unknown(twilio, aws_wire, monkeypatch, KEYED)
 
     assert [] == deliver(record(json.loads(body) | {"on_unknown": "resend"}, "2"))
     assert (["Message Outcome Unknown", "Message Sent"], 2) == (names(aws_wire), len(posts(twilio)))

@@ -20,13 +20,10 @@ import webhook
 from twilio_connector.api import client
 from twilio_connector.api.connections import Connections
 from twilio_connector.errors import OutcomeUnknownError
-from twilio_connector.messaging.idempotency import ClaimRequested, new_claim
-from twilio_connector.messaging.idempotency_store import IdempotencyStore
-from twilio_connector.rotation import secret as rotation_secret
 from twilio_connector.webhooks import replies
 
 from tests.aws_wire import FIRST, AwsWire, RotatedSecret
-from tests.builders import record
+from tests.builders import begin_send, record
 from tests.conftest import Context, LoadEvent
 from tests.faults import Credentials, FaultServer, Key, faults
 from tests.faults.twilio import NEWEST
@@ -74,7 +71,6 @@ class World(NamedTuple):
 def world(aws_wire: AwsWire, twilio: FaultServer, event: LoadEvent, monkeypatch: pytest.MonkeyPatch) -> World:
     """Return AWS and Twilio, with nothing that an earlier test left in memory."""
     monkeypatch.setattr(replies, "_settings", {})
-    rotation_secret._manager.cache_clear()
     return World(aws_wire, twilio, event, monkeypatch)
 
 
@@ -117,16 +113,7 @@ def resolve_all(world: World) -> None:
 def receive(world: World) -> None:
     """Publish, prove a send, keep what the bus does not take or what is too large, and reply."""
     world.aws.parameters["reply"] = f"{REPLY_FUNCTION}\n"
-    claim = new_claim(
-        idempotency_key="order-7",
-        connection="default",
-        caller="sqs",
-        same="same",
-        sms={"to": "+15005550006"},
-        sought=None,
-        lease_seconds=60,
-    )
-    proven = IdempotencyStore("ledger").write(ClaimRequested(claim, resend=False))
+    proven = begin_send()
     start_anew(world)
     world.aws.refused = [1, 1]
     large = BY_NAME["plain"].fields | {

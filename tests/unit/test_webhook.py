@@ -18,11 +18,12 @@ import webhook
 from twilio_connector.api import client, connections
 from twilio_connector.api.connections import Connections
 from twilio_connector.errors import InternalError
-from twilio_connector.messaging.idempotency import Accepted, ClaimRequested, OutcomeLost, SendRecord, new_claim
+from twilio_connector.messaging.idempotency import Accepted, OutcomeLost, SendRecord
 from twilio_connector.messaging.idempotency_store import IdempotencyStore
 from twilio_connector.webhooks.signature import signed_text
 
 from tests.aws_wire import LOST, PASS, AwsWire
+from tests.builders import begin_send
 from tests.conftest import REQUEST_ID, Context, LoadEvent
 from tests.mutants import (
     CALL_SID,
@@ -1497,16 +1498,7 @@ def test_an_old_token_is_not_good_for_ever(send: Send, aws_wire: AwsWire) -> Non
 @pytest.fixture
 def record(aws_wire: AwsWire) -> SendRecord:
     """Return the record of a key whose message is being sent."""
-    claim = new_claim(
-        idempotency_key="order-7",
-        connection="default",
-        caller="sqs",
-        same="same",
-        sms={"to": "+15005550006"},
-        sought=None,
-        lease_seconds=60,
-    )
-    written = IdempotencyStore("ledger").write(ClaimRequested(claim, resend=False))
+    written = begin_send()
     aws_wire.calls.clear()
     return written
 
