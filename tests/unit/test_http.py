@@ -10,7 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +27,7 @@ from tests.conftest import ROOT
 from tests.faults import Canary, Fault, FaultServer, black_hole, closed_port, faults
 from tests.faults.tls import Tls
 from tests.faults.wire import Exchange
+from tests.stopwatch import Stopwatch
 
 MESSAGES = f"/2010-04-01/Accounts/AC{'0' * 32}/Messages.json"
 AUTH = ("SK" + "0" * 32, "not-a-secret")
@@ -85,13 +86,6 @@ def never_sent(session: http.Session, url: str, **options: Any) -> http.ConnectF
     return caught.value
 
 
-def seconds(action: Callable[[], Any]) -> float:
-    """Return how long something took."""
-    began = time.monotonic()
-    action()
-    return time.monotonic() - began
-
-
 def run(program: str, *arguments: str, **variables: str) -> str:
     """Return what a program prints in a process of its own."""
     path = os.pathsep.join(map(str, (ROOT / "layers" / "twilio", ROOT)))
@@ -134,10 +128,11 @@ def test_a_refused_connection_was_never_sent(session: http.Session) -> None:
 
 def test_a_connection_that_nobody_accepts_was_never_sent(session: http.Session) -> None:
     """The connect timeout holds."""
-    with black_hole() as port:
-        took = seconds(lambda: never_sent(session, f"http://127.0.0.1:{port}", connect=READ_SECONDS))
+    with black_hole() as port, Stopwatch() as took:
+        never_sent(session, f"http://127.0.0.1:{port}", connect=READ_SECONDS)
 
-    assert READ_SECONDS <= took < READ_SECONDS + MARGIN
+    assert took.wall >= READ_SECONDS
+    assert took.seconds < READ_SECONDS + MARGIN
 
 
 def test_all_addresses_of_a_host_share_the_connect_timeout(
@@ -146,11 +141,11 @@ def test_all_addresses_of_a_host_share_the_connect_timeout(
     """Ten dead addresses take no longer than one."""
     with black_hole() as port:
         resolved(monkeypatch, *[port] * 10)
-        error: list[http.ConnectFailedError] = []
-        took = seconds(lambda: error.append(never_sent(session, "http://twilio.invalid", connect=READ_SECONDS)))
+        with Stopwatch() as took:
+            error = never_sent(session, "http://twilio.invalid", connect=READ_SECONDS)
 
-    assert "connecting took too long" == str(error[0])
-    assert took < READ_SECONDS + MARGIN
+    assert "connecting took too long" == str(error)
+    assert took.seconds < READ_SECONDS + MARGIN
 
 
 def test_the_next_address_is_tried(session: http.Session, server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,12 +267,12 @@ def test_a_handshake_that_fails_was_never_sent(session: http.Session, fault: Fau
     """Before TLS stands, no byte of the request leaves; the certificate is not to blame."""
     with FaultServer(tls="good") as server:
         server.script(fault)
-        errors: list[http.ConnectFailedError] = []
-        took = seconds(lambda: errors.append(never_sent(session, server.url, connect=READ_SECONDS)))
+        with Stopwatch() as took:
+            error = never_sent(session, server.url, connect=READ_SECONDS)
 
-        assert not errors[0].bad_certificate
+        assert not error.bad_certificate
         assert (1, []) == (server.connections, server.requests)
-        assert took < 2 * READ_SECONDS + MARGIN
+        assert took.seconds < 2 * READ_SECONDS + MARGIN
 
 
 # Lost
@@ -341,29 +336,21 @@ def endlessly(exchange: Exchange, start: bytes, piece: bytes) -> None:
 def test_an_answer_that_does_not_end_is_lost_in_time(session: http.Session, server: FaultServer, fault: Fault) -> None:
     """The read timeout holds for the whole answer, however it is spread."""
     server.script(fault)
-    reasons: list[str] = []
+    with Stopwatch() as took, pytest.raises(http.ResponseLostError, match=r"^no whole answer came in time$"):
+        exchange(session, server.url, read=READ_SECONDS)
 
-    def lose() -> None:
-        with pytest.raises(http.ResponseLostError) as caught:
-            exchange(session, server.url, read=READ_SECONDS)
-        reasons.append(str(caught.value))
-
-    took = seconds(lose)
-
-    assert ["no whole answer came in time"] == reasons
-    assert READ_SECONDS <= took < READ_SECONDS + MARGIN
+    assert took.wall >= READ_SECONDS
+    assert took.seconds < READ_SECONDS + MARGIN
     assert 1 == len(server.requests)
 
 
 def test_a_body_that_nobody_reads_is_lost_in_time(session: http.Session, server: FaultServer) -> None:
     """Sending does not wait for ever either."""
     server.script(faults.HANG_BEFORE_READ)
+    with Stopwatch() as took, pytest.raises(http.ResponseLostError):
+        exchange(session, server.url, connect=READ_SECONDS, data=b"0" * (32 << 20))
 
-    def lose() -> None:
-        with pytest.raises(http.ResponseLostError):
-            exchange(session, server.url, connect=READ_SECONDS, data=b"0" * (32 << 20))
-
-    assert seconds(lose) < READ_SECONDS + MARGIN
+    assert took.seconds < READ_SECONDS + MARGIN
 
 
 # Too large
