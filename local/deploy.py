@@ -9,6 +9,7 @@ import shutil
 import sys
 import tomllib
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import AbstractContextManager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -33,11 +34,23 @@ REFUSED: dict[str, str] = _LIMITS["refused"]
 
 def build(folder: Path) -> list[str]:
     """Run `sam build`, and prepare what it made for the emulator; return what the emulator does not get."""
-    with processes.exclusive(ROOT / ".local" / "build.lock"):
-        options = ["--cached", "--parallel", "--parameter-overrides", *_overrides({})]
-        job = processes.Job("sam build", [_SAM, "build", *options], _environment(), ROOT)
+    options = ["--cached", "--parallel", "--parameter-overrides", *_overrides({})]
+    job = processes.Job("sam build", [_SAM, "build", *options], _environment(), ROOT)
+    with building():
         processes.run(job, processes.log_path(folder, "build"), _SECONDS)
-        return prepare(folder, BUILT)
+    return prepare(folder, BUILT)
+
+
+def building() -> AbstractContextManager[None]:
+    """Hold what is built: `sam build` replaces it, and another stack may be copying it."""
+    return processes.exclusive(ROOT / ".local" / "build.lock")
+
+
+def copy(built: Path, folder: Path) -> None:
+    """Copy what was built, in place of what is in the folder."""
+    with building():
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(built, folder)
 
 
 def prepare(folder: Path, built: Path, left_out: Collection[str] = LEFT_OUT.keys()) -> list[str]:
@@ -47,8 +60,7 @@ def prepare(folder: Path, built: Path, left_out: Collection[str] = LEFT_OUT.keys
     Returns the patterns of what was left out. The emulator's own Python runtime loses the classes of errors.
     """
     prepared = folder / "build"
-    shutil.rmtree(prepared, ignore_errors=True)
-    shutil.copytree(built, prepared)
+    copy(built, prepared)
     template = prepared / "template.yaml"
     content = yaml.safe_load(template.read_text())
     found = list(leave_out(content["Resources"], left_out))

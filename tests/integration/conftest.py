@@ -1,4 +1,4 @@
-"""One stack on this machine for all tests, beside one that `make local` left running."""
+"""A stack on this machine for each worker's tests, beside one that `make local` left running."""
 
 import json
 from collections.abc import Iterator
@@ -22,9 +22,9 @@ QUICK = {
 
 
 @pytest.fixture(scope="session")
-def folder() -> Path:
-    """Return where the tests' stack keeps its files."""
-    return FOLDER / "test"
+def folder(worker_id: str) -> Path:
+    """Return where this worker's stack keeps its files."""
+    return FOLDER / f"test-{worker_id}"
 
 
 @pytest.fixture(scope="session")
@@ -73,6 +73,12 @@ def _no_faults_left(aws_proxy: AwsProxy, twilio_relay: FaultServer) -> Iterator[
 def cloud(stack: dict[str, Any]) -> Cloud:
     """Return the stack with what tests do to it."""
     return Cloud(stack)
+
+
+@pytest.fixture(scope="session")
+def layer(stack: dict[str, Any], folder: Path) -> Path:  # noqa: ARG001 whose layer it is
+    """Return the built layer, as the stack has it."""
+    return folder / "build" / "TwilioLayer" / "python"
 
 
 @pytest.fixture(scope="session")

@@ -9,12 +9,12 @@ import subprocess
 import uuid
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import pytest
 
-from local import deploy
 from tests.cloudformation import ROOT
 from tests.integration.cloud import Cloud
 
@@ -59,9 +59,8 @@ def served(cloud: Cloud) -> Iterator[str]:
     server.server_close()
 
 
-def run(python: str, code: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run code with the built layer, as a function has it, in an environment that has that boto3."""
-    layer = deploy.BUILT / "TwilioLayer" / "python"
+def run(layer: Path, python: str, code: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run code with the layer, as a function has it, in an environment that has that boto3."""
     environment = {
         "PATH": os.defpath,
         "PYTHONPATH": os.pathsep.join([str(ROOT / "functions"), str(layer)]),
@@ -88,41 +87,39 @@ def arguments(cloud: Cloud) -> tuple[str, str]:
     return cloud.outputs["SendQueueUrl"], json.dumps({"to": "+15005550006", "message": uuid.uuid4().hex})
 
 
-@pytest.mark.usefixtures("stack")
-def test_environments_are_far_apart() -> None:
+def test_environments_are_far_apart(layer: Path) -> None:
     """The oldest is what it says, and the newest is newer."""
-    found = {name: run(name, VERSIONS).stdout.split() for name in ENVIRONMENTS}
+    found = {name: run(layer, name, VERSIONS).stdout.split() for name in ENVIRONMENTS}
 
     assert ["1.35.0", "1.35.0"] == found["oldest"]
     assert [1, 40] < [int(part) for part in found["lambda"][1].split(".")[:2]]
 
 
-@pytest.mark.usefixtures("stack")
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_functions_are_imported(python: str, function: str) -> None:
+def test_functions_are_imported(layer: Path, python: str, function: str) -> None:
     """A function starts, also as one of which a snapshot is made, which imports what signs."""
     for kind in ("on-demand", "snap-start"):
-        done = run(python, f"import {function}", AWS_LAMBDA_INITIALIZATION_TYPE=kind)
+        done = run(layer, python, f"import {function}", AWS_LAMBDA_INITIALIZATION_TYPE=kind)
 
         assert (0, "") == (done.returncode, done.stderr)
 
 
-def test_requests_are_signed(cloud: Cloud, python: str) -> None:
+def test_requests_are_signed(cloud: Cloud, layer: Path, python: str) -> None:
     """The emulator, which checks signatures, takes a request, and refuses it by another secret."""
-    good = run(python, SEND, *arguments(cloud), **keys(cloud))
-    bad = run(python, SEND, *arguments(cloud), **keys(cloud) | {"AWS_SECRET_ACCESS_KEY": "another"})
+    good = run(layer, python, SEND, *arguments(cloud), **keys(cloud))
+    bad = run(layer, python, SEND, *arguments(cloud), **keys(cloud) | {"AWS_SECRET_ACCESS_KEY": "another"})
 
     assert (0, "") == (good.returncode, good.stderr)
     assert (1, True) == (bad.returncode, "InvalidSignature" in bad.stderr or "SignatureDoesNotMatch" in bad.stderr)
 
 
-def test_keys_are_served(cloud: Cloud, python: str, served: str) -> None:
+def test_keys_are_served(cloud: Cloud, layer: Path, python: str, served: str) -> None:
     """Under SnapStart the keys come from Lambda's own address."""
     variables = {
         "AWS_ENDPOINT_URL": cloud.info["aws_endpoint_url"],
         "AWS_CONTAINER_CREDENTIALS_FULL_URI": served,
         "AWS_CONTAINER_AUTHORIZATION_TOKEN": "token",
     }
-    done = run(python, SEND, *arguments(cloud), **variables)
+    done = run(layer, python, SEND, *arguments(cloud), **variables)
 
     assert (0, "") == (done.returncode, done.stderr)

@@ -4,7 +4,6 @@ import os
 import pty
 import re
 import select
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -79,7 +78,8 @@ def owner(cloud: Cloud) -> Iterator[dict[str, str]]:
 @pytest.mark.timeout(_SECONDS + 60)
 def test_deploy_asks_once(cloud: Cloud, owner: dict[str, str], tmp_path: Path) -> None:
     """The changeset's confirmation is the only question, and after it the stack is there."""
-    subprocess.run(["make", "build"], cwd=ROOT, env=owner, check=True)
+    with deploy.building():
+        subprocess.run(["make", "build"], cwd=ROOT, env=owner, check=True)
     template = without_refused(tmp_path / "built")
     terminal = Terminal(
         ".venv-sam/bin/sam",
@@ -99,7 +99,7 @@ def test_deploy_asks_once(cloud: Cloud, owner: dict[str, str], tmp_path: Path) -
 
 def without_refused(folder: Path) -> Path:
     """Copy what was built, without the resources that the emulator refuses; return the copy's template."""
-    shutil.copytree(deploy.BUILT, folder)
+    deploy.copy(deploy.BUILT, folder)
     template = folder / "template.yaml"
     content = yaml.safe_load(template.read_text())
     list(deploy.leave_out(content["Resources"], deploy.LEFT_OUT))

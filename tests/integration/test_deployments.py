@@ -1,7 +1,6 @@
 """Deployments reach the alias; and behind it, a Twilio that fails gets no request too many."""
 
 import json
-import shutil
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from local import deploy
 from local import stack as local_stack
 from tests.faults import FaultServer, faults
 from tests.integration.cloud import Cloud, eventually
+from tests.layer import build, digests
 
 TO = "+15005550006"
 
@@ -49,6 +49,11 @@ def twilio(cloud: Cloud, folder: Path, twilio_relay: FaultServer) -> Iterator[Fa
     local_stack.redeploy(folder, parameters={"TwilioApiUrl": twilio_relay.url})
 
 
+def test_the_same_source_makes_the_same_layer(layer: Path, tmp_path: Path) -> None:
+    """Else each deployment would publish another version of it."""
+    assert digests(layer) == digests(build(tmp_path))
+
+
 def test_parameter_reaches_the_alias(cloud: Cloud, twilio: FaultServer) -> None:
     """A deployment that changes only a parameter is seen through the alias's ARN."""
     twilio.reset()
@@ -60,7 +65,7 @@ def test_parameter_reaches_the_alias(cloud: Cloud, twilio: FaultServer) -> None:
 def test_layer_reaches_the_alias(cloud: Cloud, folder: Path, twilio: FaultServer, tmp_path: Path) -> None:
     """A deployment that changes only the layer is seen through the alias's ARN."""
     built = tmp_path / "build"
-    shutil.copytree(deploy.BUILT, built)
+    deploy.copy(deploy.BUILT, built)
     package = built / "TwilioLayer" / "python" / "twilio_connector"
     (package / "__init__.py").write_text('"""A newer layer."""\n\n__version__ = "9.9.9"\n')
     for compiled in (package / "__pycache__").glob("__init__.*"):

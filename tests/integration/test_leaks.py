@@ -32,11 +32,11 @@ def found(lines: list[str], markers: list[str]) -> list[str]:
 
 
 def secrets(cloud: Cloud) -> list[str]:
-    """Return the values of the stack's connections that are secret."""
+    """Return what is secret of the connections that `text` uses."""
     manager = cloud.client("secretsmanager")
-    names = [secret["Name"] for secret in manager.list_secrets()["SecretList"]]
     values = [
-        json.loads(manager.get_secret_value(SecretId=name)["SecretString"]) for name in names if name != "twilio/broken"
+        json.loads(manager.get_secret_value(SecretId=f"twilio/{name}")["SecretString"])
+        for name in ("default", "refused")
     ]
     return [value[name] for value in values for name in ("api_key_secret", "auth_token") if name in value]
 

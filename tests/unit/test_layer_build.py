@@ -3,17 +3,15 @@
 import ast
 import importlib.util
 import os
-import shutil
 import subprocess
 import sys
-from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import DEPLOYED, ROOT
+from tests.layer import SOURCE, build, files
 
-SOURCE = ROOT / "layers" / "twilio"
 MACHINES = {"x86_64": b"\x3e\x00", "aarch64": b"\xb7\x00"}
 """ELF's numbers of the processors."""
 RUNTIME = {"boto3", "botocore"}
@@ -21,23 +19,10 @@ RUNTIME = {"boto3", "botocore"}
 UNCHECKED_HASH = 1
 
 
-def build(folder: Path) -> Path:
-    """Build the layer as SAM does, in a copy of its folder; return what will be /opt/python."""
-    shutil.copytree(SOURCE, folder / "scratch")
-    make = ["make", "--silent", "--makefile", str(SOURCE / "Makefile"), "build-TwilioLayer"]
-    subprocess.run(make, cwd=folder / "scratch", env=os.environ | {"ARTIFACTS_DIR": str(folder)}, check=True)
-    return folder / "python"
-
-
 @pytest.fixture(scope="module")
 def layer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the built layer."""
     return build(tmp_path_factory.mktemp("layer"))
-
-
-def files(layer: Path) -> list[Path]:
-    """Return the files of the layer."""
-    return [path for path in layer.rglob("*") if path.is_file()]
 
 
 @pytest.mark.parametrize(("architecture", "number"), MACHINES.items(), ids=MACHINES)
@@ -157,15 +142,3 @@ def test_whatever_is_imported_is_in_it(layer: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
 
     assert (0, "") == (done.returncode, done.stderr)
-
-
-def test_the_same_source_makes_the_same_layer(layer: Path, tmp_path: Path) -> None:
-    """Else each deployment would publish another version of it."""
-    again = build(tmp_path)
-
-    assert digests(layer) == digests(again)
-
-
-def digests(layer: Path) -> dict[str, str]:
-    """Return a digest of each file, by its path in the layer."""
-    return {str(path.relative_to(layer)): sha256(path.read_bytes()).hexdigest() for path in files(layer)}

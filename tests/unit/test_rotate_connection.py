@@ -11,6 +11,7 @@ from typing import Any, Literal
 import pytest
 import responses
 import rotate_connection
+from botocore.retries.standard import ExponentialBackoff
 from twilio_connector import telemetry
 from twilio_connector.errors import (
     ConnectionInvalidError,
@@ -180,8 +181,12 @@ def talk(exchange: Exchange) -> None:
 
 @pytest.fixture
 def rig(twilio: FaultServer, aws_wire: AwsWire, delays: list[float], monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
-    """Return a connection with an API key; whatever was wrong at any moment fails the test."""
+    """Return a connection with an API key; whatever was wrong at any moment fails the test.
+
+    boto3 makes its second attempt at once.
+    """
     rig = Rig(twilio, aws_wire, delays)
+    monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda *_: 0)
     answer, reply = aws_wire.answer, twilio._account.reply
     monkeypatch.setattr(aws_wire, "answer", lambda *call: rig.answer(answer, *call))
     monkeypatch.setattr(twilio._account, "reply", lambda request: rig.reply(reply, request))
