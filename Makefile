@@ -9,6 +9,8 @@ MAKEFLAGS += --no-print-directory
 export SAM_CLI_TELEMETRY := 0
 export __SAM_CLI_APP_DIR := $(CURDIR)/.local/sam
 export UV_PYTHON_DOWNLOADS := never
+# Some shells have it; without compiled modules, the tests start some seconds later.
+unexport PYTHONDONTWRITEBYTECODE
 
 # The interpreter itself: a version manager's python3.13 (pyenv, asdf) depends on the folder it is called in.
 FOUND := $(shell python3.13 -E -c 'import sys; print(sys.executable)' 2>/dev/null)
@@ -37,15 +39,14 @@ local-down: .venv/synced  ## End the stack on this machine
 
 test:  ## Run all tests, with coverage
 	@+$(MAKE) --silent $(PARALLEL) $(TESTS)
-	@$(RUN) pytest --no-header $(ON_ALL_CORES) --cov --cov-report=term tests/unit
-	@+$(MAKE) integration
+	@$(RUN) pytest --no-header $(WORKERS) --cov --cov-report=term tests
 
 unit: .venv/synced .venv-sam/synced  ## Run the tests that need no stack, but the exhaustive ones
-	@$(RUN) pytest --no-header $(ON_ALL_CORES) -m "not exhaustive" tests/unit
+	@$(RUN) pytest --no-header $(WORKERS) -m "not exhaustive" tests/unit
 
 integration:  ## Run the tests on the stack on this machine
 	@+$(MAKE) --silent $(PARALLEL) $(TESTS)
-	@$(RUN) pytest --no-header tests --ignore=tests/unit
+	@$(RUN) pytest --no-header $(WORKERS) tests/integration
 
 mutation-test: .venv/synced  ## Plant bugs in a copy, and check that the test that each names fails
 	@$(RUN) tests.mutation
@@ -111,8 +112,9 @@ clean:  ## End the stack, delete everything that these targets made
 LOCAL = .venv/synced .venv-sam/synced .venv-ministack/synced .venv-lambda/synced
 TESTS = $(LOCAL) .venv-aws/synced .venv-lint/synced .venv-oldest/synced
 BENCH = $(LOCAL)
+# More than two cores need, since tests wait for servers half of the time. Each that runs integration tests has a stack.
 # Not among pytest's own options: to start the workers takes longer than one test.
-ON_ALL_CORES = --numprocesses logical --dist worksteal
+WORKERS = --numprocesses 4
 PARALLEL = $(if $(findstring jobserver,$(MAKEFLAGS)),,-j4)
 # In this order: dev is bound to the versions of uv and of the layer.
 LOCKS = requirements/uv.txt layers/twilio/requirements.txt \

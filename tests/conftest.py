@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.aws_wire import CHECKED
 
 ROOT = Path(__file__).parent.parent
 DEPLOYED = sorted([*(ROOT / "functions").glob("*.py"), *(ROOT / "layers/twilio/twilio_connector").rglob("*.py")])
 """The files that Lambda runs."""
+SHARING = ("tests/integration/", "tests/unit/test_layer_build.py")
+"""The files whose tests share what takes seconds to make."""
 
 
 def module_name(path: Path) -> str:
@@ -73,6 +76,22 @@ class Context:
     def get_remaining_time_in_millis(self) -> int:
         """Return the time that remains at the beginning."""
         return int(self.seconds * 1000)
+
+
+class Scheduler(LoadScopeScheduling):  # type: ignore[misc]
+    """Hands tests out to the workers of pytest-xdist: those that share something dear as a whole, to one worker."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        """Return what is handed out together: the tests of a file that share something, else the cases of a test."""
+        file = nodeid.partition("::")[0]
+        return file if file.startswith(SHARING) else nodeid.partition("[")[0]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduler:
+    """Use ours, in the order of the files."""
+    config.option.loadscopereorder = False
+    return Scheduler(config, log)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

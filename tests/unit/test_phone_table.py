@@ -3,6 +3,7 @@
 The numbers are the examples of the numbering plans themselves, one of each region that shares a calling code.
 """
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import phonenumbers
@@ -22,6 +23,7 @@ class Case(NamedTuple):
     number: str | None
 
 
+@cache
 def example(region: str, kind: int = PhoneNumberType.MOBILE) -> Any:
     """Return a region's example of a number."""
     return phonenumbers.example_number_for_type(region, kind)
