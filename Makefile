@@ -39,14 +39,15 @@ local-down: .venv/synced  ## End the stack on this machine
 
 test:  ## Run all tests, with coverage
 	@+$(MAKE) --silent $(PARALLEL) $(TESTS)
-	@$(RUN) pytest --no-header $(WORKERS) --cov --cov-report=term tests
+	@$(RUN) $(QUICK) --cov --cov-report=term
+	@$(RUN) $(PYTEST) 4 -m "exhaustive or integration" tests
 
 unit: .venv/synced .venv-sam/synced  ## Run the tests that need no stack, but the exhaustive ones
-	@$(RUN) pytest --no-header $(WORKERS) -m "not exhaustive" tests/unit
+	@$(RUN) $(QUICK)
 
 integration:  ## Run the tests on the stack on this machine
 	@+$(MAKE) --silent $(PARALLEL) $(TESTS)
-	@$(RUN) pytest --no-header $(WORKERS) tests/integration
+	@$(RUN) $(PYTEST) 4 tests/integration
 
 mutation-test: .venv/synced  ## Plant bugs in a copy, and check that the test that each names fails
 	@$(RUN) tests.mutation
@@ -112,9 +113,10 @@ clean:  ## End the stack, delete everything that these targets made
 LOCAL = .venv/synced .venv-sam/synced .venv-ministack/synced .venv-lambda/synced
 TESTS = $(LOCAL) .venv-aws/synced .venv-lint/synced .venv-oldest/synced
 BENCH = $(LOCAL)
-# More than two cores need, since tests wait for servers half of the time. Each that runs integration tests has a stack.
-# Not among pytest's own options: to start the workers takes longer than one test.
-WORKERS = --numprocesses 4
+# More processes than two cores need, since tests wait for servers. Each that runs integration tests has a stack.
+# Not among pytest's own options: to start processes takes longer than one test.
+PYTEST = pytest --no-header --numprocesses
+QUICK = $(PYTEST) 3 -m "not exhaustive" tests/unit tests/template
 PARALLEL = $(if $(findstring jobserver,$(MAKEFLAGS)),,-j4)
 # In this order: dev is bound to the versions of uv and of the layer.
 LOCKS = requirements/uv.txt layers/twilio/requirements.txt \

@@ -21,27 +21,35 @@ QUICK = {
 """Time limits of a stack on which nobody wants to wait."""
 
 
-@pytest.fixture(scope="session")
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of this package."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker("integration")
+
+
+# Of this package: a worker ends its stack before it runs unit tests, whose clocks and sockets are for themselves.
+@pytest.fixture(scope="package")
 def folder(worker_id: str) -> Path:
     """Return where this worker's stack keeps its files."""
     return FOLDER / f"test-{worker_id}"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def aws_proxy() -> Iterator[AwsProxy]:
     """Stand between the functions and AWS."""
     with AwsProxy() as proxy:
         yield proxy
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def twilio_relay() -> Iterator[FaultServer]:
     """Stand between the functions and Twilio."""
     with FaultServer() as relay:
         yield relay
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def stack(folder: Path, aws_proxy: AwsProxy, twilio_relay: FaultServer) -> Iterator[dict[str, Any]]:
     """Start the stack, and end it after the last test."""
     local_stack.down(folder)
@@ -69,19 +77,19 @@ def _no_faults_left(aws_proxy: AwsProxy, twilio_relay: FaultServer) -> Iterator[
     twilio_relay.reset()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cloud(stack: dict[str, Any]) -> Cloud:
     """Return the stack with what tests do to it."""
     return Cloud(stack)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def layer(stack: dict[str, Any], folder: Path) -> Path:  # noqa: ARG001 whose layer it is
     """Return the built layer, as the stack has it."""
     return folder / "build" / "TwilioLayer" / "python"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def other_connections(cloud: Cloud) -> None:
     """Store a connection that Twilio refuses, one that is none, and one that cannot believe a callback."""
     default = json.loads(cloud.client("secretsmanager").get_secret_value(SecretId="twilio/default")["SecretString"])

@@ -43,11 +43,12 @@ class Drill:
 
     def invoke(self, function: str, event: Any, minute: float = 0) -> Any:
         """Invoke a function's alias, and take what it measures as that of a minute."""
+        began = int(time.time() * 1000)
         answer = self._cloud.client("lambda").invoke(
             FunctionName=self._cloud.outputs[f"{function}FunctionArn"], Payload=json.dumps(event)
         )
         pattern, faults = filters(transformed(), self._cloud.info["stack_name"])[f"{function}Logs"]
-        for line in self._lines(function, failed="FunctionError" in answer):
+        for line in self._lines(function, began, failed="FunctionError" in answer):
             if "_aws" in line:
                 self.points.embedded(line, minute * MINUTE)
             elif pattern.matches(line):
@@ -79,17 +80,19 @@ class Drill:
         """Return the alarms that tell the topic."""
         return notifying(transformed(), self.raises())
 
-    def _lines(self, function: str, *, failed: bool) -> list[dict[str, Any]]:
+    def _lines(self, function: str, began: int, *, failed: bool) -> list[dict[str, Any]]:
         """Wait for what an invocation writes: its metrics, and the runtime's line of one that failed.
 
         The emulator keeps a line that came late until the function is invoked again. A wrong input turns on no alarm.
+        Metrics of before `began`, in milliseconds, are those of such an input.
         """
         wanted = {"_aws", "errorType"} if failed else {"_aws"}
         found: list[dict[str, Any]] = []
 
         def missing() -> set[str]:
             lines = self._new_lines(function)
-            found.extend(json.loads(line) for line in lines if line.startswith("{"))
+            every = [json.loads(line) for line in lines if line.startswith("{")]
+            found.extend(line for line in every if line.get("_aws", {}).get("Timestamp", began) >= began)
             left = wanted - {name for line in found for name in line}
             if left and lines:
                 self._cloud.client("lambda").invoke(

@@ -731,6 +731,19 @@ def test_time_is_looked_at_every_hundred_messages(twilio: FaultServer, clock: Cl
     assert sids == bus.sids
 
 
+def test_time_is_looked_at_before_every_page(twilio: FaultServer, clock: Clock, memory: Memory, bus: Bus) -> None:
+    """A page that could not be worked through is not fetched."""
+    history = twilio.history(0, max_page_size=2)
+    sids = [history.add(clock.ago(minutes=1 + number)) for number in range(3)]
+    memory.before = lambda name: setattr(clock, "elapsed", clock.elapsed + 242 * (name == "PutEvents"))
+
+    assert answer(2, 2, complete=False) == run()
+    assert 1 == len(bounds(twilio))
+    memory.before = lambda _: None
+    assert answer(1, 1) == run()
+    assert sids == bus.sids
+
+
 def test_a_pass_may_take_days(twilio: FaultServer, clock: Clock, memory: Memory, bus: Bus) -> None:
     """What a run that died had published is not published again."""
     history = twilio.history(0, max_page_size=2)

@@ -721,6 +721,12 @@ def test_what_cannot_be_a_connection_is_not_looked_up(send: Send, aws_wire: AwsW
     assert (refusal(403), 0) == (send(signed(request, TARGET)), aws_wire.count("GetSecretValue"))
 
 
+@pytest.mark.parametrize("event", [None, "x", [], {}, {"Records": []}, {"source": "aws.events", "detail": {}}], ids=str)
+def test_what_is_no_http_request_is_refused(send: Send, aws_wire: AwsWire, event: Any) -> None:
+    """Somebody put a queue or a rule before the function."""
+    assert (refusal(403), []) == (send(event), aws_wire.calls)
+
+
 # Size and method
 
 
