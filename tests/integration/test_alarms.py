@@ -84,16 +84,16 @@ class Drill:
         """Wait for what an invocation writes: its metrics, and the runtime's line of one that failed.
 
         The emulator keeps a line that came late until the function is invoked again. A wrong input turns on no alarm.
-        Metrics of before `began`, in milliseconds, are those of such an input.
+        Metrics of before `began`, in milliseconds, are returned, and are not those that are waited for.
         """
         wanted = {"_aws", "errorType"} if failed else {"_aws"}
         found: list[dict[str, Any]] = []
 
         def missing() -> set[str]:
             lines = self._new_lines(function)
-            every = [json.loads(line) for line in lines if line.startswith("{")]
-            found.extend(line for line in every if line.get("_aws", {}).get("Timestamp", began) >= began)
-            left = wanted - {name for line in found for name in line}
+            found.extend(json.loads(line) for line in lines if line.startswith("{"))
+            own = [line for line in found if line.get("_aws", {}).get("Timestamp", began) >= began]
+            left = wanted - {name for line in own for name in line}
             if left and lines:
                 self._cloud.client("lambda").invoke(
                     FunctionName=self._cloud.outputs[f"{function}FunctionArn"], Payload=b"{}"
