@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -409,6 +410,15 @@ def test_stop_between_two_steps(
     assert capsys.readouterr().err.endswith(" not\n")
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Let programs take Ctrl-C, which they ignore where a shell started the tests in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_interrupted(queues: AwsWire, proxy: AwsProxy) -> None:
     """Ctrl-C ends the run with a line, and shows the records again."""
     put(queues, SMS, KEYED)
@@ -418,7 +428,7 @@ def test_interrupted(queues: AwsWire, proxy: AwsProxy) -> None:
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
         while not proxy.count("SendMessage"):
             assert child.poll() is None
-        child.send_signal(2)
+        child.send_signal(signal.SIGINT)
         told, error = child.communicate(timeout=30)
 
     assert (130, "stopped; run it again") == (child.returncode, error.splitlines()[0])
