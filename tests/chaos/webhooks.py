@@ -210,13 +210,20 @@ class Stage(StrEnum):
 
 
 def plan(seed: int, size: Size) -> dict[Stage, list[Unit]]:
-    """Return what is delivered in each stage, in order."""
+    """Return what is delivered in each stage, in order.
+
+    While the bus or the table is away, a function does not come to the points where a crash kills it.
+    """
     chance = random.Random(f"webhooks {seed}")
-    units = [*_ordinary(seed, size.webhooks, chance), *_crashes(seed, size.webhook_crashes, chance)]
-    units += _orders(seed, size.orders, chance)
+    units = [*_ordinary(seed, size.webhooks, chance), *_orders(seed, size.orders, chance)]
     chance.shuffle(units)
     ends = [0, *(len(units) * tenths // 10 for tenths in (4, 5, 6, 10))]
-    return {stage: units[start:end] for stage, start, end in zip(Stage, ends, ends[1:], strict=False)}
+    stages = {stage: units[start:end] for stage, start, end in zip(Stage, ends, ends[1:], strict=False)}
+    for number, crash in enumerate(_crashes(seed, size.webhook_crashes, chance)):
+        stages[Stage.AFTER if number % 2 else Stage.BEFORE].append(crash)
+    for stage in (Stage.BEFORE, Stage.AFTER):
+        chance.shuffle(stages[stage])
+    return stages
 
 
 def control(units: list[Unit], count: int) -> list[Unit]:

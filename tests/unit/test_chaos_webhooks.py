@@ -64,6 +64,17 @@ def test_orders(size: Size) -> None:
     assert dict.fromkeys(permutations(STATUSES), size.orders) == dict(orders)
 
 
+def test_crashes_come_while_nothing_is_away() -> None:
+    """Half of each kind before, half after: a run of few would else hit none, and prove nothing."""
+    stages = {
+        stage: Counter(hook.crash for unit in units for hook in unit.hooks if hook.crash)
+        for stage, units in plan(7, SHORT).items()
+    }
+
+    assert not stages[Stage.BUS_AWAY] + stages[Stage.TABLE_AWAY]
+    assert dict.fromkeys(CRASHES, 1) == stages[Stage.BEFORE] == stages[Stage.AFTER]
+
+
 def test_faults() -> None:
     """A third is hit, by more than twenty kinds, before and after, and all are known; so is each crash point."""
     every = hooks(FULL).values()
