@@ -212,16 +212,17 @@ class Stage(StrEnum):
 def plan(seed: int, size: Size) -> dict[Stage, list[Unit]]:
     """Return what is delivered in each stage, in order.
 
-    While the bus or the table is away, a function does not come to the points where a crash kills it.
+    Of each crash, two come while nothing is away: otherwise a function may not reach the point where it is killed.
     """
     chance = random.Random(f"webhooks {seed}")
+    crashes = [(n % size.webhook_crashes, each) for n, each in enumerate(_crashes(seed, size.webhook_crashes, chance))]
     units = [*_ordinary(seed, size.webhooks, chance), *_orders(seed, size.orders, chance)]
+    units += [crash for number, crash in crashes if number > 1]
     chance.shuffle(units)
     ends = [0, *(len(units) * tenths // 10 for tenths in (4, 5, 6, 10))]
     stages = {stage: units[start:end] for stage, start, end in zip(Stage, ends, ends[1:], strict=False)}
-    for number, crash in enumerate(_crashes(seed, size.webhook_crashes, chance)):
-        stages[Stage.AFTER if number % 2 else Stage.BEFORE].append(crash)
-    for stage in (Stage.BEFORE, Stage.AFTER):
+    for number, stage in enumerate((Stage.BEFORE, Stage.AFTER)):
+        stages[stage] += [crash for its_number, crash in crashes if its_number == number]
         chance.shuffle(stages[stage])
     return stages
 

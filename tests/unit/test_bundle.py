@@ -26,6 +26,18 @@ MENDED = ["RecordsUnhandled", "SecretsMalformed", "CredentialsRefused", "Default
 """What somebody must mend at once."""
 OF_LIBRARIES = {"RES_OPTIONS", "POWERTOOLS_SERVICE_NAME"}
 """Variables that libraries read: the C library's resolver, and Powertools."""
+HARMLESS = {
+    "$context.requestId",
+    "$context.requestTime",
+    "$context.identity.sourceIp",
+    "$context.routeKey",
+    "$context.status",
+    "$context.responseLength",
+    "$context.responseLatency",
+    "$context.integrationStatus",
+    "$context.integrationErrorMessage",
+}
+"""What access logs may hold: nothing of it has a phone number, a SID or a secret."""
 DENIED = {"sqs:*", "logs:*"}
 """What policies deny: calls of queues without TLS, and logs that are not the functions'."""
 
@@ -362,9 +374,7 @@ def test_access_logs_hold_no_path(api: str) -> None:
     fields = json.loads(logs["Format"])
 
     assert "AWS::Logs::LogGroup" == RESOURCES[logs["DestinationArn"]["Fn::GetAtt"][0]]["Type"]
-    assert [] == [
-        value for value in fields.values() if re.search(r"(?i)\$context\.(protocol|.*(path|query|header|url))", value)
-    ]
+    assert {*fields.values()} <= HARMLESS
 
 
 # ---------------------------------------------------------------- sending at most once

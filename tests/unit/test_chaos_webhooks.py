@@ -64,15 +64,17 @@ def test_orders(size: Size) -> None:
     assert dict.fromkeys(permutations(STATUSES), size.orders) == dict(orders)
 
 
-def test_crashes_come_while_nothing_is_away() -> None:
-    """Half of each kind before, half after: a run of few would else hit none, and prove nothing."""
+@pytest.mark.parametrize(("size", "elsewhere"), [(FULL, True), (SHORT, False)], ids=["full", "short"])
+def test_crashes_come_while_nothing_is_away(size: Size, *, elsewhere: bool) -> None:
+    """One of each kind before, and one after: else a short run may hit none, and prove nothing."""
     stages = {
         stage: Counter(hook.crash for unit in units for hook in unit.hooks if hook.crash)
-        for stage, units in plan(7, SHORT).items()
+        for stage, units in plan(7, size).items()
     }
 
-    assert not stages[Stage.BUS_AWAY] + stages[Stage.TABLE_AWAY]
-    assert dict.fromkeys(CRASHES, 1) == stages[Stage.BEFORE] == stages[Stage.AFTER]
+    assert {*CRASHES} == stages[Stage.BEFORE].keys() == stages[Stage.AFTER].keys()
+    assert elsewhere == bool(stages[Stage.BUS_AWAY] + stages[Stage.TABLE_AWAY])
+    assert dict.fromkeys(CRASHES, size.webhook_crashes) == sum(stages.values(), Counter[str | None]())
 
 
 def test_faults() -> None:

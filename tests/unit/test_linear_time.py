@@ -28,7 +28,7 @@ from twilio_connector.validation.model import Input, fields
 
 from tests.conftest import DEPLOYED, module_name
 
-SHORT, LONG = 5_000, 50_000  # characters
+SHORT, LONG = 10_000, 100_000  # characters
 GROWTH = 12  # times the time for ten times the input
 FLOOR = 0.002  # seconds; less than that is not measured well enough to be compared
 

@@ -722,9 +722,10 @@ def test_what_cannot_be_a_connection_is_not_looked_up(send: Send, aws_wire: AwsW
 
 
 @pytest.mark.parametrize("event", [None, "x", [], {}, {"Records": []}, {"source": "aws.events", "detail": {}}], ids=str)
-def test_what_is_no_http_request_is_refused(send: Send, aws_wire: AwsWire, event: Any) -> None:
-    """Somebody put a queue or a rule before the function."""
+def test_what_is_no_http_request_is_refused(send: Send, aws_wire: AwsWire, lines: Log, event: Any) -> None:
+    """Somebody put a queue or a rule before the function; the log says so."""
     assert (refusal(403), []) == (send(event), aws_wire.calls)
+    assert ["not an HTTP request"] == [line["reason"] for line in lines() if "reason" in line]
 
 
 # Size and method
