@@ -42,7 +42,8 @@ test:  ## Run all tests, with coverage
 	@$(RUN) $(QUICK) --cov --cov-report=term
 	@$(RUN) $(PYTEST) 4 -m "exhaustive or integration" tests
 
-unit: .venv/synced .venv-sam/synced  ## Run the tests that need no stack, but the exhaustive ones
+unit:  ## Run the tests that need no stack, but the exhaustive ones
+	@+$(MAKE) --silent $(PARALLEL) .venv/synced .venv-sam/synced .venv-lint/synced
 	@$(RUN) $(QUICK)
 
 integration:  ## Run the tests on the stack on this machine
