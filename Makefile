@@ -89,7 +89,8 @@ build: .venv-sam/synced  ## Build the functions and the layer
 deploy: build  ## Deploy to AWS, asking once whether the changes may be made
 	@$(SAM) deploy
 
-pictures: .venv/synced  ## Draw the documentation's pictures anew, the terminal's from a run of the demo
+pictures:  ## Draw the documentation's pictures anew, the terminal's from a run of the demo
+	@+$(MAKE) --silent $(PARALLEL) $(LOCAL)
 	@.venv/bin/python .ci/pictures.py
 	@.venv/bin/python .ci/terminal.py
 
