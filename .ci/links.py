@@ -1,4 +1,4 @@
-"""Find broken links in a project's Markdown: they lead to no file of the project, or to no heading in it."""
+"""Find broken links in a project's Markdown: links to files or headings that do not exist in the project."""
 
 import re
 import subprocess

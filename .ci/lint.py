@@ -40,7 +40,7 @@ _HOME = re.compile(r"/(home|Users|root)/[\w.-]+")
 
 
 class FailedError(Exception):
-    """A linter found something; the message is its output."""
+    """The exception for a linter that found something; the message is its output."""
 
 
 def run(*command: str) -> str:
@@ -53,13 +53,13 @@ def run(*command: str) -> str:
 
 def checkov(*paths: str) -> None:
     """Check templates without YAML merge keys, which checkov cannot read."""
-    # If checkov cannot read a file, it only prints that, and returns 0.
+    # If checkov cannot read a file, it only prints an error and returns 0.
     if "Parsing errors" in (said := run(".venv-lint/bin/checkov", *(f"--file={path}" for path in paths))):
         raise FailedError(said)
 
 
 def lint_transformed() -> None:
-    """Check what CloudFormation will get after the SAM transform."""
+    """Check the template that CloudFormation gets after the SAM transform."""
     (ROOT / TRANSFORMED).parent.mkdir(exist_ok=True)
     (ROOT / TRANSFORMED).write_text(run(".venv-sam/bin/python", ".ci/transform.py", TEMPLATE))
     checkov(TRANSFORMED)
@@ -80,13 +80,13 @@ def lint_locks() -> None:
 
 
 def lint_spelling() -> None:
-    """Refuse misspelt words in files that git has or would add, except data and generated files."""
+    """Refuse misspelt words in files that git tracks or would add, except data and generated files."""
     names = run("git", "ls-files", "--cached", "--others", "--exclude-standard").splitlines()
     run(".venv-lint/bin/codespell", *(name for name in names if (ROOT / name).is_file() and not UNSPELT.search(name)))
 
 
 def lint_paths() -> None:
-    """Refuse paths of one person's machine in files that git has or would add."""
+    """Refuse paths of home directories in files that git tracks or would add."""
     found = []
     for name in run("git", "ls-files", "--cached", "--others", "--exclude-standard").splitlines():
         path = ROOT / name
@@ -96,7 +96,7 @@ def lint_paths() -> None:
         raise FailedError("\n".join(found))
 
 
-# The slowest first, so that two at a time end together.
+# The slowest linters come first, so that both threads end at about the same time.
 LINTERS: dict[str, Callable[[], object]] = {
     "transformed template": lint_transformed,
     "checkov": partial(checkov, *EXAMPLES),
@@ -116,7 +116,7 @@ LINTERS: dict[str, Callable[[], object]] = {
 
 
 def attempt(name: str) -> str:
-    """Run one linter, print its line, and return what it found."""
+    """Run one linter, print its line, and return its findings."""
     start = time.monotonic()
     try:
         LINTERS[name]()
@@ -128,7 +128,7 @@ def attempt(name: str) -> str:
 
 
 def main() -> int:
-    """Return 0 only if no linter found anything."""
+    """Run all linters; return 0 only if none found anything."""
     # The SAM CLI needs a region, although it calls no service there.
     environ.setdefault("AWS_DEFAULT_REGION", "us-east-1")
     with ThreadPoolExecutor(2) as pool:

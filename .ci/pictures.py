@@ -1,7 +1,7 @@
-"""Draw the documentation's pictures, light and dark; `--check` only says whether they are up to date.
+"""Draw the documentation's pictures, light and dark; `--check` only reports whether they are up to date.
 
-The script compares the picture of the architecture with the template. It is an error if a function, door, queue, table
-or bus of the template is missing in the picture, or an arrow of the picture in the template.
+The script compares the picture of the architecture with the template. It is an error if the picture lacks a function,
+API, queue, table or bus of the template, or if the template lacks an arrow of the picture.
 """
 
 import sys
@@ -29,7 +29,7 @@ MARKER = 'refX="7" refY="4" markerWidth="8" markerHeight="8"'
 
 
 class Box(NamedTuple):
-    """A box: its text, and the colour of its edge."""
+    """A box with text; `kind` decides the colour of its edge."""
 
     x: int
     y: int
@@ -42,7 +42,7 @@ class Box(NamedTuple):
 
 
 class Arrow(NamedTuple):
-    """A line through points, with a head at its end, and text in its middle or where `at` says."""
+    """A line through points, with a head at its end, and text in its middle or at the position `at`."""
 
     points: tuple[tuple[int, int], ...]
     text: str = ""
@@ -119,7 +119,7 @@ def _arrow(arrow: Arrow, colours: dict[str, str]) -> Iterator[str]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with CloudFormation's short forms."""
+    """A YAML loader that supports CloudFormation's short forms."""
 
 
 def _short_form(loader: _Loader, tag: str, node: yaml.Node) -> Any:
@@ -143,14 +143,14 @@ TYPES = {
     "AWS::DynamoDB::Table",
     "AWS::Events::EventBus",
 }
-"""The resources that the picture must show, or leave out on purpose."""
+"""The types of resources that the picture must show or `LEFT_OUT` must list."""
 
 
 class Stack:
     """The resources of the template, and the arrows between them."""
 
     def __init__(self, template: Path) -> None:
-        """Read it."""
+        """Read the template."""
         self.resources: dict[str, Any] = yaml.load(template.read_text(), _Loader)["Resources"]  # noqa: S506 a safe loader
         self.names = {name for name, resource in self.resources.items() if resource["Type"] in TYPES}
         self.arrows = set(self._arrows())
@@ -192,7 +192,7 @@ LEFT_OUT = {
     "BufferDeadLetterQueue": "the end of the buffer",
     "DeadLetterQueue": "the end of scheduled and asynchronous invocations",
 }
-"""The resources without a box of their own, and where they are described."""
+"""The resources without their own boxes, and where the picture mentions them."""
 
 PLACES = {
     "GetSmsFunction": (352, 54, 150, 28),
@@ -233,7 +233,7 @@ DRAWN: dict[tuple[str, str], Arrow] = {
     ("EventBus", "SendQueue"): Arrow(((150, 336), (130, 336), (130, 206), (148, 206))),
     ("BufferQueue", "WebhookFunction"): Arrow(((290, 404), (322, 404), (322, 366), (350, 366)), both=True),
 }
-"""The arrows that are drawn; those of a group begin or end at one of its members."""
+"""The arrows that are drawn; an arrow of a group starts or ends at one of its members."""
 OUTSIDE = (
     Arrow(((110, 66), (340, 66)), "invoke", (225, 58)),
     Arrow(((110, 117), (148, 117))),
@@ -249,7 +249,7 @@ OUTSIDE = (
 
 
 def architecture(stack: Stack) -> Picture:
-    """Draw what the template deploys."""
+    """Return the picture of the resources that the template deploys."""
     boxes = [
         Box(2, 44, 108, 178, "your callers", ("AWS services,", "programs,", "people"), ""),
         Box(2, 322, 108, 66, "your rules", ("and their", "targets")),
@@ -337,7 +337,7 @@ WEBHOOK = Picture(
 
 
 def pictures() -> dict[Path, str]:
-    """Return all pictures by their files."""
+    """Return all pictures as SVG, by their files."""
     stack = Stack(ROOT / "template.yaml")
     if found := faults(stack):
         raise SystemExit("\n".join(found))
@@ -346,7 +346,7 @@ def pictures() -> dict[Path, str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Write the pictures, or compare them; return the exit code."""
+    """Write the pictures, or compare them with their files; return the exit code."""
     if arguments not in ([], ["--check"]):
         sys.stderr.write(f"{__doc__}\n")
         return 2

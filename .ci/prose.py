@@ -1,4 +1,4 @@
-"""Name each sentence over 30 words in a project's Markdown, docstrings, comments, templates and schemas."""
+"""List each sentence over 30 words in a project's Markdown, docstrings, comments, templates and schemas."""
 
 import ast
 import inspect
@@ -25,14 +25,14 @@ _MARKUP = re.compile(rf"{_CODE}|<!--.*?-->|<[^>]+>", re.DOTALL)
 _HEADING = re.compile(r"#+\s")
 _OWN_PARAGRAPH = re.compile(r"[-*+|#]\s|[0-9]+\. |\|")
 _COMMENT = re.compile(r"(?:^|\s)(#+(?: |$))")
-# Each of these counts as one word and ends no sentence: a code span, a link's target, a URL, an abbreviation.
+# Each of these counts as one word and does not end a sentence: code spans, targets of links, URLs, abbreviations.
 _ONE_WORD = re.compile(rf"{_CODE}|\]\([^)]*\)|https?://\S*[\w/]|\b(?:e\.g|i\.e|vs|cf)\.", re.DOTALL)
 _SENTENCE_END = re.compile(r"[.?!][*_)\]\"'\u2019\u201d]*(?=\s|$)")
 _WORD = re.compile(r"\S*\w\S*")
 
 
 def paragraphs(lines: Iterable[Line]) -> Iterator[Line]:
-    """Yield the paragraphs in lines. Blank or missing lines, list items and headings end one; tables are left out."""
+    """Yield the paragraphs in lines, without tables. Blank or missing lines, list items and headings end one."""
     first, last, text = 0, 0, ""
     for number, line in [*lines, (0, "")]:
         stripped = line.strip()
@@ -46,7 +46,7 @@ def paragraphs(lines: Iterable[Line]) -> Iterator[Line]:
 
 
 def long_sentences(text: str) -> Iterator[tuple[int, int, str]]:
-    """Yield each sentence over the limit: the number of lines before it, of its words, and its beginning."""
+    """Yield each sentence over the limit: the number of lines before it, the number of its words, and its start."""
     masked = _ONE_WORD.sub(lambda match: "x" * len(match[0]), text)
     ends = [0, *(match.end() for match in _SENTENCE_END.finditer(masked)), len(masked)]
     for start, end in pairwise(ends):
@@ -68,7 +68,7 @@ def python(text: str) -> Iterator[Line]:
 
 
 def comments(found: Sequence[tuple[int, int, str]]) -> Iterator[Line]:
-    """Yield the paragraphs of comments. Each is given as the line's number, the start in the line, and the line."""
+    """Yield the paragraphs of comments; each comment has the line's number, its start in the line, and the line."""
     texts = [(number, line[:start].strip(), line[start:].strip("# \n")) for number, start, line in found]
     yield from ((number, text) for number, code, text in texts if code)
     yield from paragraphs((number, text) for number, code, text in texts if not code)
@@ -82,12 +82,12 @@ def markdown(text: str) -> Iterator[Line]:
 
 
 def _line_ends(match: re.Match[str]) -> str:
-    """Return only the line ends of a match, so that the lines behind it keep their numbers."""
+    """Return only the line ends of a match, so that the lines after it keep their numbers."""
     return "\n" * match[0].count("\n")
 
 
 def commented(text: str) -> Iterator[Line]:
-    """Yield the paragraphs of the comments that begin with a number sign."""
+    """Yield the paragraphs of the comments that start with a number sign."""
     found = ((number, _COMMENT.search(line), line) for number, line in enumerate(text.split("\n"), 1))
     return comments([(number, match.start(1), line) for number, match, line in found if match])
 
@@ -105,7 +105,7 @@ def descriptions(node: yaml.Node | None) -> Iterator[Line]:
 
 
 def texts(path: Path) -> Iterator[Line]:
-    """Yield a file's texts for people, each with the number of its first line."""
+    """Yield a file's texts for human readers, each with the number of its first line."""
     kind = path.suffix or path.name
     if read := {".py": python, ".md": markdown}.get(kind, commented if kind in COMMENTED else None):
         yield from read(path.read_text())

@@ -1,4 +1,4 @@
-"""Draw `make demo` as a terminal shows it, light and dark, from a real run on the stack on this machine."""
+"""Draw the terminal output of `make demo`, light and dark, from a real run on the local stack."""
 
 import os
 import subprocess
@@ -33,7 +33,7 @@ FONT = "font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,'DejaVu Sans Mono
 
 
 def record() -> str:
-    """Run the demo on the stack on this machine, and return what it prints, with its colours."""
+    """Run the demo on the local stack, and return its output with colours."""
     environment = os.environ | {"FORCE_COLOR": "1", "TTY_INTERACTIVE": "0", "COLUMNS": str(COLUMNS)}
     environment.pop("CI", None)
     command = [sys.executable, "-m", "local", "demo"]
@@ -41,7 +41,7 @@ def record() -> str:
 
 
 def chosen(printed: Text) -> Iterator[Text]:
-    """Yield the lines of the steps that are shown."""
+    """Yield the output lines of the steps that the picture shows."""
     yield Text("$ make demo")
     shown = False
     for line in printed.split("\n"):
@@ -54,7 +54,7 @@ def chosen(printed: Text) -> Iterator[Text]:
 
 
 def draw(lines: list[Text], theme: str) -> str:
-    """Return a picture of lines."""
+    """Return the lines as an SVG picture."""
     colours, console = THEMES[theme], Console(width=COLUMNS)
     height = 2 * MARGIN + LINE * len(lines)
     size = f'viewBox="0 0 {WIDTH} {height}" width="{WIDTH}"'

@@ -1,4 +1,4 @@
-"""Print a SAM template as CloudFormation gets it after the transform; run by the SAM CLI's environment."""
+"""Print the template that CloudFormation gets after the SAM transform; this runs in the SAM CLI's environment."""
 
 import json
 import sys
@@ -8,16 +8,16 @@ from typing import Any
 from samcli.yamlhelper import yaml_parse
 from samtranslator.translator.transform import transform
 
-# The transform needs code that was uploaded already.
+# The transform requires code that is already uploaded.
 CODE_PROPERTIES = {"AWS::Serverless::Function": "CodeUri", "AWS::Serverless::LayerVersion": "ContentUri"}
 UPLOADED = "s3://bucket/key"
 
 
 class NoManagedPolicies:
-    """Stands in for the look-up of AWS's managed policies by name; the template uses none."""
+    """A replacement for the look-up of AWS's managed policies by name; the template uses none."""
 
     def load(self) -> dict[str, str]:
-        """Return their ARNs by name."""
+        """Return an empty map from policies' names to their ARNs."""
         return {}
 
 

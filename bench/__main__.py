@@ -18,7 +18,7 @@ _PLOTS = ROOT / ".venv-bench" / "bin" / "python"
 
 
 def _few(rounds: int) -> int:
-    """Return how often measurements are made that take seconds."""
+    """Return the number of rounds for measurements that take seconds."""
     return max(rounds // 3, 1)
 
 
@@ -30,7 +30,7 @@ GROUPS: dict[str, Callable[[Environment, int], Figures]] = {
     "size": lambda environment, _: size.measure(environment),
     "sweep": lambda environment, rounds: sweep.measure(environment, _few(rounds)),
 }
-"""The groups; `all` leaves out the sweep, which does not measure the code."""
+"""The groups of measurements; `all` leaves out the sweep, which does not measure the code."""
 
 
 def main() -> int:
@@ -76,7 +76,7 @@ def _measure(groups: list[str], rounds: int) -> None:
 
 
 def _check(rounds: int) -> int:
-    """Measure what the budgets need; return 1 if one is exceeded."""
+    """Measure the figures that the budgets need; return 1 if a budget is exceeded."""
     began = time.monotonic()
     with open_environment() as environment:
         ready = time.monotonic()
@@ -92,7 +92,7 @@ def _check(rounds: int) -> int:
 
 
 def _plot(files: list[Path]) -> None:
-    """Plot results, if the environment for it exists."""
+    """Plot results, if the environment for plots exists."""
     if _PLOTS.exists():
         command = [str(_PLOTS), "-m", "bench.plots", *map(str, files)]
         variables = {"MPLCONFIGDIR": str(FOLDER), "PATH": os.defpath}

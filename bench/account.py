@@ -1,4 +1,4 @@
-"""A made-up account at Twilio: credentials, and messages as Twilio writes them."""
+"""A fictional Twilio account: its credentials, and its messages in Twilio's format."""
 
 from typing import Any
 
@@ -16,11 +16,11 @@ SECRET = {
 SECRET_NAME = "twilio/default"  # noqa: S105 a name
 
 MESSAGES = 25_000
-"""How many messages are in the account's list."""
+"""The number of messages in the account's list."""
 
 
 def message(index: int) -> dict[str, Any]:
-    """Return a message as Twilio writes it."""
+    """Return a message in Twilio's format."""
     sid = f"SM{index:032x}"
     uri = f"/2010-04-01/Accounts/{ACCOUNT_SID}/Messages/{sid}"
     return {

@@ -1,4 +1,4 @@
-"""The budgets: ratios of two figures of one run, and whether they are kept."""
+"""The budgets: upper limits for the ratio of two figures of one run, and their evaluation."""
 
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -14,7 +14,7 @@ FILE = Path(__file__).parent / "budgets.toml"
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """The most that the ratio of two figures may be."""
+    """The upper limit for the ratio of two figures."""
 
     what: str
     than: str
@@ -25,7 +25,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How a budget was met; `worst` is the figure that counts, `ratio` None where one was not measured."""
+    """The result for a budget. `worst` is the figure with the highest ratio; `ratio` is None if it was not measured."""
 
     budget: Budget
     worst: str | None
@@ -43,12 +43,12 @@ def load(file: Path = FILE) -> list[Budget]:
 
 
 def evaluate(budgets: Iterable[Budget], figures: Mapping[str, Samples]) -> list[Result]:
-    """Return how each budget was met."""
+    """Return the result for each budget."""
     return [_evaluate(budget, figures) for budget in budgets]
 
 
 def table(results: Iterable[Result], figures: Mapping[str, Samples]) -> str:
-    """Return the results for a terminal."""
+    """Return the results as a table for a terminal."""
     rows = [["", "what", "than", "measured", "against", "ratio", "budget"]]
     for result in results:
         budget = result.budget

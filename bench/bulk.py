@@ -1,4 +1,4 @@
-"""Bulk: a batch of many messages through one function, beside the baseline that sends one after the other."""
+"""Bulk: a batch of many messages in one function, compared with the baseline that sends them in sequence."""
 
 import math
 from functools import partial
@@ -14,16 +14,19 @@ from bench.warm import Workload, worker
 MESSAGES = 1000
 THREADS = 32
 TWILIO_SECONDS = 0.150
-AWS_SECONDS = 0.005  # what DynamoDB takes for a write
+AWS_SECONDS = 0.005  # the duration of a write to DynamoDB
 
-_BASELINE_MESSAGES = 20  # in sequence each record takes as long as the next, so a thousand take fifty times as long
+_BASELINE_MESSAGES = 20  # in sequence, each record takes equally long, so 1,000 take fifty times as long
 _ALONE = 100
 _GROWTH = (10, 100, 1000, 10_000)
 _MB = 1024 * 1024
 
 
 class Batch(NamedTuple):
-    """What one batch took: milliseconds, requests to Twilio at a time, seconds of one there and at AWS, megabytes."""
+    """The figures of one batch: its milliseconds, and the peak memory in megabytes.
+
+    `most` and `mean` are the requests to Twilio in flight. `twilio` and `aws` are the seconds of one request there.
+    """
 
     ms: float
     most: float
@@ -34,7 +37,7 @@ class Batch(NamedTuple):
 
 
 def measure(environment: Environment, rounds: int, *, short: bool = False) -> Figures:
-    """Send batches in turns with and without the ledger, and by the baseline; then batches that grow."""
+    """Send batches in turns with and without the ledger, then with the baseline, then batches of growing size."""
     send_sms = environment.functions["send_sms"].set(SEND_THREADS=str(THREADS))
     without = ("-m", "bench.without_ledger")
     turns = {
@@ -45,7 +48,7 @@ def measure(environment: Environment, rounds: int, *, short: bool = False) -> Fi
         turns["without ledger"] = partial(send, environment, send_sms.with_bench_on_path(), MESSAGES, without)
     results = in_turns(turns, rounds)
     baseline = partial(send, environment, environment.baselines["baseline, batch"], _BASELINE_MESSAGES)
-    results |= in_turns({"baseline in sequence": baseline}, max(rounds // 3, 1))  # it waits, and varies little
+    results |= in_turns({"baseline in sequence": baseline}, max(rounds // 3, 1))  # it mostly waits, so it varies little
     alone = results.pop("alone")
     figures: Figures = {}
     for name, batches in results.items():
@@ -92,7 +95,7 @@ def _sent(emulator: Emulator, first: int, count: int) -> None:
 
 
 def _alone(environment: Environment) -> Batch:
-    """Make the ledger's two writes with nothing beside them."""
+    """Make the ledger's two writes of a send, without the send."""
     environment.latencies(TWILIO_SECONDS, AWS_SECONDS)
     with worker("the ledger", Workload(environment.functions["send_sms"], ("ledger_writes",), _ALONE)) as process:
         done = process.run(_ALONE, 2)
@@ -100,7 +103,7 @@ def _alone(environment: Environment) -> Batch:
 
 
 def _growth(environment: Environment, send_sms: Candidate) -> Figures:
-    """Send more and more, in batches of at most a thousand, each size in an environment of its own."""
+    """Send growing numbers of messages, in batches of at most 1,000, each number in a separate environment."""
     figures: Figures = {}
     for total in _GROWTH:
         with Emulator(send_sms) as emulator:

@@ -1,4 +1,4 @@
-"""What is compared: the functions as they are built, and their baselines as `sam build` ships them and compiled."""
+"""The candidates: the functions as they are built, and the baselines as `sam build` ships them and compiled."""
 
 import hashlib
 import os
@@ -31,7 +31,7 @@ _SUB = re.compile(r"\$\{([\w:]+)\}")
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A handler, where its code is, and its environment."""
+    """A handler, the folders of its code, and its environment variables."""
 
     name: str
     handler: str
@@ -39,20 +39,20 @@ class Candidate:
     environment: Mapping[str, str]
 
     def set(self, **variables: str) -> "Candidate":
-        """Return it with some variables changed."""
+        """Return the candidate with some variables changed."""
         return replace(self, environment={**self.environment, **variables})
 
     def with_bench_on_path(self) -> "Candidate":
-        """Return it with this package behind its own code."""
+        """Return the candidate with this package on its path, after its own code."""
         return replace(self, path=(*self.path, ROOT))
 
     def command_environment(self) -> dict[str, str]:
-        """Return the environment of a process that runs it."""
+        """Return the environment variables of a process that runs the candidate."""
         return {**self.environment, "PYTHONPATH": os.pathsep.join(map(str, self.path))}
 
 
 def build() -> None:
-    """Build the functions and the baselines, if that was not done yet."""
+    """Build the functions and the baselines, unless they are up to date."""
     FOLDER.joinpath("logs").mkdir(parents=True, exist_ok=True)
     with processes.exclusive(ROOT / ".local" / "build.lock"):
         _run("make build", ["make", "build"])
@@ -62,7 +62,7 @@ def build() -> None:
 
 
 def copy(authority: Path) -> None:
-    """Copy layer and baselines, so that they trust the server here; compile one copy of the baseline."""
+    """Copy the layer and the baselines, let the copies trust the local server, and compile some of the baselines."""
     shutil.rmtree(_COPIES, ignore_errors=True)
     shutil.copytree(LAYER, _COPIES / "layer")
     for baseline in ("official_sdk", "bare_requests", "standard_library"):
@@ -97,7 +97,7 @@ def functions(aws_url: str, twilio_url: str) -> dict[str, Candidate]:
 
 
 def baselines(aws_url: str, twilio_url: str) -> dict[str, Candidate]:
-    """Return what is compared with the functions."""
+    """Return the baselines, by their names."""
     account = {
         "TWILIO_API_URL": twilio_url,
         "TWILIO_ACCOUNT_SID": ACCOUNT_SID,
@@ -120,7 +120,7 @@ def baselines(aws_url: str, twilio_url: str) -> dict[str, Candidate]:
 
 
 def lambda_environment(aws_url: str) -> dict[str, str]:
-    """Return what Lambda itself sets."""
+    """Return the environment variables that Lambda sets."""
     return {
         "AWS_ACCESS_KEY_ID": ROOT_USER.access_key_id,
         "AWS_SECRET_ACCESS_KEY": ROOT_USER.secret_access_key,
@@ -142,7 +142,7 @@ def lambda_environment(aws_url: str) -> dict[str, str]:
 
 
 def shipped_baseline() -> Path:
-    """Return the baseline's folder as `sam build` made it."""
+    """Return the folder of the baseline that `sam build` created."""
     return _baseline_code("official_sdk")
 
 
@@ -158,7 +158,7 @@ class _Values:
         match value:
             case {"Ref": name}:
                 text = self._named(name)
-            case {"Fn::If": [_, _, otherwise]}:  # conditions say that a parameter is given
+            case {"Fn::If": [_, _, otherwise]}:  # a condition holds if a parameter is given, and none is
                 text = self.of(otherwise)
             case {"Fn::Sub": pattern}:
                 text = _SUB.sub(lambda match: self._named(match[1]), pattern)
@@ -181,7 +181,7 @@ class _Values:
 
 
 def _build_baseline(baseline: Path) -> None:
-    """Run `sam build` for a baseline that has changed since."""
+    """Run `sam build` for a baseline that has changed since its last build."""
     content = hashlib.sha256()
     for file in sorted(path for path in baseline.iterdir() if path.is_file()):
         content.update(file.name.encode() + b"\0" + file.read_bytes())
@@ -212,7 +212,7 @@ def _run(what: str, command: list[object]) -> None:
 
 
 def start_worker(candidate: Candidate, *arguments: str) -> subprocess.Popen[str]:
-    """Start a process that does one thing as often as asked."""
+    """Start a process that runs one job as often as requested."""
     command = [str(PYTHON), "-m", "bench.worker", *arguments]
     variables = candidate.with_bench_on_path().command_environment()
     return subprocess.Popen(

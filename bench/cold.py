@@ -1,4 +1,4 @@
-"""Cold starts: initialisation, first invocation and peak memory of each function, beside its baselines."""
+"""Cold starts: initialisation, first invocation and peak memory of each function, compared with the baselines."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -10,11 +10,11 @@ from bench.environment import Environment
 from bench.samples import Figures, Samples, in_turns
 
 _MB = 1024 * 1024
-_BACKGROUND = "rotate_connection"  # the one with boto3
+_BACKGROUND = "rotate_connection"  # the function that uses boto3
 
 
 class Start(NamedTuple):
-    """One cold start: milliseconds and megabytes."""
+    """One cold start, in milliseconds and megabytes."""
 
     init: float
     first: float

@@ -1,4 +1,4 @@
-"""What a table of costs is made of: billed milliseconds and AWS requests per message, direct and by queue."""
+"""The inputs of a table of costs: billed milliseconds and AWS requests per message, direct and by queue."""
 
 from collections.abc import Mapping
 
@@ -6,10 +6,10 @@ from bench import RESULTS, BenchError, report
 from bench.samples import Samples
 from bench.table import aligned, figure
 
-# Per message, counted in the code: what a send asks of each service. Batches are of 10 records, the default.
+# The requests of a send to each service, per message, counted in the code. Batches have 10 records, the default.
 # With a text of 80 characters, the claim's item has 0.8 KB and takes 1 unit. The sent message's has 1.3 KB and takes 2.
-# Both indexes take one each time. The second write is a transaction with the SID's item, of 0.2 KB, which doubles the
-# table's units: 2 x (2 + 1).
+# Each write takes 1 for each of the two indexes. The second write is a transaction with the SID's item, of 0.2 KB.
+# The transaction doubles the table's units: 2 x (2 + 1).
 REQUESTS = {
     "direct": {"Lambda requests": 1.0, "API Gateway requests": 1.0},
     "direct with key": {"Lambda requests": 1.0, "API Gateway requests": 1.0, "DynamoDB write units": 11.0},
@@ -23,7 +23,7 @@ REQUESTS = {
 
 
 def inputs(memory: int) -> str:
-    """Return the inputs of the last sweep at a memory size."""
+    """Return the inputs at a memory size, from the last sweep."""
     file = RESULTS / "sweep.json"
     if not file.exists():
         raise BenchError("There is no sweep yet: 'python -m bench sweep' makes one.")

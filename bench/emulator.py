@@ -1,4 +1,4 @@
-"""Start a handler as Lambda does: AWS's runtime interface emulator, and AWS's runtime client."""
+"""Start a handler as Lambda does, with AWS's runtime interface emulator and AWS's runtime client."""
 
 import json
 import platform
@@ -30,10 +30,10 @@ _LOG_SECONDS = 5
 
 
 class Emulator:
-    """One environment of a function: initialised by its first invocation, as on demand at AWS."""
+    """One environment of a function. The first invocation initialises it, as on demand in Lambda."""
 
     def __init__(self, candidate: Candidate, start: Sequence[str] = ("-m", "awslambdaric")) -> None:
-        """`start` is what Python is to run."""
+        """Take a candidate; `start` are the arguments with which Python starts the runtime client."""
         self._candidate = candidate
         self._start = start
         self._log = FOLDER / "logs" / "emulator.log"
@@ -46,7 +46,7 @@ class Emulator:
         raise BenchError(f"The runtime interface emulator does not start; its log is {self._log}.")
 
     def _starts(self) -> bool:
-        """Start it, and tell whether it listens: somebody may take a free port before it does, and it ends."""
+        """Start the emulator; return whether it listens. It ends if another process takes one of its ports first."""
         port, api = free_port(), free_port()
         self._url = f"http://127.0.0.1:{port}/2015-03-31/functions/function/invocations"
         command = [str(_PROGRAM), "--runtime-interface-emulator-address", f"127.0.0.1:{port}"]
@@ -72,29 +72,29 @@ class Emulator:
         self._process.wait()
 
     def invoke(self, event: Any) -> Any:
-        """Return a function's answer."""
+        """Invoke the function with an event, and return its answer."""
         answer = loopback.request("POST", self._url, data=json.dumps(event).encode(), timeout=900)
         self._invocations += 1
         return json.loads(answer.content) if answer.content else None
 
     @property
     def init_ms(self) -> float:
-        """How long the initialisation took."""
+        """The duration of the initialisation."""
         return self._values_from_log(_INIT, 1)[0]
 
     @property
     def invocations_ms(self) -> list[float]:
-        """How long each invocation took, of which Lambda bills the next whole millisecond."""
+        """The duration of each invocation; Lambda bills it rounded up to a whole millisecond."""
         return self._values_from_log(_INVOKE, self._invocations)
 
     @property
     def peak_bytes(self) -> int:
-        """The most memory that the function's process had."""
+        """The peak memory of the function's process."""
         [process] = psutil.Process(self._process.pid).children()
         return peak_bytes(process.pid)
 
     def _values_from_log(self, pattern: re.Pattern[str], count: int) -> list[float]:
-        """Wait until the log says something so many times."""
+        """Wait until the log matches a pattern this many times, and return the values."""
         deadline = time.monotonic() + _LOG_SECONDS
         while len(found := pattern.findall(Path(self._log).read_text(errors="replace"))) < count:
             if time.monotonic() > deadline:

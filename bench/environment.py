@@ -24,7 +24,7 @@ _MINISTACK = "ministack"
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """All that a benchmark needs; `functions` and `baselines` take `aws_url` for AWS, `cold_*` take ministack."""
+    """The candidates and servers. `functions` and `baselines` call AWS at `aws_url`, `cold_*` call ministack."""
 
     aws_url: str
     functions: Mapping[str, Candidate]
@@ -37,13 +37,13 @@ class Environment:
         loopback.request("GET", f"{self.aws_url}/bench?twilio={twilio}&aws={aws}")
 
     def load(self) -> Any:
-        """Return the requests that the servers got since then, and how many at the same time."""
+        """Return the servers' counts since the last reset: of requests, and of requests at the same time."""
         return loopback.request("GET", f"{self.aws_url}/bench").json()
 
 
 @contextmanager
 def open_environment() -> Iterator[Environment]:
-    """Build what is compared, and start the servers for the time of a `with` block."""
+    """Build the candidates, and run the servers for the duration of a `with` block."""
     with processes.exclusive(FOLDER / "lock", busy=_BUSY):
         bundle.build()
         authority = trustme.CA()

@@ -1,4 +1,4 @@
-"""Events of each caller, no two alike, and what a good answer to them is."""
+"""Events of each caller, each of them unique, and a check of the answers."""
 
 import base64
 import hashlib
@@ -35,11 +35,11 @@ FORM_OF_20_FIELDS = {
     "ToState": "NY",
     "ToZip": "10001",
 }
-"""An inbound message with everything that Twilio usually tells of it."""
+"""An inbound message with all the fields that Twilio usually sends."""
 
 
 def load(name: str) -> Any:
-    """Return the event in a file of `events/`; None where there is none."""
+    """Return the event in a file of `events/`, or None if there is no such file."""
     file = ROOT / "events" / f"{name}.json"
     return json.loads(file.read_text()) if file.exists() else None
 
@@ -56,7 +56,7 @@ def api(index: int) -> dict[str, Any]:
 
 
 def api_with_key(index: int) -> dict[str, Any]:
-    """Return an API call that sends a message at most once."""
+    """Return an API call that sends a message with an idempotency key."""
     event: dict[str, Any] = load("send_sms_api")
     return event | {"body": json.dumps(sms(index) | {"idempotency_key": f"parcel-{index}"})}
 
@@ -73,7 +73,7 @@ def records(first: int, count: int = 1) -> dict[str, Any]:
 
 
 def webhook_form(index: int) -> dict[str, Any]:
-    """Return an inbound message, signed."""
+    """Return a signed webhook with an inbound message."""
     event: dict[str, Any] = load("webhook")
     fields = dict(parse_qsl(base64.b64decode(event["body"]).decode(), keep_blank_values=True))
     fields |= dict.fromkeys(("MessageSid", "SmsMessageSid", "SmsSid"), f"SM{index:032x}")
@@ -86,7 +86,7 @@ def webhook_form(index: int) -> dict[str, Any]:
 
 
 def webhook_json(index: int) -> dict[str, Any]:
-    """Return an event of Event Streams, signed."""
+    """Return a signed webhook with an event of Event Streams."""
     event: dict[str, Any] = load("webhook_event_streams")
     streamed = json.loads(event["body"])
     streamed[0]["id"] = f"EZ{index:032x}"
@@ -120,14 +120,14 @@ SHAPES: dict[str, Callable[[int], Any]] = {
 
 
 def first(function: str) -> Any:
-    """Return the event of a function's first invocation: an API call where one can make it."""
+    """Return the event of a function's first invocation: an API call, if the function has one."""
     if function == "webhook":
         return webhook_form(0)
     return load(f"{function}_api") or load(function) or {}
 
 
 def fault(answer: Any) -> str | None:
-    """Return what is wrong about an answer, or None: errors are not to be measured."""
+    """Return the fault in an answer, or None, so that failed invocations are not measured."""
     if not isinstance(answer, dict):
         return f"it is {answer!r:.200}"
     failed = answer.get("errorType") or answer.get("batchItemFailures")

@@ -1,4 +1,4 @@
-"""Plot the figures of each group; run by an environment that has matplotlib."""
+"""Plot the figures of each group, in an environment that has matplotlib."""
 
 import json
 import math
@@ -21,7 +21,7 @@ _THEIRS = ("baseline", "bare", "floor", "RequestValidator", "ideal")
 
 
 def plot(file: Path) -> list[Path]:
-    """Make one picture of each group in a file of results: a part for each figure, a bar for each candidate."""
+    """Draw a picture for each group in a file of results, with a chart for each figure and a bar for each candidate."""
     groups: dict[str, dict[str, dict[str, Any]]] = defaultdict(lambda: defaultdict(dict))
     for name, samples in json.loads(file.read_text())["figures"].items():
         group, candidate, measured = name.split("/")
@@ -48,7 +48,7 @@ def _picture(path: Path, group: str, parts: dict[str, dict[str, Any]]) -> Path:
 
 
 def _line(axis: Any, candidates: dict[str, Any]) -> None:
-    """Draw what grows: the candidates' names are amounts."""
+    """Draw a line over growing amounts, which the candidates' names give."""
     amounts = [int(name.split()[0]) for name in candidates]
     medians = [samples["median"] for samples in candidates.values()]
     axis.plot(amounts, medians, "o-", color=OURS)

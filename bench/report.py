@@ -49,7 +49,7 @@ def _table(group: str, figures: Mapping[str, Samples]) -> str:
 
 
 def save(name: str, figures: Figures) -> Path:
-    """Write figures to the results; return the file."""
+    """Write figures to a file in the folder of results; return the file."""
     RESULTS.mkdir(exist_ok=True)
     content = {
         "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -1,4 +1,4 @@
-"""Samples of one figure, their statistics, and how candidates take turns."""
+"""Samples of one figure, their statistics, and the order in which candidates are measured."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,41 +8,41 @@ from typing import Self
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """What was measured of one thing, in one unit."""
+    """The measured values of one figure, in one unit."""
 
     values: tuple[float, ...]
     unit: str
 
     @property
     def median(self) -> float:
-        """The median: a disturbance only makes a measurement longer."""
+        """The median, since disturbances make some measurements longer and none shorter."""
         return median(self.values)
 
     @property
     def low(self) -> float:
-        """The least."""
+        """The lowest value."""
         return min(self.values)
 
     @property
     def high(self) -> float:
-        """The most."""
+        """The highest value."""
         return max(self.values)
 
     @classmethod
     def one(cls, value: float, unit: str) -> Self:
-        """Make samples of a figure that does not vary."""
+        """Return the only sample of a figure that does not vary."""
         return cls((value,), unit)
 
 
 Figures = dict[str, Samples]
-"""By `group/candidate/figure`."""
+"""Samples by name, which is `group/candidate/figure`."""
 
 
 def ratio(measured: Samples, against: Samples) -> float:
-    """Return how many times as much was measured: the median over the turns, each compared with its own.
+    """Return the ratio of two figures: the median of the ratios of each turn.
 
-    A slower machine affects both samples of a turn. Samples that are not of the same turns
-    are compared by their medians.
+    A slower machine affects both samples of a turn. Samples with different numbers of turns are compared by their
+    medians.
     """
     if len(measured.values) != len(against.values):
         return measured.median / against.median
@@ -50,9 +50,9 @@ def ratio(measured: Samples, against: Samples) -> float:
 
 
 def in_turns[T](candidates: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
-    """Measure all once, A B C, then C B A, and so on: a disturbance of the machine then affects all alike.
+    """Measure all candidates in the order A B C, then C B A, and so on, so that disturbances affect all of them alike.
 
-    Each has the same place as often as any other, so that none is always first after what warms or tires the machine.
+    The order changes so that a candidate does not always follow the one that warms or slows down the machine.
     """
     results: dict[str, list[T]] = {name: [] for name in candidates}
     for number in range(rounds):

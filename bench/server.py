@@ -1,8 +1,8 @@
-"""Twilio and AWS on loopback, fast and without faults: they cost the same for all candidates.
+"""Fakes of Twilio and AWS on loopback. They are fast and have no faults, so they cost all candidates the same.
 
-Run as a process of its own, which prints where it listens. Twilio speaks TLS; AWS is what the functions ask of
-DynamoDB (with conditions), Secrets Manager, SQS and EventBridge. `GET /bench` at the AWS address tells what came,
-and with a query sets the latencies: `/bench?twilio=0.15&aws=0.005`.
+The module runs as a separate process, which prints its ports. Twilio uses TLS. AWS has the operations of DynamoDB (with
+conditions), Secrets Manager, SQS and EventBridge that the functions call. `GET /bench` at the AWS address returns the
+counts of requests. With a query it also sets the latencies: `/bench?twilio=0.15&aws=0.005`.
 """
 
 import argparse
@@ -26,10 +26,10 @@ _PATH = f"/2010-04-01/Accounts/{ACCOUNT_SID}/Messages"
 
 
 class Load:
-    """How many requests are in flight."""
+    """Counts of the requests that are in flight."""
 
     def __init__(self) -> None:
-        """Begin with none."""
+        """Start without requests."""
         self.reset()
 
     def reset(self) -> None:
@@ -39,7 +39,7 @@ class Load:
         self._first = self._changed = 0.0
 
     def change(self, by: int) -> None:
-        """Count a request in or out."""
+        """Count the start or the end of a request."""
         now = time.perf_counter()
         self._first = self._first or now
         self._area += self.now * (now - self._changed)
@@ -49,7 +49,7 @@ class Load:
         self.requests += by > 0
 
     def summary(self) -> dict[str, float]:
-        """Return the count, the most at a time, the mean over time, and how many seconds one took on average."""
+        """Return the number of requests, the most and the mean in flight, and the average seconds of a request."""
         seconds = self._changed - self._first
         return {
             "requests": self.requests,
@@ -63,7 +63,7 @@ class Twilio:
     """Twilio's Messages resource."""
 
     def __init__(self) -> None:
-        """Start without sent messages; the list is that of an account with many."""
+        """Start without sent messages; the list is that of an account with many messages."""
         self.latency = 0.0
         self.load = Load()
         self._sent = 0
@@ -83,7 +83,7 @@ class Twilio:
         return 200, json.dumps(message(0)).encode()
 
     def _page(self, size: int, number: int) -> bytes:
-        """Return a page of the list; made once, so that only sending it takes time."""
+        """Return a page of the list. It is created only once, so that later requests cost only the transfer."""
         if (size, number) not in self._pages:
             indexes = range(number * size, min((number + 1) * size, MESSAGES))
             more = f"{_PATH}.json?PageSize={size}&Page={number + 1}&PageToken=PASM{number + 1}"
@@ -102,7 +102,7 @@ class Aws:
     """The AWS services that the functions call."""
 
     def __init__(self, twilio: Twilio) -> None:
-        """Have empty tables."""
+        """Start with empty tables."""
         self.latency = 0.0
         self.load = Load()
         self._twilio = twilio
@@ -166,18 +166,18 @@ class Connection(asyncio.Protocol):
     """One connection; requests on it come one after the other."""
 
     def __init__(self, side: Twilio | Aws) -> None:
-        """Serve one side."""
+        """Serve the side of Twilio or of AWS."""
         self._side = side
         self._data = bytearray()
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the way back."""
+        """Keep the transport for the answers."""
         if isinstance(transport, asyncio.Transport):
             self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """Answer a complete request."""
+        """Add data to the request, and answer it once it is complete."""
         self._data += data
         end = self._data.find(b"\r\n\r\n") + 4
         if end < 4:  # noqa: PLR2004 not found

@@ -1,4 +1,4 @@
-"""Sizes of what is uploaded."""
+"""The sizes of the packages that are uploaded."""
 
 import zipfile
 from io import BytesIO
@@ -12,7 +12,7 @@ _MB = 1024 * 1024
 
 
 def measure(environment: Environment) -> Figures:
-    """Zip the layer, a function's code and the baseline, as `sam deploy` does."""
+    """Return the sizes of the layer, a function's code and the baselines, also zipped as `sam deploy` does it."""
     folders = {
         "layer": bundle.LAYER,
         "a function": environment.functions["send_sms"].path[0],

@@ -1,4 +1,4 @@
-"""Memory sizes: what Lambda's share of a processor at each does to send_sms, and what that costs."""
+"""Memory sizes: the duration and cost of send_sms with the share of a processor that Lambda gives to each size."""
 
 import math
 import os
@@ -16,18 +16,18 @@ from bench.samples import Figures, Samples, in_turns
 
 SIZES = (128, 256, 512, 768, 1024, 1769)  # MB
 FULL = 1769
-"""MB with which a function has one processor (https://docs.aws.amazon.com/lambda/latest/dg/configuration-memory.html)."""
+"""MB at which a function has one processor (https://docs.aws.amazon.com/lambda/latest/dg/configuration-memory.html)."""
 
 _ROOT = Path("/sys/fs/cgroup")
-_PERIOD = 20_000  # µs; Lambda's own
+_PERIOD = 20_000  # µs; the period that Lambda uses
 _CALLS = 5
-_BATCH = 10  # records, as the template has it
+_BATCH = 10  # records, as in the template
 _MB = 1024 * 1024
 _START = ("-m", "bench.throttled")
 
 
 class Run(NamedTuple):
-    """What one environment took: milliseconds, and megabytes."""
+    """The figures of one environment, in milliseconds and megabytes."""
 
     init: float
     first: float
@@ -38,7 +38,7 @@ class Run(NamedTuple):
 
 
 def measure(environment: Environment, rounds: int, sizes: tuple[int, ...] = SIZES) -> Figures:
-    """Take all sizes in turns; Twilio and AWS have the latencies of bulk."""
+    """Measure all sizes in turns; Twilio and AWS have the same latencies as in the bulk benchmark."""
     environment.latencies(TWILIO_SECONDS, AWS_SECONDS)
     figures: Figures = {}
     for size, runs in in_turns({str(size): partial(_run, environment, size) for size in sizes}, rounds).items():
@@ -83,7 +83,7 @@ def _run(environment: Environment, size: int) -> Run:
 
 @contextmanager
 def _quota(size: int) -> Iterator[Path]:
-    """Make a control group with the share of a processor that Lambda gives; yield its file of processes."""
+    """Create a control group with the share of a processor that Lambda gives; yield its file of processes."""
     group = _group(size)
     try:
         yield group / "cgroup.procs"
@@ -92,8 +92,8 @@ def _quota(size: int) -> Iterator[Path]:
 
 
 def _group(size: int) -> Path:
-    """Make a control group, of version 1 or 2 of the kernel's interface."""
-    quota = max(_PERIOD * size // FULL, 1000)  # the kernel takes no less
+    """Create a control group through version 1 or 2 of the kernel's interface; return its folder."""
+    quota = max(_PERIOD * size // FULL, 1000)  # the kernel's minimum
     version_1 = {"cpu.cfs_period_us": str(_PERIOD), "cpu.cfs_quota_us": str(quota)}
     for root, settings in ((_ROOT / "cpu", version_1), (_ROOT, {"cpu.max": f"{quota} {_PERIOD}"})):
         group = root / f"bench-{os.getpid()}-{size}"

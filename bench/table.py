@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 
 def aligned(rows: Sequence[Sequence[str]], *, numbers: Sequence[int] = ()) -> str:
-    """Return rows as lines with columns of one width; the first row is the head, `numbers` go to the right."""
+    """Return rows as lines with aligned columns. The first row is the head; columns in `numbers` align to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [_line(row, widths, numbers) for row in rows]
     return "\n".join([lines[0], "  ".join("─" * width for width in widths), *lines[1:]])
 
 
 def figure(value: float) -> str:
-    """Return a number with its significant digits."""
+    """Return a number as text; the smaller it is, the more decimals it has."""
     for digits, least in enumerate((100, 10, 1)):
         if abs(value) >= least:
             return f"{value:,.{digits}f}"

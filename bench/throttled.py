@@ -1,7 +1,7 @@
-"""Be Lambda's runtime client, with a processor's quota from the first invocation on.
+"""Run Lambda's runtime client, with a processor quota from the first invocation on.
 
-The initialisation has whole processors, as at Lambda, whatever the memory. The quota is the control group's whose
-file of processes `BENCH_QUOTA` names.
+The initialisation has whole processors at every memory size, as in Lambda. A control group sets the quota;
+`BENCH_QUOTA` names the group's file of processes.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Warm invocations: time of our own code, beside the baseline and bare requests to the same server."""
+"""Warm invocations: the time of our code, compared with the baseline and bare requests to the same server."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ _VALIDATIONS = 2000
 
 
 class Workload(NamedTuple):
-    """What a worker runs, and how often."""
+    """The candidate and job that a worker runs, and the number of runs."""
 
     candidate: Candidate
     arguments: tuple[str, ...]
@@ -27,7 +27,7 @@ class Workload(NamedTuple):
 
 
 class Measurement(NamedTuple):
-    """What a worker reports: seconds per time, and the peak of memory in bytes."""
+    """A worker's report: seconds per run, and the peak memory in bytes."""
 
     wall: float
     cpu: float
@@ -35,15 +35,15 @@ class Measurement(NamedTuple):
 
 
 class Worker:
-    """A process that does one thing as often as asked."""
+    """A process that runs one job as often as requested."""
 
     def __init__(self, name: str, process: subprocess.Popen[str]) -> None:
-        """Take a process that was started."""
+        """Take a process that is already running."""
         self._name = name
         self._process = process
 
     def run(self, count: int, warm_up: int) -> Measurement:
-        """Run the workload so many times, after a warm-up."""
+        """Run the workload this many times after a warm-up, and return the measurement."""
         if self._process.stdin is None or self._process.stdout is None:
             raise BenchError("A worker has no pipes.")
         self._process.stdin.write(json.dumps({"count": count, "warm_up": warm_up}) + "\n")
@@ -56,7 +56,7 @@ class Worker:
 
 @contextmanager
 def worker(name: str, workload: Workload) -> Iterator[Worker]:
-    """Start a worker for the time of a `with` block."""
+    """Run a worker for the duration of a `with` block."""
     with start_worker(workload.candidate, *workload.arguments) as process:
         try:
             yield Worker(name, process)
@@ -65,7 +65,7 @@ def worker(name: str, workload: Workload) -> Iterator[Worker]:
 
 
 def measure(environment: Environment, rounds: int, *, short: bool = False) -> Figures:
-    """Let workers take turns: calls of each shape, and signatures."""
+    """Measure calls of each shape and checks of signatures, with workers that take turns."""
     environment.latencies()
     workloads = {f"warm/{name}": workload for name, workload in _calls(environment, short=short).items()}
     workloads |= {f"signature/{name}": workload for name, workload in _signatures(environment).items()}
@@ -123,7 +123,7 @@ def _figures(workloads: Mapping[str, Workload], rounds: int) -> Figures:
 
 
 def measure_lists(environment: Environment, rounds: int) -> Figures:
-    """List all messages of an account, each time in a new process."""
+    """Measure the listing of all messages of an account, each time in a new process."""
     environment.latencies()
     workloads = {
         "list_sms": Workload(environment.functions["list_sms"], ("lists", "list_sms.handler"), 1, 0),
@@ -135,7 +135,7 @@ def measure_lists(environment: Environment, rounds: int) -> Figures:
             return process.run(workloads[name].times, workloads[name].warm_up)
 
     turns = {name: partial(once, name) for name in workloads}
-    in_turns(turns, 1)  # the server makes its pages once
+    in_turns(turns, 1)  # so that the server creates its pages
     figures: Figures = {}
     for name, measurements in in_turns(turns, rounds).items():
         figures[f"list/{name}/time"] = Samples(tuple(measurement.wall for measurement in measurements), "s")

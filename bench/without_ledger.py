@@ -1,6 +1,6 @@
-"""Be Lambda's runtime client for a send_sms whose keyed sends leave the ledger out.
+"""Run Lambda's runtime client for a send_sms whose keyed sends do not use the ledger.
 
-No caller can have that: whatever comes by a queue has a key. It shows what the ledger costs.
+No caller can do this, because every send through a queue has a key. It shows the cost of the ledger.
 """
 
 import runpy

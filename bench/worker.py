@@ -1,7 +1,7 @@
-"""Do one thing in this process as often as asked, and report the time and memory.
+"""Run one job in this process as often as requested, and report the time and memory.
 
-Run by the interpreter of Lambda's runtime with a candidate's path and environment. Commands come as lines of JSON
-on standard input, answers go to standard output; what the code at work prints is thrown away.
+The interpreter of Lambda's runtime runs this module with a candidate's path and environment. Commands come as lines of
+JSON on standard input, and answers go to standard output. The output of the measured code is discarded.
 """
 
 import gc
@@ -20,11 +20,11 @@ from bench.account import AUTH_TOKEN, MESSAGES, PHONE
 SECONDS = 300
 
 type Job = Callable[[int], tuple[Callable[[], object], ...]]
-"""Return the job for this many times, with everything prepared that is not to be measured."""
+"""Returns this many calls to measure, with everything prepared that must not be measured."""
 
 
 class Context:
-    """Lambda's context, of which each invocation gets one."""
+    """Lambda's context; each invocation gets its own."""
 
     aws_request_id = "00000000-0000-4000-8000-000000000000"
     function_name = "function"
@@ -35,19 +35,19 @@ class Context:
     memory_limit_in_mb = 512
 
     def get_remaining_time_in_millis(self) -> int:
-        """Return the time that remains."""
+        """Return the remaining time."""
         return SECONDS * 1000
 
 
 def handler(name: str) -> Callable[[Any, Any], Any]:
-    """Return a handler by the name that Lambda has for it."""
+    """Return a handler by its name in Lambda's configuration."""
     module, _, attribute = name.rpartition(".")
     found: Callable[[Any, Any], Any] = getattr(importlib.import_module(module), attribute)
     return found
 
 
 def calls(name: str, shape: str) -> Job:
-    """Invoke a handler with events of one shape."""
+    """Return the job that invokes a handler with events of one shape."""
     function, make = handler(name), events.SHAPES[shape]
     numbers = _numbers()
 
@@ -58,7 +58,7 @@ def calls(name: str, shape: str) -> Job:
 
 
 def validations(name: str) -> Job:
-    """Check the signature of a form of 20 fields, already parsed."""
+    """Return the job that checks the signature of a parsed form of 20 fields."""
     url = "https://hooks.example.com/webhook"
     form = events.FORM_OF_20_FIELDS
     signature = events.signature(url, form)
@@ -80,7 +80,7 @@ def validations(name: str) -> Job:
 
 
 def lists(name: str) -> Job:
-    """List all messages of the account, as often as it takes."""
+    """Return the job that lists all messages of the account, with as many calls as it needs."""
     function = handler(name)
 
     def whole() -> dict[str, object]:
@@ -100,7 +100,7 @@ def lists(name: str) -> Job:
 
 
 def ledger_writes() -> Job:
-    """Make the two writes of a keyed send, and nothing else."""
+    """Return the job that makes only the two writes of a keyed send."""
     idempotency = importlib.import_module("twilio_connector.messaging.idempotency")
     store = importlib.import_module("twilio_connector.messaging.idempotency_store")
     table = store.IdempotencyStore(os.environ["LEDGER_TABLE"])
@@ -132,12 +132,12 @@ JOBS: dict[str, Callable[..., Job]] = {
 
 
 def _numbers() -> Iterator[int]:
-    """Count from a number that no other process begins at."""
+    """Return consecutive numbers, which start at a different one in each process."""
     return iter(range(os.getpid() * 1_000_000, sys.maxsize))
 
 
 def _measured(job: Job, count: int, warm_up: int) -> dict[str, float]:
-    """Do a job so many times; return seconds per time, and the peak of memory."""
+    """Run a job this many times after a warm-up; return the seconds per run, and the peak memory."""
     for act in job(warm_up):
         act()
     acts = job(count)
@@ -151,14 +151,14 @@ def _measured(job: Job, count: int, warm_up: int) -> dict[str, float]:
 
 
 def peak_bytes(pid: int | str = "self") -> int:
-    """Return the most memory that a process had."""
+    """Return the peak memory of a process."""
     with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as status:  # noqa: PTH123 less to import
         line = next(line for line in status if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
 
 
 def main(name: str, *arguments: str) -> None:
-    """Carry out the commands."""
+    """Run a job for each command on standard input."""
     out = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     job = JOBS[name](*arguments)

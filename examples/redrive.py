@@ -3,10 +3,10 @@
     python3 examples/redrive.py --from "$FailedQueueUrl" --to "$SendQueueUrl" --dry-run
     python3 examples/redrive.py --from "$FailedQueueUrl" --to "$SendQueueUrl" --send-id <send_id>
 
-It needs Python 3.13, boto3, AWS credentials and a region. You may stop it at any moment: it puts each record in the
+It needs Python 3.13, boto3, AWS credentials and a region. You can stop it at any time: it puts each record in the
 send queue before it deletes the record from the failed queue. If you stop it between the two, both queues have a copy,
-and both copies have the same idempotency key. A record without a key stays where it is: in the send queue, its new id
-would be its key, and nothing would show that the message was sent before.
+and both copies have the same idempotency key. A record without a key stays in the failed queue: in the send queue, its
+new id would be its key, and nothing would show that the message was sent before.
 """
 
 import argparse
@@ -51,7 +51,7 @@ ENVELOPE_FIELDS = frozenset(
 """The fields by which the connector recognises an envelope. It cannot handle an envelope of an unknown shape."""
 
 DONE, LEFT, USAGE, STOPPED, INTERRUPTED = 0, 1, 2, 3, 130
-"""Exit codes: all records were moved; some stay in the queue; wrong options; AWS failed; Ctrl-C."""
+"""Exit codes: all records were moved; some records stay in the queue; wrong options; AWS failed; Ctrl-C."""
 
 _KEY = re.compile(r"[!-~]{1,128}")
 _CONNECTION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -60,11 +60,11 @@ _ERROR = re.compile(r"[A-Z][A-Za-z]*Error|[A-Z_]{1,64}")  # a class of the conne
 
 
 class UnmovableError(Exception):
-    """A record that must stay where it is. The message says why, without any of the record's values."""
+    """The exception for a record that must stay in its queue. Its message is the reason, without any values."""
 
 
 class Key(NamedTuple):
-    """What identifies a message."""
+    """The connection and the idempotency key, which together identify a message."""
 
     connection: str
     idempotency_key: str
@@ -76,10 +76,10 @@ class Key(NamedTuple):
 
 
 def key_of(body: str, default_connection: str = "default") -> Key:
-    """Return the key that the message in a record's body will be sent under; raises UnmovableError.
+    """Return the key with which the connector will send the message in a record's body; raises UnmovableError.
 
-    That is the input's own key. Without one, it is the id of the innermost envelope of AWS: an EventBridge event, an
-    SNS notification, or the record of a failed asynchronous invocation of `send_sms`.
+    It is the input's own key. Without one, it is the id of the innermost AWS envelope: an EventBridge event, an SNS
+    notification, or the record of a failed asynchronous invocation of `send_sms`.
     """
     payload, delivery = _unwrapped(_json(body), None)
     if not isinstance(payload, dict) or payload.get("to") is None:
@@ -119,10 +119,10 @@ def _unwrapped(event: Any, delivery: str | None, depth: int = 0) -> tuple[Any, s
 
 
 def _json(text: str) -> Any:
-    """Read JSON as strictly as the connector does, which leaves a record that it cannot read in the send queue."""
+    """Parse JSON as strictly as the connector, which would leave an unreadable record in the send queue."""
     try:
         value = json.loads(text, parse_constant=_no_number)
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # half a surrogate, or 1e999
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # an unpaired surrogate, or 1e999
     except (ValueError, RecursionError):
         raise UnmovableError("it is not JSON") from None
     return value
@@ -133,10 +133,10 @@ def _no_number(name: str) -> None:
 
 
 class Redrive:
-    """One run, which moves records from one queue to another."""
+    """One run of the command, which moves records from one queue to another."""
 
     def __init__(self, sqs: Any, options: argparse.Namespace) -> None:
-        """Take boto3's client, and the options of the command line."""
+        """Store boto3's client and the options of the command line."""
         self._sqs = sqs
         self._options = options
         self._held: dict[str, str] = {}  # receipt handles of the records that stay, by message id
@@ -163,7 +163,7 @@ class Redrive:
         return set(self._options.send_id)
 
     def _receive_and_move(self) -> bool:
-        """Receive up to ten records; return whether one of them was new, since the queue may then have more."""
+        """Receive and move up to ten records; return whether any was new, because the queue can then have more."""
         received = self._sqs.receive_message(
             QueueUrl=self._options.source,
             MaxNumberOfMessages=10,
@@ -180,7 +180,7 @@ class Redrive:
         return is_new
 
     def _move(self, record: dict[str, Any]) -> bool:
-        """Move one record if it was selected and may be moved; return whether it was."""
+        """Move one record if it is selected and can be moved; return whether it was moved."""
         attributes = record.get("MessageAttributes", {})
         send_id, fault = self._known_by(record["Body"], attributes)
         if self._wanted and send_id not in self._wanted:
@@ -209,7 +209,7 @@ class Redrive:
         return send_id or key.send_id, None
 
     def _send_and_delete(self, record: dict[str, Any], send_id: str, attributes: dict[str, Any]) -> None:
-        """Move one record: first send, then delete, so that a stop in between leaves a copy and loses nothing."""
+        """Send one record and then delete it, so that a stop in between leaves a copy and loses nothing."""
         self._sqs.send_message(
             QueueUrl=self._options.target, MessageBody=record["Body"], MessageAttributes=_to_send(attributes)
         )
@@ -251,7 +251,7 @@ def _reason(attributes: dict[str, Any]) -> str:
 
 
 def _to_send(attributes: dict[str, Any]) -> dict[str, Any]:
-    """Return received attributes in the form that SendMessage takes."""
+    """Return received attributes in the form that SendMessage accepts."""
     names = ("DataType", "StringValue", "BinaryValue")
     return {name: {part: value[part] for part in names if part in value} for name, value in attributes.items()}
 

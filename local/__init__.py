@@ -1,10 +1,10 @@
-"""The stack on this machine: AWS and Twilio emulators on loopback, and the template deployed to them."""
+"""The local stack: emulators of AWS and Twilio on loopback, with the template deployed to them."""
 
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-FOLDER = ROOT / ".local"  # of the stack that `make local` leaves running
+FOLDER = ROOT / ".local"  # the folder of the stack that `make local` starts
 
 
 class LocalError(Exception):
-    """An error for the person at the terminal: the message says what happened, and what to do."""
+    """An error for the user at the terminal; the message states the problem and the remedy."""

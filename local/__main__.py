@@ -22,18 +22,18 @@ usage: python -m local up | down | demo
 
 
 def up(console: Console) -> None:
-    """Leave the stack running."""
+    """Start or update the stack, and leave it running."""
     running = stack.up(report=console)
     _say_what_next(running, console)
 
 
 def down(console: Console) -> None:
-    """End the stack."""
+    """Stop the stack."""
     console.say("The stack is ended." if stack.down() else "No stack runs here.")
 
 
 def demo(console: Console) -> None:
-    """Show what the stack does; leave it running, but not in CI."""
+    """Start or update the stack and run the demo; leave the stack running except in CI."""
     try:
         running = stack.up(report=console)
         Demo(running, console).run()
@@ -92,7 +92,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _interrupt(number: int, _frame: object) -> None:
-    """End as Ctrl-C does, and clean up."""
+    """Raise KeyboardInterrupt, so that a signal ends the command and cleans up as Ctrl-C does."""
     raise KeyboardInterrupt(number)
 
 

@@ -1,4 +1,4 @@
-"""Call the AWS emulator, whatever is configured for AWS on this machine."""
+"""Call the AWS emulator, without this machine's AWS configuration."""
 
 import os
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ REGION = "us-east-1"
 
 
 class Identity(NamedTuple):
-    """The identity that signs requests."""
+    """The access key that signs requests."""
 
     access_key_id: str
     secret_access_key: str
@@ -33,7 +33,7 @@ _NOTHING_FROM_OUTSIDE = {
 
 
 def client(service: str, endpoint_url: str, identity: Identity = ROOT_USER) -> Any:
-    """Return a client that knows no profile and no proxy."""
+    """Return a client that ignores profiles and proxies."""
     session = boto3.Session(
         *identity,
         region_name=REGION,
@@ -44,7 +44,7 @@ def client(service: str, endpoint_url: str, identity: Identity = ROOT_USER) -> A
 
 
 def call_api(method: str, url: str, identity: Identity | None = None, *, body: str | None = None) -> requests.Response:
-    """Make a request to an API of API Gateway, signed where there is an identity."""
+    """Send a request to an API of API Gateway, signed if there is an identity."""
     request = AWSRequest(method, url, data=body, headers={"Content-Type": "application/json"} if body else {})
     if identity:
         SigV4Auth(Credentials(*identity), "execute-api", REGION).add_auth(request)

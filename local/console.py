@@ -1,4 +1,4 @@
-"""Show progress: a live line for the current step, and a lasting line for each finished step."""
+"""Show progress: a live line for the current step, and a permanent line for each finished step."""
 
 import json
 import textwrap
@@ -12,7 +12,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 WIDTH = 80
-"""Columns that each line fits in, however wide the terminal is."""
+"""The maximum columns of a line, even if the terminal is wider."""
 
 _TITLE_WIDTH = 46
 _TIME_WIDTH = 7
@@ -20,7 +20,7 @@ _INDENT = 11
 
 
 class Step:
-    """A step at work: facts stand beside its title, exchanges below it."""
+    """A step in progress; its facts are printed beside its title, its exchanges below it."""
 
     def __init__(self, progress: Progress | None = None) -> None:
         self.facts: list[str] = []
@@ -28,7 +28,7 @@ class Step:
         self._progress = progress
 
     def request(self, what: str, content: Mapping[str, Any] | None = None) -> None:
-        """Show a request, with its JSON on lines of its own."""
+        """Show a request, with its JSON on separate lines."""
         pairs = [
             f"{json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}" for name, value in (content or {}).items()
         ]
@@ -37,19 +37,19 @@ class Step:
             self.exchanges += [("", line) for line in _fill([*_followed(pairs, ","), pairs[-1]], "{", "}")]
 
     def answer(self, what: object, content: Mapping[str, Any] | None = None) -> None:
-        """Show an answer, and a few fields of it."""
+        """Show an answer with some of its fields."""
         self._tell("answer", str(what), content or {})
 
     def event(self, kind: str, content: Mapping[str, Any]) -> None:
-        """Show an event, and a few fields of it."""
+        """Show an event with some of its fields."""
         self._tell("event", kind, content)
 
     def more(self, text: str) -> None:
-        """Tell more of the last."""
+        """Add text below the last exchange."""
         self.exchanges += [("", line) for line in textwrap.wrap(text, WIDTH - _INDENT, subsequent_indent="  ")]
 
     def wait(self, what: str) -> None:
-        """Show what the step waits for, until it ends or waits for something else."""
+        """Show on the live line that the step waits for something, until the step ends or waits again."""
         if self._progress is not None:
             self._progress.update(self._progress.task_ids[0], description=f": waiting for {what}")
 
@@ -60,23 +60,23 @@ class Step:
 
 
 class Report(Protocol):
-    """Where steps are told."""
+    """The interface of an output for steps."""
 
     def step(self, title: str) -> AbstractContextManager[Step]:
-        """Tell that a step begins and how it ends; what the step was told is said of it."""
+        """Report the start and the end of a step, with the step's facts and exchanges."""
 
 
 class Quiet:
-    """Tell nothing."""
+    """An output that prints nothing."""
 
     @contextmanager
     def step(self, _title: str) -> Iterator[Step]:
-        """Do a step."""
+        """Run a step without any output."""
         yield Step()
 
 
 class Console:
-    """Tell steps to a terminal, or plainly to a file."""
+    """An output for a terminal, or for a file without a live line."""
 
     def __init__(self) -> None:
         self._out = Terminal(highlight=False, soft_wrap=True)
@@ -87,12 +87,12 @@ class Console:
         self._out.print(text, markup=False)
 
     def fail(self, text: str) -> None:
-        """Print what went wrong."""
+        """Print an error."""
         self._err.print(text, markup=False, style="red")
 
     @contextmanager
     def step(self, title: str) -> Iterator[Step]:
-        """Do a step."""
+        """Run a step with a live line, and then print the lines of the finished step."""
         began = time.monotonic()
         step = Step()
         try:
@@ -127,7 +127,7 @@ def _followed(parts: list[str], mark: str) -> list[str]:
 
 
 def _fill(parts: list[str], begin: str = "", end: str = "") -> list[str]:
-    """Put parts that must not be broken on as few lines as hold them."""
+    """Return lines that contain the parts; no part is broken across lines."""
     lines = [begin]
     for part in parts:
         if len(lines[-1]) > len(begin) and len(lines[-1]) + 1 + len(part) + len(end) > WIDTH - _INDENT:

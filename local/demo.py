@@ -1,4 +1,4 @@
-"""Show what the stack does, step by step, by an IAM user who has no more than examples/caller-policy.json."""
+"""Demonstrate the stack step by step, as an IAM user who has only the rights of examples/caller-policy.json."""
 
 import base64
 import hashlib
@@ -19,7 +19,7 @@ from local.console import Console, Step
 from local.seed import API_KEY_SECRET, API_KEY_SID, call_twilio
 from local.stack import Stack
 
-PHONE = "+15005550006"  # fictional, as all numbers here
+PHONE = "+15005550006"  # fictional, as are all numbers here
 
 _LONG = re.compile(r"\b([A-Z]{2}[0-9a-f]{3}|[0-9a-f]{4})[0-9a-f-]{25,28}([0-9a-f]{4})\b")
 _QUEUE = "demo-events"
@@ -27,7 +27,7 @@ _EVENT_SECONDS = 20
 
 
 class Demo:
-    """The steps; each raises an error if the stack does not do what the step says."""
+    """The steps of the demo; a step raises an error if the stack does not behave as the step states."""
 
     def __init__(self, stack: Stack, console: Console) -> None:
         self._stack = stack
@@ -38,7 +38,7 @@ class Demo:
         self._twilio = stack["twilio"]
 
     def run(self) -> None:
-        """Show all steps."""
+        """Run all steps."""
         sid = self._send_by_api()
         self._send_once()
         self._send_by_lambda()
@@ -189,13 +189,13 @@ class Demo:
         return call_twilio("GET", f"{self._messages()}/{sid}.json")
 
     def _requests_left(self) -> int:
-        """Return how many more requests with the API key the emulator takes; this request counts too."""
+        """Return how many more requests with the API key the emulator accepts; this request also counts."""
         answer = loopback.request("GET", self._twilio["url"], auth=(API_KEY_SID, API_KEY_SECRET))
         return int(answer.headers["X-RateLimit-Remaining"])
 
 
 class Events:
-    """A queue of what arrives on the stack's bus, as a consumer would have it."""
+    """A queue that receives the events on the stack's bus, as a consumer's queue would."""
 
     def __init__(self, stack: Stack) -> None:
         self._sqs = client("sqs", stack["aws_endpoint_url"])
@@ -217,7 +217,7 @@ class Events:
         events.put_targets(Rule=_QUEUE, EventBusName=bus, Targets=[{"Id": _QUEUE, "Arn": attributes["QueueArn"]}])
 
     def wait_for(self, kind: str, sid: str, status: str) -> Any:
-        """Return the event of a message; others before it are dropped."""
+        """Return the event of a message, and discard all events before it."""
 
         def wanted(event: Any) -> bool:
             message = event["detail"].get("message", {})
@@ -226,7 +226,7 @@ class Events:
         return self._wait(f"{kind} of {sid}", wanted)
 
     def wait_for_send(self, kind: str, key: str) -> Any:
-        """Return the event with the outcome of an idempotency key; others before it are dropped."""
+        """Return the event with the outcome of an idempotency key, and discard all events before it."""
 
         def wanted(event: Any) -> bool:
             return (kind, key) == (event["detail-type"], event["detail"].get("idempotency_key"))
@@ -246,19 +246,19 @@ class Events:
 
 
 def _post_webhook(url: str, form: Mapping[str, str], token: str) -> requests.Response:
-    """Do what Twilio does (https://www.twilio.com/docs/usage/security#validating-requests)."""
+    """Send a signed webhook as Twilio does (https://www.twilio.com/docs/usage/security#validating-requests)."""
     signed = url + "".join(name + form[name] for name in sorted(form))
     signature = base64.b64encode(hmac.digest(token.encode(), signed.encode(), hashlib.sha1)).decode()
     return loopback.request("POST", url, data=form, headers={"X-Twilio-Signature": signature})
 
 
 def _of(answer: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    """Return a few fields of an answer."""
+    """Return some fields of an answer, shortened for display."""
     return {name: _shortened(answer[name]) for name in names}
 
 
 def _shortened(value: Any) -> Any:
-    """Return a value with its SIDs and ids cut, so that a line holds it."""
+    """Return a value with shortened SIDs and ids, so that it fits on a line."""
     return json.loads(_LONG.sub(r"\1…\2", json.dumps(value)))
 
 

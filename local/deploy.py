@@ -27,13 +27,13 @@ _SECONDS = 300
 _RUNTIME = "python3.13"
 _LIMITS = tomllib.loads(Path(__file__).with_name("limits.toml").read_text())
 LEFT_OUT: dict[str, str] = _LIMITS["left_out"]
-"""The parts of the template that the emulator does not get, as patterns of places, and why."""
+"""The patterns of the template's parts that are removed for the emulator, with reasons."""
 REFUSED: dict[str, str] = _LIMITS["refused"]
-"""Parameters that can be changed at AWS only, and why."""
+"""The parameters that can be changed only on AWS, with reasons."""
 
 
 def build(folder: Path) -> list[str]:
-    """Run `sam build`, and prepare what it made for the emulator; return what the emulator does not get."""
+    """Run `sam build`, and prepare its output for the emulator; return the patterns of the removed parts."""
     options = ["--cached", "--parallel", "--parameter-overrides", *_overrides({})]
     job = processes.Job("sam build", [_SAM, "build", *options], _environment(), ROOT)
     with building():
@@ -42,22 +42,22 @@ def build(folder: Path) -> list[str]:
 
 
 def building() -> AbstractContextManager[None]:
-    """Hold what is built: `sam build` replaces it, and another stack may be copying it."""
+    """Lock the build folder, because `sam build` replaces it and another stack may be copying it."""
     return processes.exclusive(ROOT / ".local" / "build.lock")
 
 
 def copy(built: Path, folder: Path) -> None:
-    """Copy what was built, in place of what is in the folder."""
+    """Replace a folder with a copy of the build folder."""
     with building():
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(built, folder)
 
 
 def prepare(folder: Path, built: Path, left_out: Collection[str] = LEFT_OUT.keys()) -> list[str]:
-    """Copy what was built, without what the emulator refuses, and put the functions on AWS's own runtime client.
+    """Copy the build without the parts that the emulator refuses, and make its functions use AWS's runtime client.
 
-    The output with the Actions API's address gets the one that it has on the emulator.
-    Returns the patterns of what was left out. The emulator's own Python runtime loses the classes of errors.
+    The emulator's own Python runtime loses the classes of errors. The output `ActionsApiUrl` becomes the API's address
+    on the emulator. Returns the patterns of the removed parts.
     """
     prepared = folder / "build"
     copy(built, prepared)
@@ -77,16 +77,16 @@ def prepare(folder: Path, built: Path, left_out: Collection[str] = LEFT_OUT.keys
     start = [python, "-I", ROOT / "local" / "runtime.py", folder]
     for functions in {module.parent for module in prepared.glob("*/*.py")}:
         bootstrap = functions / "bootstrap"
-        # The same for every deployment, so that it changes no function's hash.
+        # The text is the same for every deployment, so that the functions' hashes do not change.
         bootstrap.write_text(f"#!/bin/sh\nexec {shlex.join(map(str, start))}\n")
         bootstrap.chmod(0o755)
     return found
 
 
 def leave_out(resources: dict[str, Any], patterns: Collection[str]) -> Iterator[str]:
-    """Remove what is at places that match a pattern; yield the patterns that matched.
+    """Remove the parts of the template whose places match a pattern; yield the patterns that matched.
 
-    A place is `<type>/<name>/<key>/<key>...`, with numbers for the items of a list, or the Sid of a policy's statement.
+    A place is `<type>/<name>/<key>/<key>...`. An item of a list has its number, and a policy's statement its Sid.
     """
     found = set()
     for name, resource in list(resources.items()):
@@ -108,7 +108,7 @@ def _leave_out(tree: Any, place: str, patterns: Collection[str]) -> set[str]:
         elif isinstance(value, dict | list):
             matched = _leave_out(value, inner, patterns)
             if matched and not value:
-                del tree[key]  # an operator without a key is no condition
+                del tree[key]  # a condition's operator without a key is not valid
         found |= matched
     return found
 
@@ -118,20 +118,20 @@ def deploy(
 ) -> dict[str, str]:
     """Run `sam deploy` and create the APIs' routes; return the stack's outputs.
 
-    Parameters that are not named keep the values they have.
+    Parameters that are not named keep their values.
     """
     options = ["--template-file", "template.yaml", "--region", REGION]
     options += ["--resolve-s3", "--capabilities", "CAPABILITY_IAM", "--no-confirm-changeset"]
     options += ["--no-fail-on-empty-changeset", "--no-progressbar"]
     options += ["--parameter-overrides", *_overrides(parameters)]
     sam(folder, endpoint_url, stack_name, "deploy", *options)
-    # What the emulator does not do is done as root.
+    # Root does the remaining steps, which the emulator does not do.
     cloudformation = client("cloudformation", endpoint_url)
     outputs = _outputs(cloudformation, stack_name)
     apis = Apis(cloudformation, endpoint_url, stack_name)
     apis.create_routes()
     if "WebhookBaseUrl" not in parameters and outputs["WebhookUrl"] != f"{apis.url('WebhookApi')}/webhook":
-        # An address that is known only now, as a custom domain's is.
+        # The address is known only now, as that of a custom domain is.
         set_parameters(cloudformation, {"WebhookBaseUrl": apis.url("WebhookApi")}, stack_name)
         outputs = _outputs(cloudformation, stack_name)
     _fix_event_sources(endpoint_url)
@@ -146,9 +146,9 @@ def sam(
     *options: str,
     policy: dict[str, Any] | None = None,
 ) -> None:
-    """Run a command of SAM's on a stack as the deployer; raises LocalError if it fails.
+    """Run a SAM command on a stack as the deployer; raises LocalError if it fails.
 
-    `policy` is instead of the deployer's.
+    `policy` replaces the deployer's policy.
     """
     environment = _environment() | deployer.credentials(endpoint_url, stack_name, policy)
     environment |= {"AWS_ENDPOINT_URL": endpoint_url, "SAM_CLI_POLL_DELAY": "0.2"}
@@ -169,11 +169,11 @@ class Apis:
         self._endpoint_url = endpoint_url
 
     def url(self, name: str) -> str:
-        """Return an API's address that needs no Host header."""
+        """Return an address of an API that works without a special Host header."""
         return f"{self._endpoint_url}/_aws/execute-api/{self._ids[name]}"
 
     def create_routes(self) -> None:
-        """Make each API's routes those of its body."""
+        """Create the routes of each API's OpenAPI body, and delete all other routes."""
         for name, resource in self._resources.items():
             if resource["Type"] == "AWS::ApiGatewayV2::Api":
                 self._create_routes(self._ids[name], resource["Properties"]["Body"])
@@ -214,7 +214,7 @@ class Apis:
 
 
 def _fix_event_sources(endpoint_url: str) -> None:
-    """Convert limits to numbers: the emulator takes them from parameters as text, and then fails on them."""
+    """Convert limits to numbers, because the emulator stores parameters as text and then fails on them."""
     functions = client("lambda", endpoint_url)
     for mapping in functions.list_event_source_mappings()["EventSourceMappings"]:
         if scaling := mapping.get("ScalingConfig"):
@@ -233,7 +233,7 @@ def _outputs(cloudformation: Any, stack_name: str) -> dict[str, str]:
 
 
 def set_parameters(cloudformation: Any, values: Mapping[str, str], stack_name: str) -> None:
-    """Change parameters of a deployed stack, and nothing else; raises WaiterError if the deployment fails."""
+    """Change only parameters of a deployed stack; raises WaiterError if the deployment fails."""
     stack = cloudformation.describe_stacks(StackName=stack_name)["Stacks"][0]
     others = [parameter["ParameterKey"] for parameter in stack["Parameters"]]
     cloudformation.update_stack(
@@ -251,12 +251,12 @@ def set_parameters(cloudformation: Any, values: Mapping[str, str], stack_name: s
 
 def _overrides(parameters: Mapping[str, str]) -> list[str]:
     given = {"Architecture": architecture()} | dict(parameters)
-    # In quotes, or it would take no value that is empty or has a space.
+    # Without quotes, SAM would not accept a value that is empty or has a space.
     return [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in given.items()]
 
 
 def architecture() -> str:
-    """Return this machine's processor, as Lambda calls it."""
+    """Return Lambda's name of this machine's processor architecture."""
     names = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "arm64", "arm64": "arm64"}
     try:
         return names[platform.machine().lower()]
@@ -265,7 +265,7 @@ def architecture() -> str:
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment of `sam`: this Python, and no account of the developer's."""
+    """Return the environment for `sam`, with this Python and without the developer's AWS accounts."""
     foreign = ("AWS_", "PYTHON", "SAM_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     return kept | {

@@ -1,4 +1,4 @@
-"""Who deploys here: a role with the policy of `examples/deployer-policy.json`, and no other right."""
+"""The local stack's deployer: a role that has only the policy of `examples/deployer-policy.json`."""
 
 import contextlib
 import json
@@ -16,7 +16,7 @@ _SAM_TEMPLATE = {
     "Resources": {"SamCliSourceBucket": {"Type": "AWS::S3::Bucket", "Properties": {"BucketName": BUCKET}}},
     "Outputs": {"SourceBucket": {"Value": {"Ref": "SamCliSourceBucket"}}},
 }
-_SAM_TAGS = [{"Key": "ManagedStackSource", "Value": "AwsSamCli"}]  # without it `sam deploy` refuses the stack
+_SAM_TAGS = [{"Key": "ManagedStackSource", "Value": "AwsSamCli"}]  # without this tag, `sam deploy` refuses the stack
 
 
 def policy(stack_name: str) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def policy(stack_name: str) -> dict[str, Any]:
 
 
 def credentials(endpoint_url: str, stack_name: str, document: dict[str, Any] | None = None) -> dict[str, str]:
-    """Return the environment of whoever deploys a stack; `document` is instead of the deployer's policy."""
+    """Return environment variables with the deployer's credentials; `document` replaces the deployer's policy."""
     _make_bucket(endpoint_url)
     iam, name = client("iam", endpoint_url), f"deployer-of-{stack_name}"
     trust = {"Effect": "Allow", "Action": "sts:AssumeRole", "Principal": {"AWS": ACCOUNT}}
@@ -53,7 +53,7 @@ def credentials(endpoint_url: str, stack_name: str, document: dict[str, Any] | N
 
 
 def _make_bucket(endpoint_url: str) -> None:
-    """Make what `sam deploy` makes in an account where it never ran: the stack of the bucket for code."""
+    """Create the stack with the bucket for code, which `sam deploy` creates on its first run in an account."""
     cloudformation = client("cloudformation", endpoint_url)
     try:
         cloudformation.create_stack(StackName=SAM_STACK, TemplateBody=json.dumps(_SAM_TEMPLATE), Tags=_SAM_TAGS)

@@ -19,9 +19,9 @@ _INSTALL_SECONDS = 120
 
 
 def start(folder: Path) -> None:
-    """Start both on the loopback address, on the ports that they had before unless somebody else has those now."""
+    """Start both emulators on the loopback address, on their earlier ports unless other programs use those now."""
     ports = choose_ports(folder)
-    for name in ("layers", "tmp"):  # of an earlier ministack, whose layers had the same ARNs
+    for name in ("layers", "tmp"):  # left by an earlier ministack, whose layers had the same ARNs
         shutil.rmtree(folder / name, ignore_errors=True)
     (folder / "tmp").mkdir()
     _start_ministack(folder, ports["ministack"])
@@ -29,31 +29,31 @@ def start(folder: Path) -> None:
 
 
 def wait(folder: Path) -> None:
-    """Wait until both answer."""
+    """Wait until both emulators answer."""
     for name in NAMES:
         processes.wait_until_answers(folder, name, _health(folder, name))
 
 
 def are_healthy(folder: Path) -> bool:
-    """Tell whether both run and answer."""
+    """Return whether both emulators run and answer."""
     alive = all(processes.is_alive(folder, name) for name in NAMES)
     return alive and all(processes.answers(_health(folder, name)) for name in NAMES)
 
 
 def stop(folder: Path) -> bool:
-    """End both; tell whether one ran."""
+    """Stop both emulators; return whether at least one was running."""
     stopped = [processes.stop(folder, name) for name in NAMES]
     return any(stopped)
 
 
 def url(folder: Path, name: str) -> str:
-    """Return the address of one."""
+    """Return the address of an emulator."""
     ports = json.loads((folder / "ports.json").read_text())
     return f"http://127.0.0.1:{ports[name]}"
 
 
 def choose_ports(folder: Path) -> dict[str, int]:
-    """Return the ports that the stack had before, but for those on which somebody else listens now; note them."""
+    """Return the stack's earlier ports, with new ones for those that other programs use now; store them in a file."""
     file = folder / "ports.json"
     known: dict[str, int] = json.loads(file.read_text()) if file.exists() else {}
     ports = {
@@ -70,14 +70,14 @@ def _health(folder: Path, name: str) -> str:
 
 def _start_ministack(folder: Path, port: int) -> None:
     environment = {
-        "AUTH": "true",  # signatures are checked, and functions have no more rights than their role
+        "AUTH": "true",  # it checks signatures, and gives functions only the rights of their roles
         "AWS_DEFAULT_REGION": REGION,
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",  # the functions' too
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",  # also for the functions
         "BIND_HOST": "127.0.0.1",
         "GATEWAY_PORT": str(port),
         "HOME": str(folder / "tmp"),
         "IOT_MTLS_ENABLED": "0",  # no second port
-        # It repeats asynchronous invocations of an alias even where the template forbids it: not in this run's time.
+        # It retries an alias's asynchronous invocations even if the template forbids that: delay them past this run.
         "LAMBDA_ASYNC_RETRY_BASE_SECONDS": "86400",
         "LAMBDA_ASYNC_RETRY_MAX_SECONDS": "86400",
         "LANG": "C.UTF-8",
@@ -98,7 +98,7 @@ def _start_emulate(folder: Path, port: int) -> None:
 
 
 def _install_emulate() -> Path:
-    """Install emulate if that was not done yet; return the Node.js that runs it."""
+    """Install emulate if it is not installed yet; return the path of the Node.js that runs it."""
     with processes.exclusive(ROOT / ".local" / "emulate.lock"):
         node, npm = _node()
         wanted = ROOT / "local" / "emulate" / "package-lock.json"
@@ -116,7 +116,7 @@ def _install_emulate() -> Path:
 
 
 def _node() -> tuple[Path, Path]:
-    """Return Node.js and npm: this machine's, or else those of an environment that `make` fills from PyPI."""
+    """Return the paths of Node.js and npm: this machine's, or else those that `make` installs from PyPI."""
     own = [shutil.which(name) for name in ("node", "npm")]
     if own[0] and own[1] and _version(own[0]) >= _OLDEST_NODE:
         return Path(own[0]), Path(own[1])

@@ -1,6 +1,7 @@
-"""Run programs: to their end, or as servers that outlive this one.
+"""Run programs to their end, or start servers that continue after this program ends.
 
-A server holds a lock on the file that has its process id for as long as it lives, whatever becomes of the id.
+While a server runs, it holds a lock on the file with its process id. The lock shows that it runs, even if another
+process gets the same id later.
 """
 
 import fcntl
@@ -29,7 +30,7 @@ _children: dict[int, subprocess.Popen[bytes]] = {}
 
 
 def free_port() -> int:
-    """Return a port of the loopback address that nobody uses."""
+    """Return an unused port of the loopback address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -37,9 +38,9 @@ def free_port() -> int:
 
 
 def is_free(port: int) -> bool:
-    """Tell whether a server can listen on a port of the loopback address."""
+    """Return whether a server can listen on a port of the loopback address."""
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do, past connections that just ended
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: it ignores closed connections
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:
@@ -49,7 +50,7 @@ def is_free(port: int) -> bool:
 
 @contextmanager
 def exclusive(path: Path, *, busy: str | None = None) -> Iterator[None]:
-    """Hold a lock; if another process has it, wait, or raise `busy`."""
+    """Hold a lock; if another process holds it, wait, or raise LocalError with `busy` if that is given."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         try:
@@ -62,14 +63,14 @@ def exclusive(path: Path, *, busy: str | None = None) -> Iterator[None]:
 class Job(NamedTuple):
     """A program to run."""
 
-    what: str  # it is called when it fails
+    what: str  # its name in error messages and file names
     command: Sequence[object]  # texts, paths and numbers
     environment: Mapping[str, str]
     cwd: Path
 
 
 def run(job: Job, log: Path, seconds: int) -> None:
-    """Run a program to its end; its output goes to the log."""
+    """Run a program to its end, and write its output to the log; raises LocalError if it fails."""
     with log.open("wb") as output:
         process = _spawn(job, output)
     try:
@@ -85,7 +86,7 @@ def run(job: Job, log: Path, seconds: int) -> None:
 
 
 def start(folder: Path, job: Job) -> None:
-    """Start a server."""
+    """Start a server, and write its process id to a file that it keeps locked."""
     with (folder / f"{job.what}.pid").open("a+") as lock, log_path(folder, job.what).open("wb") as output:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         process = _spawn(job, output, pass_fds=[lock.fileno()])
@@ -95,12 +96,12 @@ def start(folder: Path, job: Job) -> None:
 
 
 def log_path(folder: Path, name: str) -> Path:
-    """Return where the output of a program goes."""
+    """Return the path of a program's log."""
     return folder / "logs" / f"{name}.log"
 
 
 def wait_until_answers(folder: Path, name: str, url: str) -> None:
-    """Wait for a server to answer."""
+    """Wait until a server answers; raises LocalError if it ends or takes too long."""
     log = log_path(folder, name)
     deadline = time.monotonic() + _START_SECONDS
     while not answers(url):
@@ -114,7 +115,7 @@ def wait_until_answers(folder: Path, name: str, url: str) -> None:
 
 
 def answers(url: str) -> bool:
-    """Tell whether a server answers, and with success."""
+    """Return whether a server answers with success."""
     try:
         return loopback.request("GET", url, timeout=5).ok
     except requests.RequestException:
@@ -122,7 +123,7 @@ def answers(url: str) -> bool:
 
 
 def is_alive(folder: Path, name: str) -> bool:
-    """Tell whether a server runs."""
+    """Return whether a server is running."""
     try:
         with (folder / f"{name}.pid").open() as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -134,12 +135,12 @@ def is_alive(folder: Path, name: str) -> bool:
 
 
 def stop(folder: Path, name: str) -> bool:
-    """End a server and what it started; tell whether it ran."""
+    """Stop a server and its child processes; return whether it was running."""
     pid_file = folder / f"{name}.pid"
     ran = is_alive(folder, name)
     if ran:
         pid = int(pid_file.read_text())
-        for number in (signal.SIGTERM, signal.SIGKILL):  # the second signal is also for processes that it left behind
+        for number in (signal.SIGTERM, signal.SIGKILL):  # the second signal also stops its remaining child processes
             _signal(pid, number)
             deadline = time.monotonic() + _STOP_SECONDS
             while is_alive(folder, name) and time.monotonic() < deadline:
@@ -151,7 +152,7 @@ def stop(folder: Path, name: str) -> bool:
 
 
 def _spawn(job: Job, output: IO[bytes], *, pass_fds: Sequence[int] = ()) -> subprocess.Popen[bytes]:
-    """Start a process at the head of a group of its own, out of reach of Ctrl-C."""
+    """Start a process as the leader of its own group, so that Ctrl-C does not reach it."""
     try:
         return subprocess.Popen(
             [str(word) for word in job.command],
@@ -175,6 +176,6 @@ def _signal(group: int, number: signal.Signals) -> None:
 
 
 def _tail(log: Path) -> str:
-    """Return the last lines of a log, and where it is."""
+    """Return the path and the last lines of a log."""
     lines = log.read_text(errors="replace").rstrip().splitlines()[-_LAST_LINES:]
     return f"the end of {log}:\n" + "\n".join(f"    {line}" for line in lines)

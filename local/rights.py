@@ -1,8 +1,8 @@
-"""Write the deployer's policy: the actions of CloudFormation for the template's resources, and no more.
+"""Write the deployer's policy: only the actions that CloudFormation needs for the template's resources.
 
-It is made of the registry's schemas (https://docs.aws.amazon.com/cloudformation-cli/latest/userguide/resource-type-schema.html:
-the permissions of a type's handlers), of AWS's service authorization reference, and of `rights.toml`.
-cfn-lint has the first, checkov's library the second.
+The sources are the registry's schemas with the permissions of each type's handlers
+(https://docs.aws.amazon.com/cloudformation-cli/latest/userguide/resource-type-schema.html), AWS's service
+authorization reference, and `rights.toml`. cfn-lint contains the first, checkov's library the second.
 """
 
 import json
@@ -20,31 +20,31 @@ from local import ROOT, LocalError
 TEMPLATE = ROOT / "template.yaml"
 POLICY = ROOT / "examples" / "deployer-policy.json"
 HANDLERS = ("create", "read", "update", "delete")
-"""Those of a deployment; `list` is for the console's look at what an account has."""
+"""The handlers that a deployment uses; `list` is only for the console's list of an account's resources."""
 
 TABLE: dict[str, Any] = tomllib.loads(Path(__file__).with_name("rights.toml").read_text())
 
 
 class Right(NamedTuple):
-    """The resources of an action, by AWS's page; without an ARN, all resources."""
+    """The ARNs on which an action is allowed (none: all resources), and the AWS page that documents it."""
 
     arns: tuple[str, ...]
     page: str
 
 
 def main() -> None:
-    """Write the policy anew."""
+    """Write the policy to its file."""
     POLICY.write_text(text(policy(transformed())))
 
 
 def text(document: Mapping[str, Any]) -> str:
-    """Return a policy as the file has it."""
+    """Return a policy in the format of its file."""
     return json.dumps(document, indent=2) + "\n"
 
 
 def policy(template: Mapping[str, Any]) -> dict[str, Any]:
     """Return the policy for a transformed template; raises LocalError if `rights.toml` lacks a type or property."""
-    # Grouped by their resources, except those with a condition.
+    # Group actions by their resources; an action with a condition has its own statement.
     statements: dict[tuple[tuple[str, ...], str], list[str]] = {}
     for action in sorted(actions(template)):
         condition = action if action in TABLE["conditions"] else ""
@@ -90,7 +90,7 @@ def handled(resource_type: str) -> list[str]:
 
 
 def _paths(tree: Any, place: str = "") -> Iterator[str]:
-    """Yield the path of each property, such as `Targets/Arn`, without the numbers of lists and without functions."""
+    """Yield the path of each property, such as `Targets/Arn`, without list indexes and intrinsic functions."""
     for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ():
         transparent = isinstance(key, int) or key.startswith("Fn::")
         inner = place if transparent else f"{place}/{key}".removeprefix("/")
@@ -128,7 +128,7 @@ def _reference() -> Any:
 
 @cache
 def schema(resource_type: str) -> dict[str, Any]:
-    """Return the registry's schema of a resource type, as cfn-lint keeps it."""
+    """Return the registry's schema of a resource type from cfn-lint's data."""
     schemas = _lint("cfnlint/data/schemas")
     files = json.loads((schemas / "providers" / "us-east-1.json").read_text())
     result: dict[str, Any] = json.loads((schemas / "resources" / f"{files[resource_type]}.json").read_text())
@@ -146,13 +146,13 @@ def transformed(template: Path = TEMPLATE) -> dict[str, Any]:
 
 
 def _lint(path: str) -> Path:
-    """Return a file of the environment that has the linters."""
+    """Return the path of a file in the linters' Python environment."""
     (found,) = (ROOT / ".venv-lint" / "lib").glob(f"python3*/site-packages/{path}")
     return found
 
 
 def filled(document: str, values: Mapping[str, str]) -> str:
-    """Return a policy of `examples/` with a stack's names in it; raises LocalError if one is missing."""
+    """Return a policy of `examples/` with a stack's names filled in; raises LocalError if one is missing."""
     for name, value in values.items():
         document = document.replace(f"<{name}>", value)
     if "<" in document:

@@ -1,7 +1,7 @@
 """Start a function as Lambda starts it: in Lambda's environment, with the layers of exactly its version.
 
-The emulator runs this as the `bootstrap` beside the handlers, and mounts no layers itself.
-The interpreter is that of an environment which has what the managed runtime has, and nothing else.
+The emulator runs this as the `bootstrap` beside the handlers, and does not mount layers. The interpreter is from an
+environment that has only the packages of the managed runtime.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-# The variables that Lambda gives to a function, and the emulator in its place. No other variable is passed on.
+# The variables that Lambda sets for a function; here, the emulator sets them. No other variable is passed on.
 _PASSED_THROUGH = [
     "AWS_ACCESS_KEY_ID",
     "AWS_DEFAULT_REGION",
@@ -38,7 +38,7 @@ _SECONDS = 10
 
 
 def redirect(folder: Path, url: str | None) -> None:
-    """Let the functions of the stack in a folder take a URL for AWS; None is the emulator's own."""
+    """Set the AWS endpoint for the functions of the stack in a folder; None means the emulator itself."""
     file = folder / _REDIRECTION
     if url:
         file.write_text(url)
@@ -47,7 +47,7 @@ def redirect(folder: Path, url: str | None) -> None:
 
 
 def main(folder: Path) -> None:
-    """Become AWS's runtime client; `folder` is the stack's, where layers are unpacked."""
+    """Replace this process with AWS's runtime client; `folder` is the stack's, in which layers are unpacked."""
     given = {name: os.environ[name] for name in _PASSED_THROUGH if name in os.environ}
     configuration = _configuration(given)
     unpacked = [_unpacked(layer["Arn"], given, folder / "layers") for layer in configuration.get("Layers", [])]
@@ -71,9 +71,9 @@ def main(folder: Path) -> None:
         "PYTHONPATH": os.pathsep.join(path),
         "TZ": ":UTC",
     }
-    # Not -I, which would ignore PYTHONPATH.
+    # Do not use -I, which would ignore PYTHONPATH.
     command = [sys.executable, "-m", "awslambdaric", given["_HANDLER"]]
-    os.execve(sys.executable, command, environment)  # noqa: S606 the runtime client takes this process over
+    os.execve(sys.executable, command, environment)  # noqa: S606 the runtime client replaces this process
 
 
 def _configuration(given: dict[str, str]) -> Any:
@@ -84,7 +84,7 @@ def _configuration(given: dict[str, str]) -> Any:
 
 
 def _unpacked(arn: str, given: dict[str, str], layers: Path) -> Path:
-    """Return the folder of a layer's version; the first to ask unpacks it."""
+    """Return the folder of a layer's version, and unpack the layer on first use."""
     *_, name, version = arn.split(":")
     found = json.loads(_get(given, f"/2018-10-31/layers/{quote(name)}/versions/{version}"))["Content"]
     folder = layers / hashlib.sha256(f"{arn} {found['CodeSha256']}".encode()).hexdigest()[:32]
@@ -97,13 +97,13 @@ def _unpacked(arn: str, given: dict[str, str], layers: Path) -> Path:
         content.extractall(new)
     try:
         new.rename(folder)
-    except OSError:  # another was faster
+    except OSError:  # another process has unpacked it in the meantime
         shutil.rmtree(new)
     return folder
 
 
 def _get(given: dict[str, str], path: str) -> bytes:
-    """Ask the emulator as root, whose signature it does not check."""
+    """Return the emulator's answer to a request as root, whose signature it does not check."""
     credential = f"Credential=test/20200101/{given['AWS_REGION']}/lambda/aws4_request"
     headers = {"Authorization": f"AWS4-HMAC-SHA256 {credential}, SignedHeaders=host, Signature=0"}
     connection = http.client.HTTPConnection(urlsplit(given["AWS_ENDPOINT_URL"]).netloc, timeout=_SECONDS)

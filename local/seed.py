@@ -1,4 +1,4 @@
-"""Seed the deployed stack with what the template does not make: connections, a caller, a number for the webhook."""
+"""Create resources that the template does not have: connections, a caller, and a number that calls the webhook."""
 
 import json
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from local.deploy import STACK_NAME
 
 CONNECTIONS = {"api_key": "default", "auth_token": "main-token"}
 
-# The emulator's own account.
+# The account that the Twilio emulator has from the start.
 ACCOUNT_SID = f"AC{'0' * 32}"
 AUTH_TOKEN = "twilio_test_auth_token"  # noqa: S105 made up
 NUMBER = "+15551234567"
@@ -37,7 +37,7 @@ def create_connections(endpoint_url: str) -> None:
 
 
 def create_caller(endpoint_url: str, outputs: Mapping[str, str], known: Identity | None) -> Identity:
-    """Make an IAM user who has the rights of examples/caller-policy.json; a key that is known stays."""
+    """Create an IAM user with the rights of examples/caller-policy.json; a known access key is kept."""
     iam = client("iam", endpoint_url)
     with suppress(iam.exceptions.EntityAlreadyExistsException):
         iam.create_user(UserName=_CALLER)
@@ -50,7 +50,7 @@ def create_caller(endpoint_url: str, outputs: Mapping[str, str], known: Identity
 
 
 def caller_policy(outputs: Mapping[str, str]) -> str:
-    """Return examples/caller-policy.json with this stack's names in it."""
+    """Return examples/caller-policy.json with this stack's names filled in."""
     names = dict(outputs) | {
         "Region": REGION,
         "AccountId": outputs["SendSmsFunctionArn"].split(":")[4],
@@ -60,7 +60,7 @@ def caller_policy(outputs: Mapping[str, str]) -> str:
 
 
 def point_number(twilio_url: str, webhook_url: str) -> None:
-    """Let the number and the messaging service call the webhook, as one does at Twilio."""
+    """Configure the number and the messaging service to call the webhook, as a user configures them at Twilio."""
     account = f"{twilio_url}/2010-04-01/Accounts/{ACCOUNT_SID}"
     call_twilio(
         "POST",
@@ -71,7 +71,7 @@ def point_number(twilio_url: str, webhook_url: str) -> None:
 
 
 def call_twilio(method: str, url: str, form: Mapping[str, str] | None = None) -> Any:
-    """Make a request to the Twilio emulator."""
+    """Send a request to the Twilio emulator, and return its JSON; raises LocalError if it fails."""
     answer = loopback.request(method, url, data=form, auth=(ACCOUNT_SID, AUTH_TOKEN))
     if not answer.ok:
         raise LocalError(f"emulate answered {answer.status_code} to {method} {url}: {answer.text[:200]}")
@@ -79,7 +79,7 @@ def call_twilio(method: str, url: str, form: Mapping[str, str] | None = None) ->
 
 
 def _parameter(endpoint_url: str, name: str) -> str:
-    """Return the value that a parameter of the deployed stack has."""
+    """Return the value of a parameter of the deployed stack."""
     stack = client("cloudformation", endpoint_url).describe_stacks(StackName=STACK_NAME)["Stacks"][0]
     values = {parameter["ParameterKey"]: parameter["ParameterValue"] for parameter in stack["Parameters"]}
     value: str = values[name]

@@ -1,4 +1,4 @@
-"""Give a shell what the documentation's commands use: the stack's names, two identities, and a way to sign requests."""
+"""Write the shell environment for the documentation's commands: names, two identities and request signing."""
 
 from shlex import quote
 from typing import Any
@@ -13,7 +13,7 @@ api() {
     ${AWS_SESSION_TOKEN:+"-Hx-amz-security-token: $AWS_SESSION_TOKEN"} "$@"
 }
 """
-"""The function that the documentation defines too; a test compares them."""
+"""The documentation also defines this function; a test compares both."""
 
 _HEAD = """\
 # The stack on this machine, for a shell of any kind: 'make shell', or '. .local/env'.

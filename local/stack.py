@@ -1,4 +1,4 @@
-"""Start the stack on this machine, deploy to it again, end it."""
+"""Start, redeploy and stop the local stack."""
 
 import json
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from local import FOLDER, LocalError, deploy, emulators, processes, runtime, see
 from local.aws import REGION, Identity
 from local.console import QUIET, Report
 
-Stack = dict[str, Any]  # what stack.json says
+Stack = dict[str, Any]  # the content of stack.json
 
 
 def up(
@@ -19,10 +19,10 @@ def up(
     functions_aws_url: str | None = None,
     report: Report = QUIET,
 ) -> Stack:
-    """Start a stack, or bring the one that runs up to date; return what stack.json says.
+    """Start a stack, or update the one that runs; return the content of stack.json.
 
-    `parameters` are the template's. `functions_aws_url` is what the functions take for AWS instead of the emulator.
-    If something fails, all that this function started is ended again.
+    `parameters` are the template's. `functions_aws_url` is the AWS endpoint of the functions instead of the emulator.
+    If a step fails, this function stops the stack again, unless the stack was running before.
     """
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     with _locked(folder):
@@ -49,7 +49,7 @@ def up(
 def redeploy(
     folder: Path = FOLDER, *, parameters: Mapping[str, str] | None = None, built: Path = deploy.BUILT
 ) -> Stack:
-    """Deploy what was built, here or elsewhere, to a stack that runs; return what stack.json says.
+    """Deploy a build, from this or another folder, to a running stack; return the content of stack.json.
 
     Parameters that are not named keep their values; `WebhookBaseUrl` becomes the local API's address again.
     """
@@ -60,7 +60,7 @@ def redeploy(
 
 
 def down(folder: Path = FOLDER) -> bool:
-    """End a stack; tell whether one ran."""
+    """Stop a stack; return whether one was running."""
     if not folder.exists():
         return False
     with _locked(folder):
@@ -68,7 +68,7 @@ def down(folder: Path = FOLDER) -> bool:
 
 
 def read(folder: Path = FOLDER) -> Stack:
-    """Return what stack.json says."""
+    """Return the content of stack.json; raises LocalError if no stack runs."""
     try:
         stack: Stack = json.loads((folder / "stack.json").read_text())
     except FileNotFoundError:
@@ -112,7 +112,7 @@ def _deploy(folder: Path, parameters: Mapping[str, str], report: Report) -> Stac
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file that only its owner may read, whole or not at all."""
+    """Write a file atomically, and make it readable only for its owner."""
     new = path.with_name(f"{path.name}.new")
     new.unlink(missing_ok=True)
     new.touch(mode=0o600)

@@ -1,4 +1,4 @@
-"""Things that go on one step at a time, so that a test puts them in any order and ends them anywhere."""
+"""Actors that run one step at a time, so that a test can interleave them and kill them at any step."""
 
 import io
 import threading
@@ -22,17 +22,17 @@ _ATTEMPTS = {
 
 
 class Crash(BaseException):
-    """The function dies at this moment."""
+    """The exception that kills an actor at its present step."""
 
 
 class Actor(threading.Thread):
-    """Something that goes on one step at a time, and can be ended between any two."""
+    """A thread that runs one step at a time and can be killed between any two steps."""
 
     def __init__(self, work: Callable[["Actor"], None], faults: Iterable[str] = ()) -> None:
-        """`faults` are those of its writes, in order."""
+        """Start the thread, which waits for its first step; `faults` are the faults of its writes, in order."""
         super().__init__(daemon=True)
         self.faults = list(faults)
-        self.attempts: list[str] = []  # what happens to those of the call that is made
+        self.attempts: list[str] = []  # the outcomes of the current call's remaining attempts
         self.is_over = False
         self._work = work
         self._error: BaseException | None = None
@@ -44,27 +44,27 @@ class Actor(threading.Thread):
         self._stands.acquire()
 
     def run(self) -> None:
-        """Do the work, from the first step on."""
+        """Wait for the first step, and then do the work."""
         try:
             self.stop()
             self._work(self)
         except (Crash, ServiceUnavailableError):
             pass
-        except BaseException as error:  # noqa: BLE001 raised again where the step is made
+        except BaseException as error:  # noqa: BLE001 `step` raises it again
             self._error = error
         finally:
             self.is_over = True
             self._stands.release()
 
     def stop(self) -> None:
-        """Let others go on, until it is this one's turn."""
+        """Pause, so that other actors can run, until the test lets this one make its next step."""
         self._stands.release()
         self._goes_on.acquire()
         if self._crashes:
             raise Crash
 
     def step(self) -> bool:
-        """Go on to the next stop, and tell whether there is one."""
+        """Run to the next stop, and return whether the work is unfinished."""
         self._goes_on.release()
         self._stands.acquire()
         if self._error:
@@ -72,13 +72,13 @@ class Actor(threading.Thread):
         return not self.is_over
 
     def crash(self) -> None:
-        """Die."""
+        """Kill the actor at its present stop."""
         self._crashes = True
         self.step()
 
 
 def attempt(actor: Actor, fault: Callable[[], str], carry_out: Callable[[], http.Reply]) -> http.Reply:
-    """Make one of the attempts of a call to AWS, whose answers are lost as its fault says; others act in between."""
+    """Make one attempt of a call to AWS; the call's fault loses answers, and other actors can run in between."""
     if not actor.attempts:
         actor.attempts = [*_ATTEMPTS.get(fault(), [""])]
     lost = actor.attempts.pop(0)
@@ -94,7 +94,7 @@ def attempt(actor: Actor, fault: Callable[[], str], carry_out: Callable[[], http
 
 
 def answer_requests(monkeypatch: pytest.MonkeyPatch, answer: Callable[[requests.PreparedRequest], http.Reply]) -> None:
-    """Let all requests be answered in memory instead of by the network; `ResponseLostError` is a broken connection."""
+    """Answer all requests in memory instead of over the network; `ResponseLostError` becomes a broken connection."""
 
     def send(_: HTTPAdapter, request: requests.PreparedRequest, **__: Any) -> requests.Response:
         try:

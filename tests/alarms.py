@@ -1,4 +1,4 @@
-"""CloudWatch's alarms and SQS's metrics, as AWS describes them: small models for what no emulator has."""
+"""Small models of CloudWatch's alarms and SQS's metrics as AWS documents them, because no emulator has them."""
 
 import re
 from collections import defaultdict
@@ -14,7 +14,7 @@ _STATISTICS: dict[str, Callable[[list[float]], float]] = {"Sum": sum, "Maximum":
 
 
 class Metric(NamedTuple):
-    """What CloudWatch knows a metric by."""
+    """The namespace, the name and the dimensions that identify a metric in CloudWatch."""
 
     namespace: str
     name: str
@@ -22,13 +22,13 @@ class Metric(NamedTuple):
 
     @classmethod
     def of(cls, namespace: str, name: str, **dimensions: str) -> "Metric":
-        """Return a metric."""
+        """Return a metric with these dimensions."""
         return cls(namespace, name, frozenset(dimensions.items()))
 
 
 @dataclass
 class Datapoints:
-    """What was measured: for each metric, values at seconds since the beginning."""
+    """The values of each metric, with their times in seconds since the start."""
 
     values: dict[Metric, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
 
@@ -51,10 +51,10 @@ class Datapoints:
                         self.add(metric, seconds, value)
 
     def queue(self, name: str, records: list["Waiting"], until: float) -> None:
-        """Add what SQS tells of a queue each minute.
+        """Add the metrics that SQS publishes for a queue every minute.
 
-        Visible are the records that may be received. The age is that of the oldest record which was received less
-        than three times: others are moved to the back, also where the queue has a redrive policy.
+        A record is visible if it can be received. The age is that of the oldest record that was received less than
+        three times: SQS moves other records to the back, even if the queue has a redrive policy.
         https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-available-cloudwatch-metrics.html
         """
         for second in range(0, int(until) + 1, MINUTE):
@@ -67,31 +67,32 @@ class Datapoints:
 
 
 class Waiting(NamedTuple):
-    """A record of a queue that nobody deletes, received at these seconds and then invisible for a while."""
+    """A queue's record that is never deleted; after each receive it is invisible for the visibility timeout."""
 
     sent_at: float
     received_at: tuple[float, ...] = ()
     visibility_timeout: float = 0
 
     def receives(self, second: float) -> int:
-        """Return how often it was received until then."""
+        """Return how often the record was received until this second."""
         return sum(each <= second for each in self.received_at)
 
     def is_visible(self, second: float) -> bool:
-        """Tell whether it may be received."""
+        """Return whether the record can be received at this second."""
         return not any(each <= second < each + self.visibility_timeout for each in self.received_at)
 
 
 def alarms(template: Mapping[str, Any], stack_name: str) -> dict[str, dict[str, Any]]:
-    """Return a template's alarms, by name; resources in dimensions are `<name>` or `<name.attribute>`."""
+    """Return a template's alarms by name; a resource in a dimension becomes `<name>` or `<name.attribute>`."""
     resolve = Resolver(template, {"AWS::StackName": stack_name})
     return {name: resolve(alarm) for name, alarm in of_type(template, "AWS::CloudWatch::Alarm").items()}
 
 
 def fires(alarm: Mapping[str, Any], datapoints: Datapoints, until: float) -> bool:
-    """Tell whether an alarm is in state ALARM at any minute.
+    """Return whether an alarm is in state ALARM at any time.
 
-    Of the last EvaluationPeriods, DatapointsToAlarm must cross the threshold; periods without data do not.
+    Among the last EvaluationPeriods, at least DatapointsToAlarm must cross the threshold. A period without data does
+    not cross it.
     https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/alarm-evaluation.html
     """
     if (alarm["ComparisonOperator"], alarm["TreatMissingData"]) != ("GreaterThanOrEqualToThreshold", "notBreaching"):
@@ -111,7 +112,7 @@ def fires(alarm: Mapping[str, Any], datapoints: Datapoints, until: float) -> boo
 
 
 def notifying(template: Mapping[str, Any], on: Collection[str]) -> set[str]:
-    """Return which alarms tell the topic when these are in state ALARM: themselves, or a composite one in their place.
+    """Return the alarms that notify the topic if the alarms `on` are in state ALARM: these, or a composite alarm.
 
     https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/alarm-combining.html
     """
@@ -126,19 +127,19 @@ def notifying(template: Mapping[str, Any], on: Collection[str]) -> set[str]:
     return told
 
 
-# ---------------------------------------------------------------- filters of logs
+# ---------------------------------------------------------------- metric filters of log groups
 
 _TOKEN = re.compile(r"\s*(\(|\)|&&|\|\||!=|=|\$[.\w]+|\"[^\"]*\")")
 
 
 class FilterPattern:
-    """A filter pattern for JSON lines, of the part of its grammar that the template uses.
+    """A filter pattern for JSON lines; it supports the part of the grammar that the template uses.
 
     https://docs.aws.amazon.com/AmazonCloudWatch/latest/logs/FilterAndPatternSyntax.html
     """
 
     def __init__(self, text: str) -> None:
-        """Read it; raises ValueError where it is no pattern."""
+        """Parse the pattern; raises ValueError if it is not valid."""
         if not (text.startswith("{") and text.endswith("}")):
             raise ValueError(text)
         inner, self._tokens = text[1:-1].rstrip(), list[str]()
@@ -147,13 +148,13 @@ class FilterPattern:
                 raise ValueError(inner)
             self._tokens.append(token[1])
             inner = inner[token.end() :]
-        self._tokens.append("")  # the end
+        self._tokens.append("")  # marks the end
         self._matches = self._any()
         if self._tokens != [""]:
             raise ValueError(self._tokens)
 
     def matches(self, line: Any) -> bool:
-        """Tell whether it takes a line."""
+        """Return whether the pattern matches a line."""
         return isinstance(line, dict) and self._matches(line)
 
     def _any(self) -> Callable[[Any], bool]:
@@ -191,7 +192,7 @@ def _and(one: Callable[[Any], bool], other: Callable[[Any], bool]) -> Callable[[
 
 
 def _compare(path: list[str], equal: bool, wanted: str) -> Callable[[Any], bool]:  # noqa: FBT001 an operator
-    """Compare a text of a line, in which `*` of the pattern is anything; a line without it does not match."""
+    """Return a function that compares a text field; `*` matches any text, a missing field never matches."""
     pattern = re.compile(".*".join(map(re.escape, wanted.split("*"))), re.DOTALL)
 
     def matches(line: Any) -> bool:
@@ -203,7 +204,7 @@ def _compare(path: list[str], equal: bool, wanted: str) -> Callable[[Any], bool]
 
 
 def filters(template: Mapping[str, Any], stack_name: str) -> dict[str, tuple[FilterPattern, Metric]]:
-    """Return the metric filter of each log group that has one, by the group's name in the template."""
+    """Return the pattern and the metric of each log group's filter, by the group's name in the template."""
     resolve = Resolver(template, {"AWS::StackName": stack_name})
     found = {}
     for each in map(resolve, of_type(template, "AWS::Logs::MetricFilter").values()):

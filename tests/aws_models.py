@@ -1,4 +1,4 @@
-"""What AWS says of its calls: botocore's service models, which a test's calls are held against."""
+"""Checks of a test's calls to AWS against botocore's service models."""
 
 import json
 import re
@@ -11,11 +11,11 @@ from botocore.model import ListShape, MapShape, OperationModel, ServiceModel, Sh
 from botocore.validate import ParamValidator
 
 SERVICES = ("dynamodb", "events", "lambda", "secretsmanager", "sqs", "ssm")
-"""Those that functions call."""
+"""The services that the functions call."""
 
 _CONDITION = "ConditionExpression"
 MOST_ITEM_BYTES = 400 * 1024
-"""https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/Constraints.html"""
+"""DynamoDB's limit: https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/Constraints.html"""
 
 
 @cache
@@ -26,14 +26,14 @@ def _models() -> list[ServiceModel]:
 
 @cache
 def operation(name: str) -> OperationModel:
-    """Return an operation's model, of the one service that has it."""
+    """Return the model of an operation, which exactly one of the services must have."""
     (model,) = [model for model in _models() if name in model.operation_names]
     found: OperationModel = model.operation_model(name)
     return found
 
 
 def faults(name: str, parameters: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with a call's parameters, by botocore's own validation and by what that leaves out."""
+    """Return the errors in a call's parameters: those that botocore validates, and those that only AWS would."""
     shape = operation(name).input_shape
     report = ParamValidator().validate(parameters, shape)
     found = [report.generate_report()] if report.has_errors() else list(_beyond(parameters, shape, name))
@@ -49,12 +49,12 @@ def faults(name: str, parameters: Mapping[str, Any]) -> list[str]:
 
 
 def item_bytes(item: Mapping[str, Any]) -> int:
-    """Return an item's size, no less than DynamoDB has it: names, and values as JSON."""
+    """Return an item's size, with values counted as JSON, so that it is at least the size that DynamoDB counts."""
     return sum(len(name.encode()) + len(json.dumps(value, ensure_ascii=False).encode()) for name, value in item.items())
 
 
 def _beyond(value: Any, shape: Shape, place: str) -> Iterator[str]:
-    """Yield violations of enums, patterns and upper bounds, which botocore leaves to the service."""
+    """Yield violations of enums, patterns and upper bounds, which botocore does not validate."""
     match shape:
         case StructureShape():
             for name, each in value.items():

@@ -1,4 +1,4 @@
-"""AWS's JSON protocol on loopback: the few operations that the functions call, with the answers a test wants."""
+"""A server for AWS's JSON protocol on loopback: it has the operations that the functions call, and injects faults."""
 
 import json
 import socket
@@ -16,72 +16,72 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 CHECKED: Counter[str] = Counter()
-"""How many calls were held against AWS's service models, by operation."""
+"""The number of calls that were checked against AWS's service models, by operation."""
 LOST = (0, "lost")
 PASS = (200, "")
 
 FIRST = "first-version-" + "0" * 32
-"""The id of the version that a rotated secret begins with; AWS takes none with fewer than 32 characters."""
+"""The id of a rotated secret's first version; AWS requires at least 32 characters."""
 
 _PROJECTED: dict[str, set[str]] = {"unsettled-index": set(), "content-index": {"state", "sid"}}
 
 
 class AwsWire(Listener):
-    """Secrets, a table, queues and a bus behind `AWS_ENDPOINT_URL`; `calls` records each operation with its parameters.
+    """Secrets, tables, queues and a bus behind `AWS_ENDPOINT_URL`; `calls` has each operation with its parameters.
 
-    `failures[operation]` is a list of `(status, code)` that the next calls get instead of an answer. `LOST` is a call
-    that is carried out and whose answer is lost. `PASS` is a call that goes through.
+    `failures[operation]` is a list of `(status, code)` that the next calls get instead of an answer. `LOST` carries
+    the call out and loses its answer. `PASS` answers the call normally.
     """
 
     def __init__(self) -> None:
-        """Listen on a free port."""
+        """Reserve a free port."""
         super().__init__()
         self.secrets: dict[str, str | bytes] = {}
-        """Their present versions, by name."""
+        """The current versions of the secrets, by name."""
         self.previous: dict[str, str] = {}
-        """The versions before them."""
+        """The previous versions of the secrets, by name."""
         self.secret_age = 30 * 24 * 3600.0
-        """Seconds since the present versions were stored."""
+        """The seconds since the current versions were stored."""
         self.rotated: dict[str, RotatedSecret] = {}
-        """Secrets with all their versions, by ARN."""
+        """The secrets with all their versions, by ARN."""
         self.items: dict[str, dict[str, Any]] = {}
         """The ledger's records, by id."""
         self.owners: dict[str, dict[str, Any]] = {}
-        """The ledger's other items: whose a SID is, and the lease of `resolve`."""
+        """The ledger's other items: the owners of SIDs, and the lease of `resolve`."""
         self.deliveries: dict[str, dict[str, Any]] = {}
-        """The items of the events that were published, by id."""
+        """The items of the published events, by id."""
         self.unprocessed: list[int] = []
-        """How many of its last keys the next BatchGetItem leaves over, the one after it, and so on."""
+        """The numbers of keys, from the end, that the next calls of BatchGetItem leave unprocessed."""
         self.parameters: dict[str, str] = {}
-        """Systems Manager's."""
+        """The parameters of Systems Manager, by name."""
         self.queues: dict[str, list[dict[str, Any]]] = {}
-        """What is in the queues that are to keep what is sent to them, by URL; `Visible` is whether it is received."""
+        """The records of the queues that store sent messages, by URL; a record is received if it is `Visible`."""
         self.function: Callable[[Any], tuple[dict[str, str], bytes]] = lambda _: ({}, b"null")
-        """What a function that is invoked does with its payload: headers and body of the answer."""
+        """The invoked Lambda function: it gets the payload, and returns headers and body of the answer."""
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.failures: dict[str, list[tuple[int, str]]] = {}
         self.refused: list[int] = []
-        """How many of its last entries the bus refuses of the next PutEvents, of the one after it, and so on."""
+        """The numbers of entries, from the end, that the bus refuses in the next calls of PutEvents."""
         self.faults: list[str] = []
-        """What AWS would refuse of the calls, by its service models."""
+        """The errors in the calls, according to AWS's service models."""
         self.hangs: Callable[[str, int], bool] | None = None
-        """Which operations are not answered before the end, by name and by how often it was called before."""
+        """A function that returns whether a call hangs until the end, by operation and number of earlier calls."""
         self._one_at_a_time = threading.Lock()
         self.url = f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> Self:
-        """Serve."""
+        """Start to serve."""
         self._start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        """Stop, at once, whatever hangs."""
+        """Stop at once, even if calls hang; then check that all calls were valid."""
         super().__exit__(kind, *rest)
         if kind is None:
             assert [] == self.faults
 
     def _talk(self, sock: socket.socket, number: int) -> None:
-        """Answer the calls of one connection, until one's answer is lost."""
+        """Answer the calls on one connection, until the answer to one is lost."""
         reader = Reader(sock)
         while reader.wait():
             head, body, complete = reader.read()
@@ -93,7 +93,7 @@ class AwsWire(Listener):
             if target is not None:
                 status, answer = self.answer(target.rpartition(".")[2], json.loads(body))
                 data = json.dumps(answer).encode()
-            else:  # Lambda's has paths instead
+            else:  # Lambda's API has paths instead
                 status, headers, data = self.invoke(request.target, json.loads(body))
             if status == LOST[0]:
                 return
@@ -108,23 +108,23 @@ class AwsWire(Listener):
         return sum(called == operation for called, _ in self.calls)
 
     def age(self, seconds: float) -> None:
-        """Let the ledger's keys be older than they are."""
+        """Make the ledger's keys older by this number of seconds."""
         for item in self.items.values():
             for name in item.keys() & {"claimed_at", "lease_until", "unknown_since"}:
                 item[name] = {"N": str(int(item[name]["N"]) - int(seconds))}
 
     @property
     def entries(self) -> list[dict[str, Any]]:
-        """All entries that were put on the bus."""
+        """All entries of all calls of PutEvents."""
         return [entry for called, body in self.calls if called == "PutEvents" for entry in body["Entries"]]
 
     @property
     def sent(self) -> list[dict[str, Any]]:
-        """All messages that were put in queues."""
+        """The parameters of all calls of SendMessage."""
         return [body for called, body in self.calls if called == "SendMessage"]
 
     def answer(self, operation: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        """Return status and body of the answer to a call."""
+        """Return the status and the body of the answer to a call."""
         with self._one_at_a_time:
             hangs = self.hangs is not None and self.hangs(operation, self.count(operation))
             self._note(operation, body)
@@ -147,7 +147,7 @@ class AwsWire(Listener):
         CHECKED[operation] += 1
 
     def invoke(self, path: str, payload: Any) -> tuple[int, dict[str, str], bytes]:
-        """Return status, headers and body of the answer to an invocation."""
+        """Return the status, the headers and the body of the answer to an invocation."""
         self._note("Invoke", {"path": path, "payload": payload})
         failure = self.failures["Invoke"].pop(0) if self.failures.get("Invoke") else PASS
         if failure != PASS:
@@ -175,7 +175,7 @@ class AwsWire(Listener):
         return 200, {"MessageId": message_id}
 
     def _ReceiveMessage(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:  # noqa: N802 as AWS calls it
-        """Give records that nobody sees until `show`, or until somebody shows them."""
+        """Return visible records; they are then invisible until `show` or a ChangeMessageVisibilityBatch."""
         found = [each for each in self.queues[body["QueueUrl"]] if each["Visible"]][: body["MaxNumberOfMessages"]]
         for each in found:
             each |= {"Visible": False, "ReceiptHandle": f"handle-{each['MessageId']}"}
@@ -193,7 +193,7 @@ class AwsWire(Listener):
         return 200, {"Successful": [{"Id": each["Id"]} for each in body["Entries"]], "Failed": []}
 
     def show(self, queue_url: str) -> None:
-        """Let the visibility timeout of all records of a queue end."""
+        """End the visibility timeout of all records of a queue."""
         for each in self.queues[queue_url]:
             each["Visible"] = True
 
@@ -207,7 +207,7 @@ class AwsWire(Listener):
         return 200, {"Item": item} if item else {}
 
     def _BatchGetItem(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:  # noqa: N802 as AWS calls it
-        """Answer in no order, as DynamoDB does."""
+        """Return items sorted by key, not in the request's order, because DynamoDB does not keep that order."""
         ((name, wanted),) = body["RequestItems"].items()
         keys = [key["id"]["S"] for key in wanted["Keys"]]
         if not 0 < len(keys) <= 100 or len(keys) != len(set(keys)):
@@ -251,7 +251,7 @@ class AwsWire(Listener):
         return self.owners if item_id.startswith(("SM", "MM")) or item_id == "resolve" else self.items
 
     def _Query(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:  # noqa: N802 as AWS calls it
-        """Answer with one item a page, as a large table would, and with no more of it than the template's index has."""
+        """Return one item per page, as a large table could, with only the attributes of the template's index."""
         name, value = body["ExpressionAttributeNames"]["#name"], body["ExpressionAttributeValues"][":value"]
         kept = {"id", name} | _PROJECTED[body["IndexName"]]
         found = sorted(item["id"]["S"] for item in self.items.values() if item.get(name) == value)
@@ -288,7 +288,7 @@ class AwsWire(Listener):
 
 
 def _holds(body: dict[str, Any], old: dict[str, Any] | None) -> bool:
-    """Tell whether a condition holds: a part, or several with AND, or with OR."""
+    """Return whether a request's condition holds; its parts can be joined with AND and OR."""
     names, values = body.get("ExpressionAttributeNames", {}), body.get("ExpressionAttributeValues", {})
 
     def part_holds(part: str) -> bool:
@@ -313,42 +313,42 @@ class RotatedSecret:
     """A secret with versions and their labels, as Secrets Manager keeps them.
 
     https://docs.aws.amazon.com/secretsmanager/latest/userguide/whats-in-a-secret.html#term_version. `values` and
-    `stages` are by version; a version that a rotation has begun with has labels and no value.
+    `stages` are by version. While a rotation is in progress, its version can have labels without a value.
     """
 
     def __init__(self, name: str, value: str) -> None:
-        """Begin with one version."""
+        """Create the secret with one version."""
         self.name = name
         self.arn = f"arn:aws:secretsmanager:us-east-1:123456789012:secret:{name}-AbCdEf"
         self.rotation_enabled = True
         self.values = {FIRST: value}
         self.stages: dict[str, set[str]] = {FIRST: {"AWSCURRENT"}}
         self.takes_pending_off = False
-        """Whether AWSPENDING goes when AWSCURRENT comes, of which AWS says both."""
+        """Whether a version loses AWSPENDING when it gets AWSCURRENT; AWS documents both behaviours."""
 
     @property
     def current(self) -> str:
-        """The value that is used."""
+        """The value of the version that has the label AWSCURRENT."""
         return self.values[self.staged("AWSCURRENT") or ""]
 
     def staged(self, label: str) -> str | None:
-        """Return the version that has a label."""
+        """Return the version that has a label, or None."""
         return next((version for version, labels in self.stages.items() if label in labels), None)
 
     def rotate(self, version: str) -> None:
-        """Begin a rotation, as RotateSecret does."""
+        """Start a rotation, as RotateSecret does."""
         pending = self.staged("AWSPENDING")
         if pending not in {None, version, self.staged("AWSCURRENT")}:
             raise AssertionError("another rotation is under way")
         self._put_label("AWSPENDING", version)
 
     def write(self, version: str, value: str) -> None:
-        """Store a version and use it, as a person does."""
+        """Store a version and make it the current one, as a person does."""
         self.values[version] = value
         self._put_label("AWSCURRENT", version)
 
     def describe(self) -> tuple[int, dict[str, Any]]:
-        """Answer DescribeSecret."""
+        """Return the answer to DescribeSecret."""
         stages = {version: sorted(labels) for version, labels in self.stages.items() if labels}
         return 200, {
             "ARN": self.arn,
@@ -358,7 +358,7 @@ class RotatedSecret:
         }
 
     def get(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        """Answer GetSecretValue."""
+        """Return the answer to GetSecretValue."""
         version = body.get("VersionId") or self.staged(body.get("VersionStage", "AWSCURRENT"))
         if version not in self.values:
             return _refused("ResourceNotFoundException")
@@ -367,7 +367,7 @@ class RotatedSecret:
         return 200, {"Name": self.name, "VersionId": version, "SecretString": value, "CreatedDate": created}
 
     def put(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        """Answer PutSecretValue: a version's value never changes."""
+        """Return the answer to PutSecretValue; it refuses to change the value of a version."""
         version, value = body["ClientRequestToken"], body["SecretString"]
         if self.values.setdefault(version, value) != value:
             return _refused("ResourceExistsException")
@@ -376,7 +376,7 @@ class RotatedSecret:
         return 200, {"Name": self.name, "VersionId": version}
 
     def update_stage(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        """Answer UpdateSecretVersionStage: a label that is somewhere is taken from there, by name."""
+        """Return the answer to UpdateSecretVersionStage; to move a label, the request must name its present version."""
         label, new, old = body["VersionStage"], body.get("MoveToVersionId"), body.get("RemoveFromVersionId")
         if self.staged(label) not in ({old} if new is None else {old, new}):
             return _refused("InvalidParameterException")

@@ -1,4 +1,4 @@
-"""What several files of tests make alike: records of a queue, and sends under way or of unknown outcome."""
+"""Helpers of several test files: they build a queue's records, and sends in progress or with unknown outcome."""
 
 import json
 from typing import Any
@@ -26,7 +26,7 @@ def record(
     sent_at: float | None = None,
     handle: str = "handle",
 ) -> dict[str, Any]:
-    """Return a record of a queue, whose body is a text, or JSON of anything else; `sent_at` in seconds of the epoch."""
+    """Return a queue's record; a body that is not a text becomes JSON. `sent_at` is in seconds since the epoch."""
     attributes = {"ApproximateReceiveCount": str(receives)} | ({"MessageGroupId": group} if group else {})
     return {
         "messageId": name,
@@ -53,12 +53,12 @@ def begin_send() -> SendRecord:
 
 
 def leave_unknown(twilio: FaultServer, sms: dict[str, Any]) -> None:
-    """Send a message whose answer is lost, and let it stay unknown."""
+    """Send a message to which Twilio answers with 500, so that its outcome is unknown."""
     twilio.script(faults.status(500), faults.OK)
     with pytest.raises(OutcomeUnknownError):
         send_sms.handler(sms, Context())
 
 
 def posts(twilio: FaultServer) -> list[Request]:
-    """Return the requests that send, without the look-ups of what became of them."""
+    """Return the requests that send a message, without the look-ups of its outcome."""
     return [request for request in twilio.requests if request.method == "POST"]

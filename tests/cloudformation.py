@@ -1,4 +1,4 @@
-"""The template as CloudFormation gets it: its functions resolved, and the one that it was before."""
+"""A resolver of the template's intrinsic functions, and the location of an earlier template."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 EARLIER = ROOT / "tests" / "data" / "template-b2091fe.yaml"
-"""The template of commit b2091fe, from which stacks are updated."""
+"""The template of commit b2091fe, from which existing stacks are updated."""
 
 _PSEUDO = {
     "AWS::AccountId": "000000000000",
@@ -19,25 +19,25 @@ _PSEUDO = {
 
 
 def of_type(template: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    """Return the properties of all resources of a type, by their names."""
+    """Return the properties of all resources of a type, by the resources' names."""
     return {name: each.get("Properties", {}) for name, each in template["Resources"].items() if each["Type"] == kind}
 
 
 def defaults(template: Mapping[str, Any]) -> dict[str, str]:
-    """Return the parameters' default values."""
+    """Return the default values of a template's parameters."""
     return {name: str(parameter["Default"]) for name, parameter in template["Parameters"].items()}
 
 
 class Resolver:
-    """Resolves a template's functions; a resource's name or attribute becomes `<name>` or `<name.attribute>`."""
+    """A resolver of a template's functions; a resource's reference becomes `<name>` or `<name.attribute>`."""
 
     def __init__(self, template: Mapping[str, Any], parameters: Mapping[str, str] | None = None) -> None:
-        """Give parameters their values, and the others their defaults."""
+        """Set the given parameters' values; the other parameters have their defaults."""
         self._template = template
         self._values = _PSEUDO | defaults(template) | dict(parameters or {})
 
     def __call__(self, tree: Any) -> Any:
-        """Return a part of the template with nothing left to resolve."""
+        """Return a part of the template with all functions resolved."""
         if isinstance(tree, list):
             return [each for each in map(self, tree) if each is not None]
         if not isinstance(tree, dict):
@@ -53,11 +53,11 @@ class Resolver:
         return {key: value for key, each in tree.items() if (value := self(each)) is not None}
 
     def holds(self, condition: str) -> bool:
-        """Tell whether a condition of the template holds."""
+        """Return whether a condition of the template holds."""
         return bool(self(self._template["Conditions"][condition]))
 
     def rules(self) -> Iterator[str]:
-        """Yield what the template's rules say against the values."""
+        """Yield the descriptions of all assertions in the template's rules that the values violate."""
         for rule in self._template.get("Rules", {}).values():
             for assertion in rule["Assertions"]:
                 if not self(assertion["Assert"]):

@@ -1,4 +1,4 @@
-"""What all tests share: the functions' environment, events from files, and a Lambda context."""
+"""Shared set-up of all tests: the functions' environment, events from files, and a Lambda context."""
 
 import json
 import os
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 DEPLOYED = sorted([*(ROOT / "functions").glob("*.py"), *(ROOT / "layers/twilio/twilio_connector").rglob("*.py")])
 """The files that Lambda runs."""
 SHARING = ("tests/integration/", "tests/unit/test_layer_build.py")
-"""The files whose tests share what takes seconds to make."""
+"""The test files whose tests share fixtures that take seconds to set up."""
 
 
 def module_name(path: Path) -> str:
@@ -26,7 +26,7 @@ def module_name(path: Path) -> str:
     return ".".join(parts[start:]).removesuffix(".__init__")
 
 
-# What Lambda gives to a function; the settings are those of the template's defaults.
+# The environment variables that Lambda sets for a function; the settings are the template's defaults.
 os.environ |= {
     "AWS_DEFAULT_REGION": "us-east-1",
     "AWS_REGION": "us-east-1",
@@ -60,54 +60,54 @@ settings.register_profile("default", derandomize=True, deadline=None, print_blob
 settings.load_profile("default")
 
 REQUEST_ID = "52fdfc07-2182-454f-963f-5f0f9a621d72"
-"""Lambda's, of every invocation."""
+"""Lambda's request id, the same for every invocation."""
 
 type LoadEvent = Callable[[str], Any]
 
 
 class Context:
-    """Lambda's context, as far as the functions use it."""
+    """The part of Lambda's context that the functions use."""
 
     def __init__(self, seconds: float = 30) -> None:
-        """`seconds` remain."""
+        """Set the remaining time."""
         self.seconds = seconds
         self.aws_request_id = REQUEST_ID
 
     def get_remaining_time_in_millis(self) -> int:
-        """Return the time that remains at the beginning."""
+        """Return the remaining time, which does not decrease."""
         return int(self.seconds * 1000)
 
 
 class Scheduler(LoadScopeScheduling):  # type: ignore[misc]
-    """Hands tests out to the workers of pytest-xdist: those that share something dear as a whole, to one worker."""
+    """A scheduler for pytest-xdist that gives all tests of a file with slow shared fixtures to one worker."""
 
     def _split_scope(self, nodeid: str) -> str:
-        """Return what is handed out together: the tests of a file that share something, else the cases of a test."""
+        """Return the group that goes to one worker: a file whose tests share fixtures, or else the cases of a test."""
         file = nodeid.partition("::")[0]
         return file if file.startswith(SHARING) else nodeid.partition("[")[0]
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduler:
-    """Use ours, in the order of the files."""
+    """Return our scheduler, and keep the order of the files."""
     config.option.loadscopereorder = False
     return Scheduler(config, log)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Let a worker of pytest-xdist hand over what it counted."""
+    """Send a pytest-xdist worker's counts to the main process."""
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["checked"] = dict(CHECKED)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Take over what a worker counted."""
+    """Add a worker's counts to those of the main process."""
     CHECKED.update(getattr(node, "workeroutput", {}).get("checked", {}))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how many calls to AWS were held against its service models."""
+    """Print how many calls to AWS were checked against its service models."""
     if CHECKED:
         counts = ", ".join(f"{count:,} {name}" for name, count in CHECKED.most_common())
         terminalreporter.line(f"{CHECKED.total():,} calls as AWS's service models want them: {counts}")
@@ -115,11 +115,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture
 def event() -> LoadEvent:
-    """Return the event in a file of `events/`, by its name without ending."""
+    """Return a function that loads an event from `events/`, by its file name without the suffix."""
     return lambda name: json.loads((ROOT / "events" / f"{name}.json").read_text())
 
 
 @pytest.fixture
 def context() -> Context:
-    """Return a context with the template's timeout."""
+    """Return a Lambda context with the template's timeout."""
     return Context()

@@ -1,4 +1,4 @@
-"""The dashboard's metrics, as CloudWatch reads them from its widgets, and those that AWS's services have."""
+"""The metrics that CloudWatch reads from the dashboard's widgets, and the metrics that AWS's services publish."""
 
 import json
 import re
@@ -12,21 +12,21 @@ from tests.cloudformation import Resolver, of_type
 SERVICES: dict[str, Any] = json.loads(
     (Path(__file__).parent / "data" / "cloudwatch" / "service-metrics.json").read_text()
 )
-"""The metrics of AWS's services that are used here, each service with its page."""
+"""The metrics of the AWS services that the project uses, with the documentation page of each service."""
 
 _SEARCH = re.compile(r"SEARCH\('\{([^}]+)\} ([^']+)', '(\w+)', \d+\)")
 _TERM = re.compile(r'(\w+)="([^"]+)"')
 
 
 class Series(NamedTuple):
-    """A line of a widget: a metric, and its statistic."""
+    """A line of a widget: a metric and its statistic."""
 
     metric: Metric
     statistic: str
 
 
 class Search(NamedTuple):
-    """All metrics of a name that have these dimensions, some of them with this value."""
+    """A search for all metrics that have this name, exactly these dimensions, and these values for some of them."""
 
     namespace: str
     name: str
@@ -34,7 +34,7 @@ class Search(NamedTuple):
     values: frozenset[tuple[str, str]]
 
     def finds(self, metric: Metric) -> bool:
-        """Tell whether a metric is among them."""
+        """Return whether the search finds a metric."""
         return (
             (self.namespace, self.name) == metric[:2]
             and self.dimensions == {name for name, _ in metric.dimensions}
@@ -43,14 +43,14 @@ class Search(NamedTuple):
 
 
 def widgets(template: Mapping[str, Any], stack_name: str) -> list[dict[str, Any]]:
-    """Return the dashboard's widgets; resources in dimensions are `<name>` or `<name.attribute>`."""
+    """Return the dashboard's widgets; a resource in a dimension becomes `<name>` or `<name.attribute>`."""
     (dashboard,) = of_type(template, "AWS::CloudWatch::Dashboard").values()
     body = Resolver(template, {"AWS::StackName": stack_name})(dashboard["DashboardBody"])
     return list(json.loads(body)["widgets"])
 
 
 def series(widget: Mapping[str, Any]) -> Iterator[Series | Search]:
-    """Yield what a widget shows, those that only its expressions use too.
+    """Yield a widget's series and searches, including series that only its expressions use.
 
     https://docs.aws.amazon.com/AmazonCloudWatch/latest/APIReference/CloudWatch-Dashboard-Body-Structure.html
     """

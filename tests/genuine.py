@@ -1,10 +1,10 @@
-"""Genuine requests of every kind that Twilio sends, with parameters that nobody has seen yet, signed by its library.
+"""Genuine requests of every kind that Twilio sends, with unknown parameters, signed by Twilio's own library.
 
     for each in generate(Target("https://hook.example", account_sid, auth_token), 240):
-        ...  # post each.request: it is accepted, and becomes one event for each of each.parameters
+        ...  # post each.request: the webhook accepts it, and publishes one event for each of each.parameters
 
-Twilio adds parameters without notice, so each request has one to ten made-up ones. They are empty, dotted, repeated,
-lower-case or in any script, or have names of Twilio's own in unusual places. The same seed gives the same requests.
+Twilio adds parameters without notice, so each request has one to ten invented ones. Their names are empty, dotted,
+repeated, lower-case, in any script, or Twilio's own names in unusual places. The same seed gives the same requests.
 """
 
 import hashlib
@@ -28,11 +28,11 @@ OTHER = "Webhook Received"
 DETAIL_TYPES = {RECEIVED, STATUS, OPT_OUT, STREAM, ERROR, OTHER}
 
 TOKEN = "i-twilio-idempotency-token"
-"""The header that differs between deliveries, and not between repeats of one."""
+"""The header that differs between deliveries, but is the same when Twilio retries one."""
 
 
 class Genuine(NamedTuple):
-    """A request, the parameters of each event that it is to become, and their detail-type where that is certain."""
+    """A request, the parameters of the events that it must cause, and their detail-type, or None if uncertain."""
 
     kind: str
     request: Request
@@ -44,7 +44,7 @@ class Genuine(NamedTuple):
 
 
 class _Fields:
-    """A form as Twilio's library takes it: with all values of a name."""
+    """A form in the type that Twilio's library expects, with all values of each name."""
 
     def __init__(self, pairs: Pairs) -> None:
         self._pairs = pairs
@@ -73,13 +73,13 @@ def with_json(request: Request, body: bytes) -> Request:
     return replace(request, query=query, body=body, headers=(*request.headers, ("content-type", JSON)))
 
 
-# What events say
+# The parameters of events
 
 
 def normal(parameters: Any) -> Any:
-    """Return parameters of an event, or those that were posted, so that they can be compared.
+    """Return the parameters of an event or a request in a form in which they can be compared.
 
-    Of a name that repeats each value is signed once, in order. Half a surrogate cannot be published.
+    An unpaired surrogate cannot be published, so it is replaced.
     """
     if isinstance(parameters, dict):
         return {normal(name): normal(value) for name, value in parameters.items()}
@@ -91,12 +91,12 @@ def normal(parameters: Any) -> Any:
 
 
 def grouped(pairs: Pairs) -> dict[str, Any]:
-    """Return a form's parameters: a list of values where a name repeats."""
+    """Return a form's parameters; a repeated name has a sorted list of its distinct values, which Twilio signs."""
     values = {name: sorted({value for given, value in pairs if given == name}) for name, _ in pairs}
     return {name: each if len(each) > 1 else each[0] for name, each in values.items()}
 
 
-# Parameters that nobody has seen yet
+# Parameters that Twilio does not send yet
 
 _NAMES = [
     "", " ", "a", "0", "msg", "uid", "created_date", "from_carrier", "Carrier.Name", "MessagingBinding.Address",
@@ -104,7 +104,7 @@ _NAMES = [
     "a&b", "%41", "#f", "?q", "\n", "\0", "A" * 200, "bodySHA256", "connection", "deduplication_id", "AiRiskScore",
     "OtherRecipients9", "ProfileUsername", "SmsStatusX", "ToX", "FromX", "MessageSidX", "NewSid", "Zzz", "zzz", "AAA",
 ]  # fmt: skip
-"""None of these makes another kind of a request."""
+"""The names of unknown parameters; none of them changes the kind of a request."""
 _VALUES = [
     "", " ", "x", "0", "1e10", "4.9E-324", "-0.0", "+1555123XXXX", "true", "null", "a=1&b=2", "100% sure", "it's + é👍",
     "Hello\r\n\tTo You", '{"a":[1,null]}', "<b>&amp;</b>", "\u202eabc\u2066", "\0\x1b[0m", "https://x.example/?a=b#c",
@@ -117,7 +117,7 @@ _NUMBERS = [0, -1, 1.5, 1e300, 2**53, 2**64 - 1, -(2**63)]
 
 
 class _Source(random.Random):
-    """Chance, and the SIDs that it makes."""
+    """A random source that can also create SIDs and phone numbers."""
 
     def sid(self, prefix: str) -> str:
         return f"{prefix}{self.getrandbits(128):032x}"
@@ -308,7 +308,7 @@ JSONS: dict[str, tuple[str, Callable[[_Source, str, dict[str, Any]], Any]]] = {
     "transcript, JSON": (OTHER, lambda s, a, more: more | {"account_sid": a, "transcript_sid": s.sid("GT")}),
 }
 KINDS = (*FORMS, *JSONS)
-"""Forms come by POST and GET."""
+"""All kinds of requests; forms are sent by POST and GET."""
 
 
 def _name(source: _Source) -> str:
@@ -317,7 +317,7 @@ def _name(source: _Source) -> str:
 
 
 def _invented(source: _Source, fields: dict[str, str], others: Sequence[str]) -> Pairs:
-    """Return one to ten parameters beside those of a kind; some of `others`, which may be there a second time then."""
+    """Return one to ten additional parameters; those with names from `others` can repeat a name in `fields`."""
     pairs: list[tuple[str, str]] = []
     for _ in range(source.randrange(1, 11)):
         name = source.choice([_name(source), *([source.choice(others)] if others else [])])
@@ -347,7 +347,7 @@ def _invented_json(source: _Source) -> dict[str, Any]:
 
 
 def generate(target: Target, count: int, seed: int = 0) -> list[Genuine]:
-    """Return so many requests, of all kinds in turn; of every second one the detail-type is certain."""
+    """Return `count` requests, of all kinds in turn; the detail-type is certain in every second round of kinds."""
     return [_make(KINDS[number % len(KINDS)], number // len(KINDS), target, seed) for number in range(count)]
 
 

@@ -1,4 +1,4 @@
-"""Build the layer without SAM, and look at its files."""
+"""Build the layer without SAM, and list its files."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ SOURCE = ROOT / "layers" / "twilio"
 
 
 def build(folder: Path) -> Path:
-    """Build the layer as SAM does, in a copy of its folder; return what will be /opt/python."""
+    """Build the layer as SAM does, in a copy of its folder; return the folder that Lambda mounts as /opt/python."""
     shutil.copytree(SOURCE, folder / "scratch")
     make = ["make", "--silent", "--makefile", str(SOURCE / "Makefile"), "build-TwilioLayer"]
     subprocess.run(make, cwd=folder / "scratch", env=os.environ | {"ARTIFACTS_DIR": str(folder)}, check=True)

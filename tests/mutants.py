@@ -1,14 +1,14 @@
-"""Genuine webhooks of every kind, signed by a signer of our own, and mutants of them, class by class.
+"""Genuine webhooks of every kind, signed by an independent signer, and classes of mutants of them.
 
-A request is plain data. A test hands it to the handler as an event (`event_1`, `event_2`), or sends it to a deployed
-stack, whose URL before `/webhook` is the `base` of its `Target`:
+A request is plain data. A test passes it to the handler as an event (`event_1`, `event_2`), or sends it to a deployed
+stack. The `base` of the `Target` is the stack's URL before `/webhook`:
 
     target = Target("https://hook.example", account_sid, auth_token)
     for webhook, request in mutants("boundary", target, genuine_of("boundary"), count=1000):
-        ...  # send(request, target): refused, or it is read as webhook.request(target) is
+        ...  # send(request, target): it is refused, or has the same reading as webhook.request(target)
 
-A mutant that keeps the text that was signed (`keeps_text`) has a signature that holds. The first reading of such a
-text stands, and any other is refused; `says_the_same` tells them apart. The same seed gives the same mutants.
+A mutant that keeps the signed text (`keeps_text`) has a valid signature. The webhook accepts the first reading of such
+a text and refuses all others; `says_the_same` compares readings. The same seed gives the same mutants.
 """
 
 import base64
@@ -40,7 +40,7 @@ type Event = dict[str, Any]
 
 
 class Target(NamedTuple):
-    """Where requests go: the URL before `/webhook`, the account whose token signs them, and its connection's name."""
+    """The target of requests: the URL before `/webhook`, the account whose token signs them, and its connection."""
 
     base: str
     account_sid: str
@@ -56,7 +56,7 @@ class Target(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """A request as it leaves the client. `host` is what it called; a deployed stack has only its own."""
+    """A request as the client sends it. `host` is the host name that it calls; a deployed stack has only its own."""
 
     host: str
     path: str
@@ -70,17 +70,17 @@ class Request:
         return next((value for given, value in self.headers if given.lower() == name), None)
 
     def with_header(self, name: str, value: str) -> "Request":
-        """Return the same with another value of a header."""
+        """Return the request with another value of a header."""
         return replace(self, headers=(*((n, v) for n, v in self.headers if n != name), (name, value)))
 
     @property
     def url(self) -> str:
-        """The URL, as the webhook is to read it."""
+        """The URL that the webhook must derive from the request."""
         return f"https://{self.host}{self.path}" + (f"?{self.query}" if self.query else "")
 
     @property
     def fields(self) -> Pairs:
-        """The fields of a form."""
+        """The fields of the form body, if the request has one."""
         if self.method == "GET" or self.header("content-type") != FORM:
             return ()
         return tuple(parse_qsl(self.body.decode("utf-8", "replace"), keep_blank_values=True))
@@ -93,7 +93,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Webhook:
-    """Something that Twilio sends: fields by POST or GET, or JSON. `query` is set in the URL that Twilio was given."""
+    """A webhook that Twilio sends: fields by POST or GET, or JSON. `query` is part of the URL configured in Twilio."""
 
     name: str
     fields: dict[str, str]
@@ -104,18 +104,18 @@ class Webhook:
     names_account: bool = True
 
     def form(self, target: Target) -> dict[str, str]:
-        """Return the fields of an account."""
+        """Return the fields, with the target's account if the webhook names one."""
         return {"AccountSid": target.account_sid, **self.fields} if self.names_account else self.fields
 
     def request(self, target: Target) -> Request:
-        """Return the genuine request."""
+        """Return the genuine, signed request."""
         host = urlsplit(target.base).netloc
         request = Request(host=host, path=target.path, method=self.method, query=self.query)
         if self.json is not None:
             added = f"bodySHA256={hashlib.sha256(self.json).hexdigest()}"
             query = "&".join(filter(None, [self.query, added]))
             return signed(replace(request, query=query, body=self.json, headers=(("content-type", JSON),)), target)
-        # Twilio does not send them in the order in which they are signed.
+        # Twilio does not send the fields in the order in which it signs them.
         shuffled = random.Random(self.name).sample(sorted(self.form(target).items()), len(self.form(target)))
         if self.method == "GET":
             pairs = [f"{self.encode(name)}={self.encode(value)}" for name, value in shuffled]
@@ -124,37 +124,37 @@ class Webhook:
 
 
 class Mutant(NamedTuple):
-    """A mutant and the webhook that it was made of."""
+    """A mutant and the webhook that it was derived from."""
 
     webhook: Webhook
     request: Request
 
 
 class MutantEvent(NamedTuple):
-    """A mutant that only an event can spell."""
+    """A mutant that can only be written as an event, and the webhook that it was derived from."""
 
     webhook: Webhook
     event: Any
 
 
-# The signer, which shares nothing with the connector's
+# The signer, which shares no code with the connector's
 
 
 def signature(url: str, fields: Sequence[tuple[str, str]], token: str) -> str:
-    """Return Twilio's signature."""
+    """Return the signature that Twilio would send for a URL and fields."""
     text = url + "".join(name + value for name, value in sorted(set(fields)))
     return base64.b64encode(hmac.new(token.encode(), text.encode(), hashlib.sha1).digest()).decode()
 
 
 def signed(request: Request, target: Target, *, url: str | None = None) -> Request:
-    """Return the request with its signature, for its own URL or another."""
+    """Return the request with a signature for its own URL or another one."""
     parts = urlsplit(target.base)
     own = f"{parts.scheme}://{request.url.removeprefix('https://')}"
     return request.with_header(SIGNATURE, signature(url or own, request.fields, target.auth_token))
 
 
 def keeps_text(request: Request, target: Target) -> bool:
-    """Tell whether the signature holds for the URL as it came, with the body read as a form or as none."""
+    """Return whether the signature is valid for the request's URL, with or without the body's form fields."""
     form = parse_qsl(request.body.decode("utf-8", "replace"), keep_blank_values=True)
     given = request.header(SIGNATURE)
     own = f"{urlsplit(target.base).scheme}://{request.url.removeprefix('https://')}"
@@ -162,7 +162,7 @@ def keeps_text(request: Request, target: Target) -> bool:
 
 
 def says_the_same(one: Request, other: Request) -> bool:
-    """Tell whether two requests are one and the same to a reader: a repeat, however it was spelled on the way."""
+    """Return whether two requests have the same reading, so that one is a duplicate; encodings may differ."""
     return _reading(one) == _reading(other)
 
 
@@ -177,22 +177,22 @@ def _reading(request: Request) -> tuple[Any, ...]:
 
 
 def names_sid(request: Request) -> bool:
-    """Tell whether the text that is signed after the path has anything like one of Twilio's SIDs."""
+    """Return whether the signed text after the path contains anything in the format of a Twilio SID."""
     text = "".join(name + value for name, value in sorted(set(request.fields)))
     return bool(_SID.search(f"?{request.query}{text}"))
 
 
 def posted(request: Request, fields: Sequence[tuple[str, str]]) -> Request:
-    """Return the request with a form."""
+    """Return the request with a form body."""
     headers = tuple((n, v) for n, v in request.headers if n != "content-type")
     return replace(request, headers=(*headers, ("content-type", FORM)), body=urlencode(fields).encode())
 
 
-# On the wire
+# Requests to a deployed stack
 
 
 class Answer(NamedTuple):
-    """What came back; status 0 is a request that HTTP's own rules do not let out."""
+    """The answer to a request; status 0 means that the HTTP client refused to send an invalid request."""
 
     status: int
     body: str = ""
@@ -200,7 +200,7 @@ class Answer(NamedTuple):
 
 
 def send(request: Request, target: Target, *, seconds: float = 30) -> Answer:
-    """Send a request byte for byte to a deployed stack; raises OSError or HTTPException where no answer comes."""
+    """Send a request unchanged to a deployed stack; raises OSError or HTTPException if there is no answer."""
     connection = http.client.HTTPConnection(urlsplit(target.base).netloc, timeout=seconds)
     try:
         url = request.path + (f"?{request.query}" if request.query else "")
@@ -220,7 +220,7 @@ def send(request: Request, target: Target, *, seconds: float = 30) -> Answer:
 
 
 def event_2(request: Request, *, binary: bool = True) -> Event:
-    """Return the event of payload format 2.0; API Gateway hands over forms in Base64, text as it is."""
+    """Return the event of payload format 2.0; API Gateway encodes forms in Base64, but not text."""
     return {
         "version": "2.0",
         "rawPath": request.path,
@@ -236,7 +236,7 @@ def event_2(request: Request, *, binary: bool = True) -> Event:
 
 
 def event_1(request: Request, *, binary: bool = False) -> Event:
-    """Return the event of payload format 1.0, whose query is decoded."""
+    """Return the event of payload format 1.0, in which the query is decoded."""
     query: dict[str, list[str]] = {}
     for name, value in parse_qsl(request.query, keep_blank_values=True):
         query.setdefault(name, []).append(value)
@@ -265,7 +265,7 @@ def _event_body(body: bytes, *, binary: bool) -> Event:
     return {"body": text, "isBase64Encoded": False}
 
 
-# What Twilio sends
+# Webhooks that Twilio sends
 
 _IN = {
     "ApiVersion": "2010-04-01",
@@ -362,7 +362,7 @@ TEXTS = {
 
 
 def hidden(account_sid: str) -> dict[str, str]:
-    """Return texts that hide a whole message, for a cut of the form, for a GET and for a JSON body."""
+    """Return SMS texts that contain a whole forged message, for a reading as a form, a GET or a JSON body."""
     forged = {
         "AccountSid": account_sid,
         "Body": "forged",
@@ -413,16 +413,16 @@ def _webhooks() -> Iterator[Webhook]:
 
 
 GENUINE = list(_webhooks())
-"""What must be accepted. Whatever people may write in an SMS stands in one."""
+"""Genuine webhooks, which must be accepted; they include all kinds of texts that people can write in an SMS."""
 
 
 def with_query(webhooks: Sequence[Webhook]) -> list[Webhook]:
-    """Return the same for URLs that were set with a query, into which something can be moved."""
+    """Return the webhooks with a query in each configured URL, so that mutants can move text into it."""
     return [replace(each, query=each.query or "x=1") for each in webhooks]
 
 
 def hostile(account_sid: str) -> list[Webhook]:
-    """Return webhooks in which somebody hid another one."""
+    """Return genuine webhooks in which an attacker hid another message."""
     texts = hidden(account_sid)
     yield_path = _CALL | {"/default": ""}
     sms = [Webhook(name=name, fields=_IN | {"Body": text}, query="x=1") for name, text in texts.items()]
@@ -439,11 +439,11 @@ _WIDGETS = [
     Webhook(name="JSON widget with a form", fields={}, json=b"a=b&c=d", query=f"call={CALL_SID}"),
     Webhook(name="JSON widget with SIDs", fields={}, json=b"[1]", query=f"a={CALL_SID}&b={SERVICE_SID}"),
 ]
-"""What a flow's author chose, most of it without any SID of Twilio's."""
+"""Webhooks with parameters that the author of a Studio flow chose; half of them contain no Twilio SID."""
 
 
 def genuine_of(name: str, account_sid: str) -> list[Webhook]:
-    """Return the webhooks of which the mutants of a class are made, each with SIDs of its own."""
+    """Return the webhooks from which the mutants of a class are derived, each with its own SIDs."""
     webhooks = [*GENUINE, *hostile(account_sid), *_WIDGETS]
     if name == "moved":
         webhooks = with_query(webhooks)
@@ -458,13 +458,13 @@ def _numbered(webhook: Webhook, number: int) -> Webhook:
     own = f"{number:032x}"
     fields = {name: value.replace("1" * 32, own) for name, value in webhook.fields.items()}
     body = webhook.json
-    for digit in "12":  # those of two CloudEvents
+    for digit in "12":  # the two CloudEvents have different SIDs
         body = body and body.replace(digit.encode() * 32, f"{digit}{own[1:]}".encode())
     return replace(webhook, fields=fields, json=body, query=webhook.query.replace("1" * 32, own))
 
 
 def twins(webhook: Webhook, target: Target) -> Iterator[Request]:
-    """Yield the ways in which the same webhook may arrive."""
+    """Yield all forms in which the same webhook can arrive."""
     request = webhook.request(target)
     yield request
     parts = urlsplit(target.base)
@@ -487,7 +487,7 @@ _LETTERS = "aZ09_-.%&=+'é👍 /?;:~\n\0"
 
 
 def _changed(text: str, rng: random.Random) -> str:
-    """Return a text with one character or two neighbours changed."""
+    """Return a changed text: with other characters or case, doubled, or empty."""
     at = rng.randrange(len(text) + 1)
     char = rng.choice(_LETTERS)
     return rng.choice(
@@ -511,7 +511,7 @@ def _urls(webhook: Webhook, target: Target, rng: random.Random) -> Iterator[Requ
     paths += [f"/#{path}", f"/?{path}", f"{path}/.", f"{path}/%64efault", f"{path};x", f"{path}%2f", "", "/", "*"]
     for other in hosts:
         yield replace(request, host=other)
-        # What was signed for another endpoint of the account is not believed for this one.
+        # A signature for another endpoint of the account is not valid for this one.
         yield signed(request, target, url=request.url.replace(host, other, 1)).with_header("x-forwarded-host", other)
     for other in paths:
         yield replace(request, path=other)
@@ -595,7 +595,7 @@ _KNOWN = re.compile("|".join(_NAMES))
 
 
 def _boundaries(webhook: Webhook, target: Target, rng: random.Random) -> Iterator[Request]:
-    """Yield forms whose signed text is the same, but for a few that show what a test of this is worth."""
+    """Yield forms with other fields but the same signed text, and a few with another text as a control for tests."""
     request = webhook.request(target)
     fields = sorted(request.fields)
     while fields:
@@ -609,7 +609,7 @@ def _boundaries(webhook: Webhook, target: Target, rng: random.Random) -> Iterato
 
 
 def _cuts(text: str, rng: random.Random) -> list[tuple[str, str]]:
-    """Return a text cut into names and values: where known names stand, at capital letters, or anywhere."""
+    """Return a text split into names and values: at known names, at capital letters, or anywhere."""
     capitals = [match.start() for match in re.finditer("[A-Z]", text)]
     known = sorted({match.start() for match in re.finditer(f"(?={_KNOWN.pattern})", text)})
     anywhere = range(1, len(text))
@@ -624,7 +624,7 @@ def _cuts(text: str, rng: random.Random) -> list[tuple[str, str]]:
 
 
 def _moved(webhook: Webhook, target: Target, rng: random.Random) -> Iterator[Request]:
-    """Yield requests that say the same text by another method, or with more or less of it in the URL."""
+    """Yield requests with the same text but another method, or with a larger or smaller part of it in the URL."""
     request = webhook.request(target)
     fields = sorted(request.fields)
     text = "".join(name + value for name, value in fields)
@@ -685,7 +685,7 @@ def _bodies(webhook: Webhook, target: Target, rng: random.Random) -> Iterator[Re
         for content in (body, forged):
             changed = replace(request, query=query, body=content)
             yield changed
-            # Also with a signature, which does not make up for the hash.
+            # Also sign the request: a valid signature does not make up for a wrong hash.
             if webhook.json and set(_HASHES.findall(unquote(query))) != {hashlib.sha256(content).hexdigest()}:
                 yield signed(changed, target)
     for kind in ("", "text/plain", "text/json", "application/xml", "multipart/form-data", f"x{JSON}", JSON, FORM):
@@ -747,7 +747,7 @@ def _headers(webhook: Webhook, target: Target, rng: random.Random) -> Iterator[R
 
 
 def _flipped(webhook: Webhook, target: Target, rng: random.Random) -> Iterator[Request]:
-    """Yield requests with one bit changed, anywhere."""
+    """Yield requests with one bit changed at a random place."""
     request = webhook.request(target)
     given = str(request.header(SIGNATURE))
 
@@ -766,7 +766,7 @@ def _flipped(webhook: Webhook, target: Target, rng: random.Random) -> Iterator[R
 
 
 def _merged(webhook: Webhook, target: Target, rng: random.Random) -> Iterator[Request]:
-    """Yield forms of which all, or all of a part, is merged into one name that is none of Twilio's."""
+    """Yield forms in which some or all fields are merged into one whose name is not one of Twilio's."""
     request = webhook.request(target)
     fields = sorted(request.fields)
     while fields:
@@ -780,7 +780,7 @@ def _merged(webhook: Webhook, target: Target, rng: random.Random) -> Iterator[Re
 
 
 def _cased(webhook: Webhook, target: Target, rng: random.Random) -> Iterator[Request]:
-    """Yield requests with other capitals: of a part, of a name, a value, or of how something is encoded."""
+    """Yield requests with changed letter case: in a part, a name, a value or a percent-encoding."""
     request = webhook.request(target)
     fields = request.fields
     for change in (str.swapcase, str.upper, str.lower, str.title):
@@ -811,7 +811,7 @@ def _cased(webhook: Webhook, target: Target, rng: random.Random) -> Iterator[Req
 
 
 def _duplicated(webhook: Webhook, target: Target, rng: random.Random) -> Iterator[Request]:
-    """Yield requests in which something is there twice, alike or not, in the form or in the query."""
+    """Yield requests in which a parameter or a part occurs twice, with the same or another value."""
     request = webhook.request(target)
     pairs = request.fields or request.pairs
     digest = hashlib.sha256(request.body).hexdigest()
@@ -834,7 +834,7 @@ def _duplicated(webhook: Webhook, target: Target, rng: random.Random) -> Iterato
 
 
 def _methods(webhook: Webhook, target: Target, _: random.Random) -> Iterator[Request]:
-    """Yield requests by another method: as they are, without a body, with all in the query, or with a form."""
+    """Yield requests with another method: unchanged, without a body, or with all fields in the query or a form."""
     request = webhook.request(target)
     kept = tuple((name, value) for name, value in request.headers if name != "content-type")
     for method in ("GET", "POST", "PUT", "HEAD", "PATCH", "DELETE", "OPTIONS", "TRACE", "get", "post", "Post", ""):
@@ -865,11 +865,11 @@ _CLASSES: dict[str, Mutate] = {
 }
 CLASSES = tuple(_CLASSES)
 SAME_TEXT = {"boundary": 0.8, "merged": 0.8, "moved": 0.3, "duplicates": 0.02, "method": 0.02, "json": 0.05}
-"""Classes with mutants that keep the signed text and are read otherwise, and the share of these at least."""
+"""The minimum share of mutants, by class, that keep the signed text but have another reading."""
 
 
 def mutants(name: str, target: Target, webhooks: Sequence[Webhook], *, count: int, seed: int = 0) -> Iterator[Mutant]:
-    """Yield that many distinct mutants of a class, of all webhooks in turn."""
+    """Yield `count` distinct mutants of a class, derived from all webhooks in turn."""
     streams = [(webhook, _stream(name, webhook, target, seed)) for webhook in webhooks]
     seen = {webhook.request(target) for webhook in webhooks}
     for webhook, stream in _distinct(streams, count, lambda request: _once(request, seen)):
@@ -879,7 +879,7 @@ def mutants(name: str, target: Target, webhooks: Sequence[Webhook], *, count: in
 def _stream(name: str, webhook: Webhook, target: Target, seed: int) -> Iterator[Request]:
     rng = random.Random(f"{seed} {name} {webhook.name}")
     stream = _CLASSES[name](webhook, target, rng)
-    # What comes first is a list of changes, of which each webhook is to meet others.
+    # Each stream starts with a fixed list of changes. Shuffle it, so that each webhook gets different ones.
     first = list(islice(stream, 150))
     rng.shuffle(first)
     return chain(first, stream)
@@ -894,7 +894,7 @@ def _once(request: Request, seen: set[Request]) -> bool:
 def _distinct[T](
     streams: Sequence[tuple[Webhook, Iterator[T]]], count: int, new: Callable[[T], bool]
 ) -> Iterator[tuple[Webhook, T]]:
-    """Yield `count` new items of the streams in turn; a stream that brings nothing new for long is left out."""
+    """Yield `count` new items from the streams in turn; a stream without a new item among 200 is dropped."""
     left = list(streams)
     while count and left:
         for webhook, stream in list(left):
@@ -907,7 +907,7 @@ def _distinct[T](
 
 
 def shapes(target: Target, webhooks: Sequence[Webhook], *, count: int, seed: int = 0) -> Iterator[MutantEvent]:
-    """Yield that many distinct events that are not quite those of API Gateway."""
+    """Yield `count` distinct events that differ from those of API Gateway."""
     streams = [(w, _shapes(w, target, random.Random(f"{seed} shape {w.name}"))) for w in webhooks]
     seen: set[str] = set()
 
@@ -947,7 +947,7 @@ _REMOVED = object()
 
 
 def _paths(value: Any) -> Iterator[tuple[str, ...]]:
-    """Yield the way to each field of an event."""
+    """Yield the path to each field of an event."""
     for name in value if isinstance(value, dict) else ():
         yield from chain([(name,)], ((name, *rest) for rest in _paths(value[name])))
 

@@ -1,17 +1,17 @@
-"""The documentation as tests read it: README and docs, their sections, and their fenced blocks with their marks.
+"""The documentation for tests: the README and the docs, with their sections and their marked fenced blocks.
 
-A mark stands before a block, where no reader sees it:
+A mark is a comment before a block, which is not displayed to readers:
 
-    <!-- run -->                commands that run here, by a caller who has no more than the caller's policy
-    <!-- run: deployer -->      likewise, by whoever deployed the stack
-    <!-- parse: WHY -->         commands that are only parsed here
-    <!-- model: WHY -->         commands of the AWS CLI that are held against the services' models
-    <!-- answer -->             JSON like what the commands before it print (they may print more)
+    <!-- run -->                commands that tests run with the caller's policy only
+    <!-- run: deployer -->      commands that tests run with the rights of the stack's deployer
+    <!-- parse: WHY -->         commands that tests only parse
+    <!-- model: WHY -->         commands of the AWS CLI that tests check against the services' models
+    <!-- answer -->             JSON with the fields that the commands before it print (they may print more)
     <!-- answer: exact -->      JSON that the commands before it print
-    <!-- save: NAME -->         JSON that the reader writes to a file of that name
+    <!-- save: NAME -->         JSON that the reader saves in a file of that name
     <!-- file: PATH -->         JSON that is also in a file of the project
-    <!-- published: PATH -->    JSON of the event that the webhook makes of the request in a file
-    <!-- drawing -->            text that a test makes of a table
+    <!-- published: PATH -->    JSON of the event that the webhook publishes for the request in a file
+    <!-- drawing -->            text that a test generates from a table
 """
 
 import re
@@ -30,7 +30,7 @@ _MARKED = re.compile(r"^<!-- (\w+)(?:: (.+?))? -->\n```(\w+)\n(.*?)^```$", re.MU
 
 
 class Block(NamedTuple):
-    """A fenced block and its mark; `line` is where it begins in its page."""
+    """A fenced block and its mark; `line` is the line of its page on which it starts."""
 
     page: str
     line: int
@@ -51,19 +51,19 @@ BLOCKS = [
 
 
 def marked(*marks: str) -> list[Block]:
-    """Return the blocks that have one of these marks."""
+    """Return all blocks that have one of these marks."""
     return [block for block in BLOCKS if block.mark in marks]
 
 
 def section(page: str, title: str) -> str:
-    """Return the text under a heading of a page of docs, up to the next heading of its level or of a higher one."""
+    """Return the text under a heading of a page in docs, up to the next heading of the same or a higher level."""
     heading = re.search(rf"^(#+) {re.escape(title)}\n(.*)", PAGES[f"docs/{page}.md"], re.MULTILINE | re.DOTALL)
     assert heading, f"docs/{page}.md has no section {title}"
     return re.split(rf"^#{{1,{len(heading[1])}}} ", heading[2], maxsplit=1, flags=re.MULTILINE)[0]
 
 
 def rows(text: str) -> dict[str, list[str]]:
-    """Return a table's cells by the names in the first cell, each of which stands in backticks."""
+    """Return the other cells of a table's rows, by each name in backticks in the first cell."""
     table = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
     return {
         name: [cell.strip() for cell in cells] for first, *cells in table for name in re.findall(r"`([^`]+)`", first)

@@ -1,4 +1,4 @@
-"""The schemas of the events on the bus, and whether an event fits its own."""
+"""The schemas of the events on the bus, and the validation of events against them."""
 
 import json
 from typing import Any
@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 
 FOLDER = ROOT / "docs" / "schemas"
 SCHEMAS: dict[str, Any] = {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))}
-"""By the names of their files."""
+"""All schemas, by their file names without the suffix."""
 DETAIL_TYPES: dict[str, Any] = {schema["title"]: schema for name, schema in SCHEMAS.items() if name != "common"}
 
 _REGISTRY: Registry[Any] = Registry().with_resources(
@@ -20,16 +20,16 @@ _REGISTRY: Registry[Any] = Registry().with_resources(
 
 
 _VALIDATORS = {kind: Draft202012Validator(schema, registry=_REGISTRY) for kind, schema in DETAIL_TYPES.items()}
-"""Each keeps what its references lead to."""
+"""One validator per detail-type; each caches the schemas that it references."""
 
 
 def validate(event: dict[str, Any]) -> None:
-    """Raise jsonschema's ValidationError, or KeyError, for an event that does not fit its detail-type's schema."""
+    """Raise jsonschema's ValidationError if an event violates its schema, or KeyError if its detail-type has none."""
     _VALIDATORS[event["detail-type"]].validate(event)
 
 
 def delivered(entry: dict[str, Any]) -> dict[str, Any]:
-    """Return an entry of PutEvents as EventBridge delivers it."""
+    """Return the event that EventBridge delivers for an entry of PutEvents."""
     return {
         "version": "0",
         "id": "00000000-0000-4000-8000-000000000000",

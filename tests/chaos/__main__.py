@@ -1,4 +1,4 @@
-"""`make chaos`: runs with three seeds one after the other, and one verdict; in small, or of a given seed, one run."""
+"""`make chaos`: three runs with different seeds, and one verdict; one run if it is short or its seed is given."""
 
 import argparse
 import secrets
@@ -23,7 +23,7 @@ _SEEDS = 3
 
 
 def main(arguments: list[str]) -> int:
-    """Run, judge, and return the exit code."""
+    """Run the chaos test, judge its runs, and return the exit code."""
     options = _options(arguments)
     size = SHORT if options.short else FULL
     if options.sends:
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _run(folder: Path, seed: int, size: Size) -> int:
-    """Run with one seed; return 0 if it came to its end."""
+    """Run with one seed; return 0 if the run finished, else an exit code."""
     journal = Journal(folder)
     much = f"{len(plan(seed, size)):,} keys, {size.webhooks:,} webhooks"
     print(f"seed {seed}, {much}, records in {folder.relative_to(FOLDER.parent)}")
@@ -78,7 +78,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
 
 
 def _interrupt(number: int, _frame: object) -> None:
-    """End as Ctrl-C does, and clean up."""
+    """Raise KeyboardInterrupt, so that a signal ends the run and cleans up as Ctrl-C does."""
     raise KeyboardInterrupt(number)
 
 

@@ -1,4 +1,4 @@
-"""How each caller sends, reads the answer, and asks again: as the documentation tells it to."""
+"""The callers: each one sends, reads the answer and retries as the documentation says."""
 
 import functools
 import json
@@ -23,11 +23,11 @@ from tests.chaos.setting import KEY_ONLY
 from tests.chaos.verdict import LATER, Key
 
 AT_ONCE = 12
-"""So many calls wait for an answer at the same time."""
+"""The most calls that wait for an answer at the same time."""
 _STARTS = 4
 _TRIES = 6
 _SECONDS = 150  # longer than any function may run
-_PATIENCE = 120  # seconds that a caller asks again while another one sends
+_PATIENCE = 120  # seconds for which a caller retries while another one sends the same key
 _LONGEST_PAUSE = 4  # seconds
 _CONNECTIONS = 128
 _SOURCE = "chaos"
@@ -36,9 +36,9 @@ _lost = (BotoCoreError, ClientError, requests.RequestException, ValueError)
 
 
 class Answer(NamedTuple):
-    """What a caller was told: `message` with its SID, `error` with its class, or `lost`.
+    """An answer to a caller: `message` with its SID, `error` with its class, `taken`, or `lost`.
 
-    `known_as` is the id that a queue, topic or bus gave to what it took, `evidence` what shows the message.
+    `known_as` is the id that a queue, topic or bus gave to an input. `evidence` names the proof that it was sent.
     """
 
     answer: str
@@ -50,11 +50,14 @@ class Answer(NamedTuple):
 
 LOST = Answer("lost")
 TAKEN = Answer("taken")
-"""The queue, topic, bus or Lambda took the input."""
+"""The queue, topic, bus or Lambda accepted the input."""
 
 
 def start_few_at_a_time(count: int, *calls: Callable[[], object]) -> None:
-    """Let so many processes start for each call: all at once would take too long for each."""
+    """Make each call with growing concurrency, up to `count` or a few more, so that few processes start at a time.
+
+    If all processes started at once, each would take too long.
+    """
     for width in range(_STARTS, count + _STARTS, _STARTS):
         with ThreadPoolExecutor(len(calls) * width) as pool:
             for future in [pool.submit(call) for call in calls for _ in range(width)]:
@@ -62,14 +65,14 @@ def start_few_at_a_time(count: int, *calls: Callable[[], object]) -> None:
 
 
 class Callers:
-    """All who send through one stack."""
+    """The callers that send through one stack."""
 
     def __init__(
         self, stack: Mapping[str, Any], topic: str, machine: str, journal: Journal, keys: dict[str, Key]
     ) -> None:
-        """Take what the local stack says of itself, the topic and the state machine; `keys` hear what is answered.
+        """Take the local stack's description, the topic and the state machine; `keys` get the answers.
 
-        A key that a queue, topic or bus gave is added to them.
+        A key that a queue, topic or bus assigned is added to `keys`.
         """
         self._stack = stack
         self._keys = keys
@@ -99,7 +102,7 @@ class Callers:
         }
 
     def client(self, service: str, identity: Identity = ROOT_USER) -> Any:
-        """Return a client for many threads, that repeats nothing by itself."""
+        """Return a client that many threads can share, and that does not retry."""
         config = Config(
             proxies={}, read_timeout=_SECONDS, retries={"max_attempts": 0}, max_pool_connections=_CONNECTIONS
         )
@@ -113,7 +116,7 @@ class Callers:
         )
 
     def sms(self, send: Send) -> dict[str, Any]:
-        """Return the input; accounts and recipients take turns, so that none has a long list."""
+        """Return the input of a send. Connections and recipients vary, so that no list of messages becomes long."""
         number = zlib.crc32(send.text.encode())
         connection = send.connection or self._connections[number % len(self._connections)]
         key = {"idempotency_key": send.key} if send.has_key else {}
@@ -126,7 +129,7 @@ class Callers:
         }
 
     def send(self, send: Send) -> None:
-        """Send a key as its channel and its part ask for."""
+        """Send a key through its channel, in the way that its part requires."""
         if send.part is Part.REDELIVERY:
             self._deliver_twice(send)
         elif send.part is Part.CONFLICT:
@@ -138,7 +141,7 @@ class Callers:
             self._hand_over(send, lambda: self._by_channel[send.channel](self.sms(send)))
 
     def race(self, sends: Sequence[Send], callers: int) -> None:
-        """Send each key by so many callers at the same time."""
+        """Send each key from this many callers at the same time."""
         start = threading.Barrier(callers)
 
         def caller(_: int) -> None:
@@ -152,16 +155,16 @@ class Callers:
         self._slots = threading.Semaphore(AT_ONCE)
 
     def warm_up(self, count: int) -> None:
-        """Let so many processes of each function start."""
+        """Start at least this many processes of send_sms and of the webhook function."""
         dry_run = {"to": "+15005550006", "message": "Chaos", "dry_run": True}
         start_few_at_a_time(count, lambda: self._direct(dry_run), self._knock)
 
     def confirm(self, send: Send) -> None:
-        """Ask what became of an asynchronous invocation, with the same key."""
+        """Send the key of an asynchronous invocation again, directly, to get its outcome."""
         self.ask(send, by=Channel.DIRECT)
 
     def ask(self, send: Send, *, by: Channel | None = None, other: Mapping[str, Any] | None = None) -> None:
-        """Call until there is an answer on which nothing more can be done."""
+        """Call until the answer is final, all retries are used, or the run is stopped."""
         deadline = time.monotonic() + _PATIENCE
         failures = attempt = 0
         call = functools.partial(self._by_channel[by or send.channel], self.sms(send) | dict(other or {}))
@@ -177,12 +180,12 @@ class Callers:
             self.stopped.wait(random.uniform(0.2, 0.4) * 2 ** min(failures, 3))
 
     def redrive(self, body: str) -> None:
-        """Put a record of the failed queue in the send queue, as it is."""
+        """Put a record of the failed queue back in the send queue, unchanged."""
         self._journal.write(INTENTS, key=json.loads(body).get("idempotency_key"), redriven=True)
         self.sqs.send_message(QueueUrl=self._outputs["SendQueueUrl"], MessageBody=body)
 
     def known(self, send: Send) -> str | None:
-        """Ask what the connector knows of a key, and write it down; return the state."""
+        """Ask get_sms for the state of a key, record the answer in the journal, and return the state."""
         key = self._given.get(send.key, send.key)
         asked = {"idempotency_key": key, "connection": self.sms(send)["connection"]}
         with self._slots:
@@ -196,7 +199,7 @@ class Callers:
         return state
 
     def resolve(self) -> None:
-        """Do what the schedule does every minute; where a run fails, the next one goes on."""
+        """Invoke resolve, as its schedule does every minute. If one run fails, the next one continues its work."""
         began, told = time.time(), None
         with suppress(*_lost):
             answer = self.functions.invoke(FunctionName=self._outputs["ResolveFunctionArn"], Payload=b"{}")
@@ -204,12 +207,15 @@ class Callers:
         self._journal.write(RESOLVED, began=began, answer=told)
 
     def _hand_over(self, send: Send, call: Callable[[], Answer]) -> None:
-        """Repeat until it is taken; without a key that would be another message."""
+        """Hand over an input, and retry until it is accepted.
+
+        An input without a key is not retried, because each attempt would be another message.
+        """
         while not self.stopped.is_set() and self._note(send, call) == LOST and send.has_key:
             self.stopped.wait(0.5)
 
     def _note(self, send: Send, call: Callable[[], Answer], number: int = 1) -> Answer:
-        """Make a call with the first or the second input, and write down that it was made, and what came of it."""
+        """Make a call with the first or the second input, and record the call and its answer in the journal."""
         self._journal.write(
             INTENTS,
             key=send.key,
@@ -222,7 +228,7 @@ class Callers:
             has_key=send.has_key,
             input=number,
         )
-        # An execution waits by itself for minutes; what it calls is not counted.
+        # An execution may wait for minutes, so it does not use a slot.
         with nullcontext() if send.channel is Channel.STEP_FUNCTIONS else self._slots:
             try:
                 answer = call()
@@ -238,7 +244,7 @@ class Callers:
         return answer
 
     def _knock(self) -> Answer:
-        """Call the webhook as a stranger, who is refused."""
+        """Call the webhook without a signature, so that a process starts. The webhook refuses the request."""
         call_api("GET", self._outputs["WebhookUrl"])
         return LOST
 
@@ -282,7 +288,7 @@ class Callers:
         return LOST if answer["FailedEntryCount"] else Answer(TAKEN.answer, known_as=answer["Entries"][0]["EventId"])
 
     def _execute(self, sms: dict[str, Any]) -> Answer:
-        """Run the state machine, which repeats what may be repeated."""
+        """Run the state machine, which makes all safe retries, and return its result."""
         arn = self._machines.start_execution(stateMachineArn=self._machine, input=json.dumps(sms))["executionArn"]
         deadline = time.monotonic() + _PATIENCE
         while not self.stopped.is_set() and time.monotonic() < deadline:
@@ -293,9 +299,10 @@ class Callers:
         return LOST
 
     def _deliver_twice(self, send: Send) -> None:
-        """Deliver one event, notification or queue message twice: through the queue, and to the function itself.
+        """Deliver one input twice, the first time through the queue.
 
-        The key of an event or a notification is its own id. The function puts what it is given on the queue.
+        A queue message comes through the queue again. An event or a notification goes to the function, which forwards
+        it to the queue; its key is its own id.
         """
         sms = {name: value for name, value in self.sms(send).items() if name != "idempotency_key"}
         envelope: dict[str, Any]
@@ -316,7 +323,7 @@ class Callers:
         self._hand_over(send, lambda: again(envelope))
 
     def _forwarded(self, envelope: dict[str, Any]) -> Answer:
-        """Deliver as a topic or a bus that invokes the function: again, until it takes the event."""
+        """Invoke the function as a topic or a bus does. An error counts as a lost answer, so it is retried."""
         answer = self._direct(envelope)
         return TAKEN if answer == TAKEN else LOST
 
@@ -326,7 +333,7 @@ def _message(body: Mapping[str, Any]) -> Answer:
 
 
 def _end(done: Mapping[str, Any]) -> Answer:
-    """Read how an execution of the example ended: its causes begin with the class of the error."""
+    """Return the result of an execution of the example, whose causes begin with the class of the error."""
     if done["status"] == "SUCCEEDED":
         return _message(json.loads(done["output"]))
     name = str(done.get("cause")).partition(":")[0]
@@ -334,5 +341,5 @@ def _end(done: Mapping[str, Any]) -> Answer:
 
 
 def _is_class(name: str) -> bool:
-    """Tell whether it is an error of the connector, and none of Lambda's or Step Functions' own."""
+    """Return whether an error is one of the connector, and not one of Lambda or Step Functions."""
     return name.endswith("Error") and "." not in name

@@ -1,4 +1,4 @@
-"""Deliver webhooks as Twilio does with `#rc=2&rp=all`: again, where the answer is no 2xx or does not come."""
+"""Deliver webhooks as Twilio does with `#rc=2&rp=all`: retry twice if the answer is not 2xx or does not come."""
 
 import http.client
 import json
@@ -21,17 +21,17 @@ _SECONDS = 15
 _OK = 200
 
 type Receive = Callable[[Hook], int]
-"""Hands a webhook over and returns the status; raises where no answer comes."""
+"""Delivers a webhook and returns the status; raises an error if no answer comes."""
 
 
 def greet(target: Target) -> None:
-    """Post a webhook that nobody judges, so that a process of the function has what it needs for the next."""
+    """Post a webhook that the verdict ignores, so that a process of the function is ready for the next webhook."""
     webhook = Webhook(name="greeting", fields={}, json=json.dumps({"greeting": str(uuid.uuid4())}).encode())
     send(webhook.request(target), target)
 
 
 def post(target: Target) -> Receive:
-    """Return what posts a webhook to a stack."""
+    """Return a function that posts a webhook to a stack and returns the status."""
 
     def receive(hook: Hook) -> int:
         request = hook.webhook.request(target)
@@ -42,7 +42,7 @@ def post(target: Target) -> Receive:
 
 
 def call_back(target: Target, url: str, sid: str, status: str, sms: Mapping[str, Any]) -> int | None:
-    """Call back about a message as Twilio's emulator does, at a URL of the connector's own; return the answer."""
+    """Send a status callback to one of the connector's URLs, as Twilio's emulator does; return the status, or None."""
     parts = urlsplit(url)
     *_, connection = parts.path.split("/")
     fields = {
@@ -65,12 +65,12 @@ def call_back(target: Target, url: str, sid: str, status: str, sms: Mapping[str,
 
 
 class Deliveries:
-    """All that is delivered to one receiver."""
+    """The deliveries to one receiver."""
 
     def __init__(
         self, receive: Receive, target: Target, journal: Journal, stopped: threading.Event, callers: int
     ) -> None:
-        """Write down what is delivered and answered; so many `callers` wait for an answer at the same time."""
+        """Record deliveries and answers in the journal; at most `callers` deliveries wait for an answer at a time."""
         self._receive = receive
         self._target = target
         self._journal = journal
@@ -82,7 +82,7 @@ class Deliveries:
         """The names of the events whose webhook was answered 200."""
 
     def run(self, stage: Stage, units: Sequence[Unit]) -> None:
-        """Deliver all, until it is stopped."""
+        """Deliver all units, until the run is stopped."""
         self._stage = stage
         with ThreadPoolExecutor(self._callers) as pool:
             list(pool.map(self._unit, units))
@@ -116,7 +116,7 @@ class Deliveries:
                 return
 
     def _attempt(self, hook: Hook) -> int | None:
-        """Deliver once, and write down what, before and after; None is a connection that broke."""
+        """Deliver a webhook once, and record the delivery and the answer; return the status, or None if none came."""
         with self._slots:
             self._journal.write(
                 HOOKS,

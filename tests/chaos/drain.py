@@ -1,4 +1,4 @@
-"""Take down what the witnesses have: Twilio's messages, the bus's events, the failed queue's records."""
+"""Copy the witnesses' records to the journal: Twilio's messages, the bus's events, the failed queue's records."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -14,20 +14,20 @@ _PUBLISHED = {"source": ["twilio-connector", "twilio", NAIVE]}
 
 
 class Twilio:
-    """The emulator, past the relay."""
+    """The emulator of Twilio, called directly and not through the relay."""
 
     def __init__(self, url: str, accounts: list[tuple[str, str]], account_sid: str) -> None:
-        """Take its address and the credentials of the connections."""
+        """Take the emulator's URL, the credentials that the connections use, and the account's SID."""
         self._url = f"{url}/2010-04-01/Accounts/{account_sid}/Messages.json"
         self._accounts = accounts
 
     def requests_left(self) -> int:
-        """Return how many requests the emulator takes before it refuses all, for the credentials that have fewest."""
+        """Return how many more requests the emulator accepts, for the credentials that have the fewest left."""
         answers = [loopback.request("GET", f"{self._url}?PageSize=1", auth=auth) for auth in self._accounts]
         return min(int(answer.headers["X-RateLimit-Remaining"]) for answer in answers)
 
     def drain(self, journal: Journal) -> int:
-        """Write down all messages it holds; return how many there are."""
+        """Record all messages that the emulator holds; return their number."""
         count, page = 0, 0
         while True:
             query = f"?PageSize={_PAGE_SIZE}&Page={page}"
@@ -44,7 +44,7 @@ class Twilio:
 
 
 class Reports:
-    """What the function tells those who wait for no answer."""
+    """The function's reports to callers that do not wait for an answer: events, and records in the failed queue."""
 
     def __init__(self, sqs: Any, outputs: Mapping[str, str], bus_queue_url: str, journal: Journal) -> None:
         """Read from the queue that gets the bus's events, and from the failed queue."""
@@ -55,12 +55,12 @@ class Reports:
         self._failed: list[str] = []
 
     def failed(self) -> list[str]:
-        """Return what came to the failed queue since the last time."""
+        """Return the bodies of the records that came to the failed queue since the last call."""
         bodies, self._failed = self._failed, []
         return bodies
 
     def drain(self, hear: Callable[[dict[str, Any]], None]) -> None:
-        """Write down all that is there now, and tell each event."""
+        """Record all events and failed records that are there now, and pass each event to `hear`."""
         for body, _ in self._taken(self._bus_queue_url):
             event = json.loads(body)
             self._journal.write(BUS, event=event)
@@ -84,7 +84,7 @@ class Reports:
 
 
 def bus_queue(sqs: Any, events: Any, bus: str) -> str:
-    """Make a queue that gets what the connector publishes; return its URL."""
+    """Create a queue that receives all events of the connector and the naive receiver; return its URL."""
     url = sqs.create_queue(QueueName=_RULE)["QueueUrl"]
     arn = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
     rule = events.put_rule(Name=_RULE, EventBusName=bus, EventPattern=json.dumps(_PUBLISHED))["RuleArn"]
@@ -102,7 +102,7 @@ def bus_queue(sqs: Any, events: Any, bus: str) -> str:
 
 
 def in_queue(sqs: Any, url: str) -> int:
-    """Return how many records a queue holds, those under way and those that wait too."""
+    """Return how many records a queue holds, including those that are in flight or delayed."""
     names = [f"ApproximateNumberOfMessages{which}" for which in ("", "NotVisible", "Delayed")]
     attributes = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=names)["Attributes"]
     return sum(int(attributes[name]) for name in names)

@@ -1,4 +1,4 @@
-"""Append-only files of JSON lines: what was asked, answered, injected, stored and reported, each by its own witness."""
+"""Append-only files of JSON lines, one for each witness: requests, answers, faults, stored messages and reports."""
 
 import json
 import threading
@@ -15,21 +15,21 @@ BUS = "bus"
 FAILED = "failed"
 CONTROL = "control"
 MADE = "made"
-"""Which message Twilio made for whom, in the relay's words; nobody's key is a stranger's."""
+"""The messages that Twilio created, each with its key, as the relay saw them. A stranger's message has no key."""
 KNOWN = "known"
-"""What the connector says of each key in the end."""
+"""The connector's final answer about each key."""
 RESOLVED = "resolved"
 TIMEOUTS = "timeouts"
 HOOKS = "webhooks"
 HOOK_ANSWERS = "webhook_answers"
 FORGED = "forged"
-"""Other readings of a webhook's signed text that somebody posted after it, and how they were answered."""
+"""Other readings of a webhook's signed text that a forger posted after the webhook, and the answers to them."""
 LEFT_ALONE = "left_alone"
-"""What the connector knew of a key after a callback without DynamoDB's memory, and after one with it."""
+"""The state of a key after a callback while the table of signed texts was unavailable, and after the next one."""
 LOGS = "logs"
 """The lines of the functions' logs."""
 QUEUES = "queues"
-"""How many records of each queue were visible, every other second."""
+"""The number of visible records in each queue, every two seconds."""
 
 NAMES = (
     INTENTS, ANSWERS, FAULTS, TRUTH, BUS, FAILED, CONTROL, MADE, KNOWN, RESOLVED, TIMEOUTS, HOOKS, HOOK_ANSWERS,
@@ -41,21 +41,21 @@ class Journal:
     """The files of one run."""
 
     def __init__(self, folder: Path) -> None:
-        """Write to a folder, which is made."""
+        """Write to a folder, and create it if necessary."""
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self._lock = threading.Lock()
         self._files = {name: (folder / f"{name}.jsonl").open("a", encoding="utf-8") for name in NAMES}
 
     def write(self, name: str, **line: Any) -> None:
-        """Add a line, with the time."""
+        """Append a line to a file, with the current time."""
         text = json.dumps({"at": round(time.time(), 3), **line})
         with self._lock:
             self._files[name].write(f"{text}\n")
             self._files[name].flush()
 
     def state(self, **facts: Any) -> None:
-        """Write what the run is, as a whole."""
+        """Write facts about the run as a whole to `run.json`."""
         (self.folder / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
 
     def close(self) -> None:
@@ -65,7 +65,7 @@ class Journal:
 
 
 def read(folders: Sequence[Path], name: str) -> Iterator[dict[str, Any]]:
-    """Yield the lines of one file, of one run after the other."""
+    """Yield the lines of one file, run by run."""
     for folder in folders:
         with (folder / f"{name}.jsonl").open(encoding="utf-8") as file:
             for line in file:

@@ -1,11 +1,11 @@
-"""How long a send takes whose answer is lost, and how many requests sends cost: of this code, or of another commit's.
+"""Measure the duration of sends whose answers are lost, and the requests that sends cost, for this or another commit.
 
     .venv/bin/python -m tests.chaos.lost                # this code
-    .venv/bin/python -m tests.chaos.lost ../before      # that of another worktree
+    .venv/bin/python -m tests.chaos.lost ../before      # the code of another worktree
 
-Twilio and AWS are fakes on loopback that answer as slowly as the real ones. One answer in 20 is lost: of these one in
-ten hangs until the connector has had enough, the others' connections break. No callback can come, so that only the
-list shows what was lost. Then time passes, and `resolve` runs each minute.
+Twilio and AWS are fakes on loopback that answer as slowly as the real services. One answer in 20 is lost. One in ten
+of these hangs until the connector times out; for the others, the connection breaks. No callback can come, so only
+Twilio's list shows the messages whose answers were lost. Then time passes, and `resolve` runs each minute.
 """
 
 import functools
@@ -34,7 +34,7 @@ from tests.faults.wire import Exchange
 
 SENDS = 1000
 _LOST_IN = 20
-_HANGS_IN = 10  # of the lost
+_HANGS_IN = 10  # of the lost answers
 _TWILIO_SECONDS = 0.1
 _AWS_SECONDS = 0.01
 _THREADS = 8
@@ -49,7 +49,7 @@ _SECRET = {
 
 
 class Took(NamedTuple):
-    """One send: how its answer was lost, if it was, what the caller got, and after how many seconds."""
+    """One send: how its answer was lost (None if it was not), the caller's result, and the duration in seconds."""
 
     lost: str | None
     answer: str
@@ -57,7 +57,7 @@ class Took(NamedTuple):
 
 
 class Twilio(FaultServer):
-    """A Twilio that takes its time, loses answers, and lists what it took."""
+    """A fake Twilio that answers slowly, loses answers, and lists the messages it accepted."""
 
     def _marker(self, request: Request) -> Fault:
         fault = super()._marker(request) or faults.OK
@@ -74,7 +74,7 @@ def _slowly(act: Callable[[Exchange], None], exchange: Exchange) -> None:
 
 
 def how(number: int) -> str | None:
-    """Return how the answer to a send is lost."""
+    """Return the fault that loses the answer to a send, or None."""
     if number % _LOST_IN:
         return None
     return "hang" if number // _LOST_IN % _HANGS_IN == _HANGS_IN - 1 else "reset_after_read"
@@ -95,8 +95,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def measure(proxy: AwsProxy, twilio: Twilio, sends: int, minutes: int) -> Iterator[str]:
-    """Send so often, let minutes pass, and yield the lines of a table."""
-    # Only now it is known whose code it is.
+    """Send this many messages, let minutes pass, and yield the lines of a table."""
+    # Imported here, because `main` has just put the code to measure on the path.
     import resolve  # noqa: PLC0415
     import send_sms  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""Take down what CloudWatch would have of a run: the lines of the functions' logs, and how many records queues hold."""
+"""Record the data that CloudWatch would have of a run: the functions' log lines, and the queues' visible records."""
 
 import threading
 from typing import Any
@@ -14,14 +14,14 @@ class Measured:
     """The logs and the queues of a stack, by their names in the template."""
 
     def __init__(self, aws_url: str, stack_name: str, journal: Journal) -> None:
-        """Take the emulator of AWS, the stack, and where to write."""
+        """Take the URL of AWS's emulator, the stack's name, and the journal to write to."""
         self._logs, self._sqs = client("logs", aws_url), client("sqs", aws_url)
         resources = client("cloudformation", aws_url).describe_stack_resources(StackName=stack_name)["StackResources"]
         self._resources: list[Any] = resources
         self._journal = journal
 
     def watch(self, stopped: threading.Event) -> None:
-        """Write down again and again how many records of each queue are visible, until it is over."""
+        """Record the number of visible records in each queue every two seconds, until the run is stopped."""
         while not stopped.wait(_EVERY):
             for name, url in self._named(_QUEUE):
                 attributes = self._sqs.get_queue_attributes(
@@ -30,7 +30,7 @@ class Measured:
                 self._journal.write(QUEUES, queue=name, visible=int(attributes["ApproximateNumberOfMessages"]))
 
     def take_logs(self) -> int:
-        """Write down all lines; return how many there are."""
+        """Record all log lines; return their number."""
         count = 0
         pages = self._logs.get_paginator("filter_log_events")
         for name, group in self._named(_GROUP):

@@ -1,6 +1,6 @@
-"""A client and a receiver as they are written on the first day. The faults must make them send twice, and lose events.
+"""A naive client and a naive receiver. The faults must make the client send twice, and the receiver lose events.
 
-The client repeats whatever failed; the receiver believes that the bus took what was answered 200.
+The client retries every failed request. The receiver assumes that the bus took all events if it answered 200.
 """
 
 import json
@@ -26,21 +26,20 @@ _FROM = "+15551234567"
 
 
 def control(sends: Sequence[Send], seed: int) -> list[Send]:
-    """Return the same sends for the naive client, with the faults that Twilio has for it.
+    """Return the same ordinary sends for the naive client, with Twilio's faults only.
 
-    It is no function that could be killed, and its timeout is for each byte: its connection breaks, or hangs,
-    at the same points instead.
+    The naive client's timeout restarts with each byte, so an answer that drips becomes one that hangs.
     """
     controls = []
     for number, send in enumerate(sends):
-        markers = [marker.replace("kill", "reset").replace("drip", "hang") for marker in twilio_faults(send)]
+        markers = [marker.replace("drip", "hang") for marker in twilio_faults(send)]
         key = make_key(seed, "naive", number, [*markers, "callback=none"])
         controls.append(send._replace(key=key, markers=tuple(markers)))
     return controls
 
 
 def run(controls: Sequence[Send], url: str, auth: tuple[str, str], journal: Journal, stopped: Event) -> None:
-    """Send all, until it is stopped, and write down how each ended."""
+    """Send all, until the run is stopped, and record the result of each send."""
 
     def one(send: Send) -> None:
         if stopped.is_set():
@@ -53,7 +52,7 @@ def run(controls: Sequence[Send], url: str, auth: tuple[str, str], journal: Jour
 
 
 def post(url: str, auth: tuple[str, str], send: Send) -> tuple[int, bool]:
-    """Send until it works; return how many requests that took, and whether it did."""
+    """Send until a request succeeds, at most `TRIES` times; return the number of requests and whether one succeeded."""
     form = {"To": "+15005550006", "From": _FROM, "Body": send.text}
     for attempt in range(1, TRIES + 1):
         try:
@@ -69,7 +68,7 @@ def post(url: str, auth: tuple[str, str], send: Send) -> tuple[int, bool]:
 
 
 def receiver(aws_url: str, bus: str) -> Receive:
-    """Return what takes webhooks for a bus."""
+    """Return a function that receives a webhook, puts its events on a bus, and returns the status."""
     key_id, secret = ROOT_USER
     config = Config(proxies={}, connect_timeout=1, read_timeout=_SECONDS, max_pool_connections=_THREADS)
     events = boto3.client(

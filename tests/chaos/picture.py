@@ -2,7 +2,7 @@
 
     python -m tests.chaos.picture .local/chaos/<run>
 
-Widgets and series are the template's, and the values those of the run's log lines and queues.
+The widgets and series are the template's. The values come from the run's log lines and queues.
 """
 
 import json
@@ -25,12 +25,12 @@ TITLE = (
     "latency, faults, unknown outcomes, queues, webhooks, and what costs."
 )
 BUCKETS = 48
-"""So many points has a series."""
+"""The number of points in a series."""
 
 _REPORT = re.compile(r"^REPORT RequestId: \S+\s+Duration: ([0-9.]+) ms")
 _GB_SECONDS = re.compile(r"SUM\(METRICS\(\)\) / 1000 \* (\d+) / 1024")
 _EVENT_BYTES = 26
-"""Of each event: https://docs.aws.amazon.com/AmazonCloudWatch/latest/logs/cloudwatch_limits_cwl.html."""
+"""The overhead of each event: https://docs.aws.amazon.com/AmazonCloudWatch/latest/logs/cloudwatch_limits_cwl.html."""
 
 WIDTH, HEIGHT, GAP, PLOT = 420, 268, 12, 132
 THEMES = {
@@ -42,14 +42,14 @@ STYLE = "font-family:-apple-system,BlinkMacSystemFont,'Segoe UI','Noto Sans',Hel
 
 
 class Line(NamedTuple):
-    """A series as it is drawn: its label, and a value for each bucket, or none."""
+    """A drawn series: its label, and for each bucket a value or None."""
 
     label: str
     values: list[float | None]
 
 
 class Run:
-    """What was measured in a run, cut into buckets of time."""
+    """The measurements of a run, divided into buckets of time."""
 
     def __init__(self, folders: Sequence[Path]) -> None:
         """Read a run's files."""
@@ -85,7 +85,7 @@ class Run:
                 self.points.add(metric, at, 1)
 
     def values(self, metrics: Sequence[Metric], statistic: str) -> list[float | None]:
-        """Return the statistic of metrics, taken together, in each bucket."""
+        """Return a statistic over all of these metrics together, for each bucket."""
         width = max(1.0, (self.ended - self.began) / BUCKETS)
         buckets: list[list[float]] = [[] for _ in range(BUCKETS)]
         for metric in metrics:
@@ -188,7 +188,7 @@ def _widget(widget: Mapping[str, Any], lines: list[Line], seconds: float, colour
 
 
 def _stacked(lines: list[Line]) -> list[Line]:
-    """Return each line above those before it."""
+    """Return the lines stacked: to each value, those of the lines before it are added."""
     below = [0.0] * BUCKETS
     found = []
     for line in lines:
@@ -209,7 +209,7 @@ def _text(x: float, y: float, text: str, colour: str, more: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Draw, and return the exit code."""
+    """Draw the dashboard of the given runs, and return the exit code."""
     if not arguments:
         sys.stderr.write(f"{__doc__}\n")
         return 2

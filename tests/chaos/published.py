@@ -1,4 +1,4 @@
-"""Judge the webhooks of a run from its files: what was delivered and answered, injected, and published."""
+"""Judge the webhooks of a run from its files: deliveries, answers, injected faults and published events."""
 
 import json
 import statistics
@@ -14,13 +14,13 @@ from tests.chaos.table import Row, counts, figure, killed, row
 from tests.chaos.webhooks import CRASHES, NAIVE, STATUSES, Stage, digest, names
 
 LEAST_LOST = 10
-"""Events per 1,000 that the naive receiver loses, below which the faults did not bite."""
+"""The naive receiver must lose more events per 1,000 than this; otherwise the faults were too weak."""
 LEAST_HIT = 0.5
-"""Of the webhooks with a fault those that a fault reached, and of those with a crash those whose process was killed."""
+"""The least share of webhooks with a fault that a fault reaches, and of crash webhooks whose process is killed."""
 MOST_GIVEN_UP = 0.01
-"""Of the webhooks those that Twilio may give up."""
+"""The largest share of webhooks that Twilio may give up."""
 MOST_SLOW = 0.02
-"""Of the events those that may be marked because this machine was too slow for a time limit."""
+"""The largest share of events marked, and of webhooks refused, because this machine is too slow for a time limit."""
 
 _OK = 200
 _REFUSED = (400, 403, 413)
@@ -31,13 +31,13 @@ _OF_OTHERS = (
         "NumSegments", "ApiVersion",
     },
 )  # fmt: skip
-"""The names that Twilio's emulator uses, and those that processes are started with."""
-_BUFFER_SECONDS = 6  # both attempts to put an event in the buffer, each as long as the connector waits
-_SLACK = 1  # seconds between a fault and the line that tells of it
+"""The parameters of the webhook that starts processes, and of the callbacks of Twilio's emulator."""
+_BUFFER_SECONDS = 6  # for two attempts to put an event in the buffer, both of which time out
+_SLACK = 1  # seconds between a fault and the line that records it
 
 
 class Answer(NamedTuple):
-    """How a delivery was answered, and when it was under way; status None is a connection that broke."""
+    """The answer to a delivery, and when it began and ended. If the connection broke, the status is None."""
 
     status: int | None
     began: float
@@ -45,20 +45,20 @@ class Answer(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """What was injected into a call to AWS."""
+    """A fault that was injected into a call to AWS."""
 
     kind: str
     at: float
 
     @property
     def operation(self) -> str:
-        """The call."""
+        """The operation that was called."""
         return self.kind.partition(".")[0]
 
 
 @dataclass
 class Hook:
-    """All that is known of one webhook."""
+    """All records about one webhook."""
 
     kind: str
     part: str
@@ -69,22 +69,22 @@ class Hook:
     status: str | None = None
     stage: str = Stage.BEFORE
     says: dict[str, str] = field(default_factory=dict)
-    """A digest of what Twilio says, by the name of each event."""
+    """A digest of Twilio's parameters for each event, by the event's name."""
     answers: list[Answer] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
 
     @property
     def is_accepted(self) -> bool:
-        """Whether Twilio was told that it arrived."""
+        """Whether a delivery was answered 200."""
         return any(answer.status == _OK for answer in self.answers)
 
     @property
     def is_killed(self) -> bool:
-        """Whether the process was killed that had it."""
+        """Whether a process that handled the webhook was killed."""
         return any("kill" in fault.kind for fault in self.faults)
 
     def explains(self, answer: Answer, token: Sequence[Fault]) -> bool:
-        """Tell whether what was injected explains that a delivery was not accepted."""
+        """Return whether the injected faults explain why a delivery was not accepted."""
         own, read = (
             [fault for fault in faults if answer.began - _SLACK <= fault.at <= answer.ended + _SLACK]
             for faults in (self.faults, token)
@@ -98,12 +98,12 @@ class Hook:
 
     @staticmethod
     def is_slow(answer: Answer) -> bool:
-        """Tell whether it took so long that this machine's queue may not have taken the event in time either."""
+        """Return whether a 503 came so late that the buffer on this machine may have missed its time limit."""
         return answer.status == 503 and answer.ended - answer.began > _BUFFER_SECONDS
 
 
 class Published:
-    """The webhooks of a run, as its files tell them."""
+    """The webhooks of the judged runs, read from their files."""
 
     def __init__(self, *folders: Path) -> None:
         """Read the folders of runs."""
@@ -141,7 +141,7 @@ class Published:
         self._others: dict[str, list[str | None]] = defaultdict(list)
         self._told: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
         self._readings: dict[str, bool] = {}
-        """Whether each event says what Twilio said."""
+        """Whether each event has the parameters that Twilio sent."""
         self._forged = {
             f"{names(each['hook'])[0]}, forged: {each['status']}": (self.hooks[names(each["hook"])[0]], each["status"])
             for each in journal.read(folders, journal.FORGED)
@@ -151,7 +151,7 @@ class Published:
             self._learn(each["event"])
 
     def _learn(self, event: Mapping[str, Any]) -> None:
-        """Take note of an event: whose it is stands in what Twilio said."""
+        """Record an event for its webhook, whose name is in the event's parameters."""
         detail = event["detail"]
         if event["source"] == NAIVE:
             self.marks[names(json.dumps(detail))[0]].append(None)
@@ -160,7 +160,7 @@ class Published:
         mark = detail.get("deduplication")
         parameters = detail["parameters"]
         found = names(json.dumps(parameters))
-        if not found:  # of Twilio's emulator, about the messages that are sent meanwhile
+        if not found:  # a callback of Twilio's emulator, or a webhook that starts a process
             self._others[detail["deduplication_id"]].append(mark)
             self._readings[f"{event['id']} {detail['deduplication_id']}"] = parameters.keys() in _OF_OTHERS
             return
@@ -174,7 +174,7 @@ class Published:
             self._told[detail["message"]["sid"]].append(detail["message"])
 
     def violations(self) -> list[Row]:
-        """Return what must not be, each with the webhooks or events that are it."""
+        """Return a row for each kind of violation, with the webhooks or events concerned."""
         events = {name: self.marks[name] for hook in self.hooks.values() for name in hook.events}
         accepted = {name: events[name] for hook in self.hooks.values() if hook.is_accepted for name in hook.events}
         answers = {
@@ -203,12 +203,12 @@ class Published:
         return answer.status in {_OK, *_REFUSED} or hook.explains(answer, self._token)
 
     def _is_taken(self, hook: Hook, status: int | None) -> bool:
-        """Tell whether another reading was taken, though the memory had the first one."""
+        """Return whether another reading was accepted although the connector had stored the first one."""
         is_known = hook.is_accepted and not any("unavailable" in self.marks[name] for name in hook.events)
         return is_known and status == _OK
 
     def void(self) -> list[str]:
-        """Return why the webhooks prove nothing."""
+        """Return the reasons why the webhooks of a run prove nothing."""
         if not self.hooks:
             return ["no webhook was delivered"]
         given_up = sum(not hook.is_accepted for hook in self.hooks.values())
@@ -234,12 +234,12 @@ class Published:
         return [*idle, *(reason for reason, is_so in reasons.items() if is_so)]
 
     def hit(self) -> float:
-        """Return the share of the webhooks with faults that one of them reached."""
+        """Return the share of webhooks with planned faults that at least one fault reached."""
         marked = [hook for hook in self.hooks.values() if hook.is_marked]
         return sum(bool(hook.faults) for hook in marked) / len(marked) if marked else 0.0
 
     def crashes(self) -> dict[str, tuple[int, int]]:
-        """Return for each point how many webhooks there were, and for how many a process was killed."""
+        """Return for each crash point the number of webhooks, and the number of those whose process was killed."""
         at = {point: [hook for hook in self.hooks.values() if hook.crash == point] for point in CRASHES}
         return {point: (len(hooks), sum(hook.is_killed for hook in hooks)) for point, hooks in at.items()}
 
@@ -252,13 +252,14 @@ class Published:
         return set(orders.values())
 
     def marked(self, mark: str) -> int:
-        """Return how many events say that they may not be the only one, in these words."""
+        """Return how many events have this `deduplication` mark."""
         return sum(marks.count(mark) for marks in self.marks.values())
 
     def unexplained_marks(self) -> list[str]:
-        """Return the events that are marked though the record of faults has nothing of their webhook.
+        """Return the events that are marked although no fault is recorded for their webhook.
 
-        An event that was buffered while the bus was away may be published while DynamoDB is away, and is marked then.
+        An event that was buffered while the bus was unavailable may be published while DynamoDB is unavailable. Its
+        mark `unavailable` then counts as explained.
         """
         spared = [hook for hook in self.hooks.values() if not hook.faults and hook.stage != Stage.TABLE_AWAY]
         return [
@@ -269,7 +270,7 @@ class Published:
         ]
 
     def slow(self) -> int:
-        """Return how many webhooks were answered 503 after longer than the buffer may take."""
+        """Return how many deliveries were answered 503 after more time than the buffer may take."""
         return sum(hook.is_slow(answer) for hook in self.hooks.values() for answer in hook.answers)
 
     def lost_by_the_naive(self) -> float:
@@ -279,7 +280,7 @@ class Published:
         return 1000 * lost / len(accepted) if accepted else 0.0
 
     def table(self) -> Iterator[str]:
-        """Yield the lines that a person reads."""
+        """Yield the lines of the printed table that concern webhooks."""
         if not self.hooks:
             return
         answers = [answer for hook in self.hooks.values() for answer in hook.answers]
@@ -311,7 +312,7 @@ class Published:
 
 
 def _ends_wrongly(told: Sequence[Mapping[str, Any]]) -> bool:
-    """Tell whether somebody who drops what has a lower rank is left with another status than the last."""
+    """Return whether a consumer that ignores statuses of lower rank ends with another status than the last."""
     last: Mapping[str, Any] = {"status_rank": -1}
     for message in told:
         last = last if message["status_rank"] < last["status_rank"] else message

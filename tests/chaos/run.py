@@ -1,4 +1,4 @@
-"""One run: send everything while things fail, wait until each key has ended, and take down what the witnesses have."""
+"""One run: send everything under faults, wait until each key has ended, and copy the witnesses' records."""
 
 import functools
 import json
@@ -19,24 +19,24 @@ from tests.chaos.setting import VISIBILITY_SECONDS, Setting, bus_away, secrets_h
 from tests.chaos.verdict import Key
 
 _THREADS = 96
-_SETTLED_SECONDS = 900  # the queue waits longer each time before it tries again
-_RESOLVE_EVERY = 20  # seconds; the emulator of Twilio takes a limited number of requests
-_AWAY_SECONDS = 45  # with deliveries so short after each other that a record's life in the queue ends meanwhile
-_DELIVERIES = 12  # of a queue whose records SQS moves by itself
+_SETTLED_SECONDS = 900  # the queue waits longer before each retry
+_RESOLVE_EVERY = 20  # seconds; the emulator of Twilio accepts a limited number of requests
+_AWAY_SECONDS = 45  # seconds; deliveries follow so quickly that records reach the queue's limit of deliveries
+_DELIVERIES = 12  # until SQS moves a record, if the queue has a redrive policy
 _HANGS_SECONDS = 40  # longer than an invocation may take
 _BATCH_SIZE = 10
 _LATER = ("sent", "delivered")
-_CALLBACKS = 4  # at the same time: for each more, another process would start
-_SILENT = 10  # keys that are called back about without the memory of signed texts
+_CALLBACKS = 4  # at the same time; each further one would start another process
+_SILENT = 10  # keys with callbacks while the memory of signed texts is unavailable
 _TIMED_OUT = re.compile(r"Lambda (\S+): Task timed out after")
-_LEAST_REQUESTS = 100  # left to the emulator, or it may have refused some
+_LEAST_REQUESTS = 100  # that the emulator still accepts; with fewer, it may have refused some
 
 
 class Chaos:
-    """A run on a stack that is up."""
+    """A run on a stack that is already running."""
 
     def __init__(self, setting: Setting, journal: Journal, seed: int, size: Size) -> None:
-        """Take the stack, where to write, and what is to be done."""
+        """Take the stack, the journal to write to, and the seed and size of the run."""
         self._setting = setting
         self._journal = journal
         self._seed = seed
@@ -62,7 +62,7 @@ class Chaos:
         self._pool.shutdown(cancel_futures=True)
 
     def run(self) -> None:
-        """Do all of it."""
+        """Carry out all steps of the run."""
         self._state(finished=False)
         self._pool.submit(self._measured.watch, self._callers.stopped)
         with step("start processes of the function"):
@@ -117,7 +117,7 @@ class Chaos:
         self._all([self._pool.submit(self._callers.send, send) for send in sends])
 
     def _without_bus(self, sends: Sequence[Send]) -> None:
-        """Send while the bus takes nothing, for longer than the queue keeps a record that was delivered so often."""
+        """Send while the bus refuses all events, until records of the queue reach their limit of deliveries."""
         queue = self._outputs["SendQueueUrl"]
         attributes = self._callers.sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["RedrivePolicy"])
         if policy := attributes.get("Attributes", {}).get("RedrivePolicy"):
@@ -133,7 +133,7 @@ class Chaos:
         self._callers.sqs.set_queue_attributes(QueueUrl=queue, Attributes=visibility)
 
     def _without_secrets(self, sends: Sequence[Send]) -> None:
-        """Send in batches in which each record has a secret of its own that Secrets Manager does not give."""
+        """Send while Secrets Manager hangs, in batches whose records each need a different secret."""
         arn = self._outputs["SendQueueArn"]
         [mapping] = self._callers.functions.list_event_source_mappings(EventSourceArn=arn)["EventSourceMappings"]
         resize = functools.partial(self._callers.functions.update_event_source_mapping, UUID=mapping["UUID"])
@@ -144,9 +144,10 @@ class Chaos:
         resize(BatchSize=mapping["BatchSize"])
 
     def _call_back(self) -> int:
-        """Let Twilio call back about each message that is not known yet, as it does when it gets on; return how many.
+        """Let Twilio send further callbacks about each message that is not known to be sent; return their number.
 
-        The emulator has called back once, while it answered, and does not repeat what failed.
+        The emulator called back once, while it answered, and does not retry failed callbacks. The callbacks here are
+        those that Twilio sends when a message progresses.
         """
         made = dict(self._setting.relay.made)
         open_ones = [key for key in made if key not in self._called_back and self._keys[key].state != "sent"]
@@ -161,7 +162,7 @@ class Chaos:
         return len(open_ones)
 
     def _webhooks(self) -> None:
-        """Deliver webhooks, for a while without the bus, and wait until the buffer is empty."""
+        """Deliver webhooks, some while the bus or DynamoDB is unavailable, and wait until the buffer is empty."""
         place, size, stopped = self._setting, self._size, self._callers.stopped
         stages = webhooks.plan(self._seed, size)
         for hook in (hook for units in stages.values() for unit in units for hook in unit.hooks if hook.markers):
@@ -195,7 +196,7 @@ class Chaos:
                     self._call_back_silently(silent)
             place.proxy.clear()
         with step("webhooks: wait for what the buffer holds") as facts:
-            # Meanwhile the naive receiver gets its own.
+            # At the same time, the naive receiver gets its webhooks.
             units = webhooks.control(
                 [*stages[webhooks.Stage.BEFORE], *stages[webhooks.Stage.AFTER]], size.webhook_control
             )
@@ -205,7 +206,7 @@ class Chaos:
             facts.append(f"{len(twilio.accepted):,} events, {len(left):,} of them did not come")
 
     def _call_back_silently(self, sends: Sequence[Send]) -> None:
-        """Call back about keys that are unknown, without the memory of signed texts and then with it."""
+        """Send callbacks about unknown keys, first while the memory of signed texts is unavailable, then with it."""
         place = self._setting
         for send in sends:
             sid, url = place.relay.silent[send.key]
@@ -218,7 +219,7 @@ class Chaos:
             self._journal.write(LEFT_ALONE, key=send.key, away=answers[0], back=answers[1])
 
     def _drained(self, accepted: set[str], control: Future[None]) -> set[str]:
-        """Wait until all these events were published and the buffer is empty; return those that never came."""
+        """Wait until these events are published and the buffer is empty; return the events that were not published."""
         deadline = time.monotonic() + _SETTLED_SECONDS
         while True:
             is_quiet, is_over = not drain.in_queue(self._callers.sqs, self._setting.buffer_url), control.done()
@@ -239,7 +240,7 @@ class Chaos:
         self._all([self._pool.submit(self._callers.confirm, send) for send in sends])
 
     def _settle(self) -> list[Send]:
-        """Wait until every key has ended and the queue is empty; return the keys that have not, after all that time."""
+        """Wait until every key has ended and the send queue is empty; return the keys that did not end in time."""
         deadline = time.monotonic() + _SETTLED_SECONDS
         resolve_at = 0.0
         resolving: Future[None] | None = None
@@ -258,14 +259,14 @@ class Chaos:
             self._callers.stopped.wait(1)
 
     def _redrive(self) -> int:
-        """Put back in the send queue what is in the failed queue, as a person may at any time."""
+        """Move the failed queue's records to the send queue, as an operator may at any time; return their number."""
         bodies = self._reports.failed()
         for body in bodies:
             self._callers.redrive(body)
         return len(bodies)
 
     def _resolve(self) -> None:
-        """Run what the schedule runs every minute, twice at the same time."""
+        """Invoke resolve, which the schedule invokes every minute, twice at the same time."""
         self._all([self._pool.submit(self._callers.resolve) for _ in range(2)])
 
     def _learn(self, event: dict[str, Any]) -> None:
@@ -281,7 +282,7 @@ class Chaos:
 
 @contextmanager
 def step(title: str) -> Iterator[list[str]]:
-    """Say in one line what was done, what came of it, and how long it took."""
+    """Print one line with the step's title, its duration, and the facts that the step adds."""
     began = time.monotonic()
     facts: list[str] = []
     yield facts

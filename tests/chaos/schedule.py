@@ -1,4 +1,4 @@
-"""Which keys are sent, by which caller, and what goes wrong with each: a function of the seed."""
+"""The schedule of sends, a function of the seed: the keys, the caller of each, and the faults that hit it."""
 
 import random
 from collections import Counter
@@ -7,24 +7,24 @@ from enum import StrEnum
 from typing import NamedTuple
 
 ONE_IN = 3
-"""A fault hits one in so many of the ordinary sends."""
+"""One in this many ordinary sends has a fault; the same holds for webhooks."""
 
 NOWHERE = "http://127.0.0.1:9/"
-"""Where status callbacks go that the connector does not get."""
+"""The URL of status callbacks that the connector does not get."""
 
 HANGING = tuple(f"hang-{number}" for number in range(10))
-"""Connections whose secret Secrets Manager does not give for a while: as many as a batch has records."""
+"""Connections whose secrets Secrets Manager does not return for a while. There are as many as records in a batch."""
 BROKEN = ("broken-json", "broken-token", "broken-missing")
-"""Connections whose secret is malformed, has a wrong token, or is not there, for a while."""
+"""Connections whose secret is malformed, has a wrong token, or is missing for a while."""
 
 _TEXT = "Chaos "
 _LONGEST_VALIDITY = 36_000  # seconds
 _LOST = ("reset", "500", "bad_json", "close")
-"""What loses an answer at once."""
+"""The faults that lose an answer immediately, without a timeout."""
 
 
 class Channel(StrEnum):
-    """How a send comes to the function."""
+    """The way by which a send reaches the function."""
 
     API = "api"
     DIRECT = "direct"
@@ -36,7 +36,7 @@ class Channel(StrEnum):
 
 
 class Part(StrEnum):
-    """What a key is there to try."""
+    """The situation that a key tests."""
 
     ORDINARY = "ordinary"
     CRASH = "crash"
@@ -55,11 +55,11 @@ OUTAGES = frozenset({Part.BUS_AWAY, Part.SECRET_HANGS, Part.SECRET_BROKEN})
 
 
 class Callback(StrEnum):
-    """Who gets the status callbacks of a message: only where it is the connector they are proof."""
+    """The receiver of a message's status callbacks. They are proof only if the connector receives them."""
 
     OURS = "ours"
     NONE = "none"
-    """The connection has nothing that callbacks could be checked with."""
+    """The connection has no auth token to check callbacks with."""
     OTHERS = "others"
     """The input names another URL."""
 
@@ -68,10 +68,10 @@ _CALLBACKS = (*[Callback.OURS] * 7, *[Callback.NONE] * 2, Callback.OTHERS)
 
 
 class Send(NamedTuple):
-    """One key; its markers stand in it, so that relay and proxy see them wherever the key or the text is.
+    """One key. It contains its markers, so that relay and proxy find them in each request with the key or the text.
 
-    `words` are the key that stands in the text, where that is not its own: twins have the same. `connection` is one
-    that only this part has. Without `has_key` the key is the id that the queue, topic or bus gives to the message.
+    `words` is the key in the text, if that is not the send's own key: twins share one. `connection` is a connection
+    that only this part uses. Without `has_key`, the key is the id that the queue, topic or bus gives to the message.
     """
 
     key: str
@@ -86,21 +86,21 @@ class Send(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The message, which nobody else sends, but a twin or a stranger."""
+        """The text of the message, which only a twin or a stranger sends too."""
         return _TEXT + (self.words or self.key)
 
     @property
     def fields(self) -> dict[str, object]:
-        """What the input has besides: a validity period tells twins apart, since Twilio's list does not show it."""
+        """The input's other fields. A validity period distinguishes twins, since Twilio's list does not show it."""
         number = self.key.removeprefix(f"{self.words};n=") if self.words else ""
         validity: dict[str, object] = {"validity_period": _LONGEST_VALIDITY - int(number)} if number else {}
         return validity | ({"status_callback": NOWHERE} if self.callback is Callback.OTHERS else {})
 
 
 class Size(NamedTuple):
-    """How much is tried; `race_callers` send each key of a race at the same time.
+    """The number of keys and webhooks of each kind; `race_callers` callers send each key of a race at the same time.
 
-    `orders` messages have their statuses told in each order there is; so many `webhook_callers` are at work together.
+    For each order of the four statuses there are `orders` messages. Up to `webhook_callers` deliveries run at a time.
     """
 
     sends: int
@@ -156,11 +156,11 @@ _REJECTIONS = ("21211_before", "21610_before", _UNAUTHORIZED, "403_before")
 _ONCE_TOO_MANY = ("429_before,ok", "429_before,429_before,429_before,ok")
 _TOO_MANY = ("429_before", "429_retry_before", "21611_before")
 AFTER = tuple(f"{name}_after" for name in _AMBIGUOUS)
-"""Twilio took the message; its answer does not say so."""
+"""Twilio accepted the message, but its answer does not say so."""
 BEFORE = (*(f"{name}_before" for name in _AMBIGUOUS), *_REJECTIONS, *_ONCE_TOO_MANY)
-"""Twilio did not take the message; the answer says so, or does not."""
+"""Twilio did not accept the message at the first attempt. Some of these answers say so, others do not."""
 LASTING = (*BEFORE, *_TOO_MANY)
-"""With these a caller who waits gives up at some time; a queue would try for an hour."""
+"""The faults for API and direct callers, who give up at some point; a queue would retry some of them for an hour."""
 
 CLAIM = (
     "Write.1.throttle", "Write.1.fail", "Write.1.deny", "Write.1.delay", "Write.1.drop_before",
@@ -187,12 +187,12 @@ CRASHES: dict[str, tuple[str, ...]] = {
     "before the event is published": ("aws=PutEvents.1.kill_before", "callback=none"),
     "after the event is published": ("aws=PutEvents.1.kill_after", "callback=none"),
 }
-"""Where the function's process is killed. A status callback writes to the ledger and to the bus as well, so that
-without one the count of these calls is the sender's alone."""
+"""The points at which the function's process is killed. A status callback also writes to the ledger and to the bus.
+With `callback=none`, these calls are the sender's alone, so the marker counts them correctly."""
 
 
 def plan(seed: int, size: Size) -> list[Send]:
-    """Return all keys of a run in the order in which they are sent; races and outages are together at the end."""
+    """Return all keys of a run in the order in which they are sent; races and outages come at the end."""
     chance = random.Random(seed)
     sends = [*_ordinary(seed, size.sends, chance), *_crashes(seed, size.crashes, chance)]
     sends += [*_redeliveries(seed, size.redeliveries, chance), *_conflicts(seed, size.conflicts)]
@@ -206,30 +206,30 @@ def plan(seed: int, size: Size) -> list[Send]:
 
 
 def twilio_faults(send: Send) -> tuple[str, ...]:
-    """Return the markers that a client without AWS meets too."""
+    """Return the markers of faults that also hit a client without AWS."""
     return tuple(marker for marker in send.markers if marker.startswith("fault="))
 
 
 def key_of(text: str) -> str | None:
-    """Return the key in a message's text."""
+    """Return the key in a message's text, or None."""
     words = text.split(" ")
     return words[1] if len(words) > 1 and text.startswith(_TEXT) else None
 
 
 def owner(form: Mapping[str, Sequence[str]]) -> str | None:
-    """Return the key whose message a request asks for."""
+    """Return the key whose message a request creates, or None."""
     words = key_of(form.get("Body", [""])[0])
     validity = form.get("ValidityPeriod")
     return f"{words};n={_LONGEST_VALIDITY - int(validity[0])}" if words and validity else words
 
 
 def make_key(seed: int, name: str, number: int, markers: Iterable[str]) -> str:
-    """Return a key that has its markers in it."""
+    """Return a key that contains its markers."""
     return ";".join([f"{name}-{seed}-{number:05}", *markers])
 
 
 def _ordinary(seed: int, count: int, chance: random.Random) -> Iterator[Send]:
-    """Yield sends whose channels have their shares exactly, and of which every third is hit, in each channel."""
+    """Yield sends in the exact share of each channel; in each channel, every third send has faults."""
     seen = Counter[Channel]()
     for number, channel in enumerate(_dealt(count)):
         markers = _faults(channel, chance) if seen[channel] % ONE_IN == 0 else ()
@@ -238,7 +238,7 @@ def _ordinary(seed: int, count: int, chance: random.Random) -> Iterator[Send]:
 
 
 def _dealt(count: int) -> list[Channel]:
-    """Return a channel for each number, all of them mixed evenly."""
+    """Return this many channels, evenly mixed in their shares."""
     due = dict.fromkeys(SHARES, 0.0)
     channels = []
     for _ in range(count):
@@ -251,7 +251,7 @@ def _dealt(count: int) -> list[Channel]:
 
 
 def _faults(channel: Channel, chance: random.Random) -> tuple[str, ...]:
-    """Return one fault, or two: of Twilio, of AWS, or of each."""
+    """Return the markers of a fault of Twilio, of AWS, or of both; some markers also turn status callbacks off."""
     dice = chance.random()
     befores = LASTING if channel in {Channel.API, Channel.DIRECT} else BEFORE
     twilio = chance.choice((*AFTER, *AFTER, *befores)) if dice < 0.72 else None
@@ -265,7 +265,7 @@ def _faults(channel: Channel, chance: random.Random) -> tuple[str, ...]:
             kinds = [*SET_ASIDE]
         aws = chance.choice(kinds)
     if channel in QUEUED and twilio == _UNAUTHORIZED:
-        twilio = _FIXED  # until somebody fixes the credentials the queue tries again
+        twilio = _FIXED  # the queue retries until an operator fixes the credentials
     markers = [f"fault={twilio}"] if twilio else []
     markers += [f"aws={aws}"] if aws else []
     markers += ["callback=none"] if without_callback else []
@@ -276,14 +276,14 @@ def _crashes(seed: int, count: int, chance: random.Random) -> Iterator[Send]:
     everywhere = (Channel.API, Channel.DIRECT, Channel.SQS, Channel.SQS, Channel.SNS, Channel.EVENTBRIDGE)
     for place, (name, markers) in enumerate(CRASHES.items()):
         for number in range(count):
-            # Only what comes by the queue is reported.
+            # Only sends through the queue are reported on the bus.
             channel = chance.choice(tuple(QUEUED) if "event" in name else everywhere)
             key = make_key(seed, "crash", place * 1000 + number, markers)
             yield Send(key, channel, Part.CRASH, markers, crash=name)
 
 
 def _redeliveries(seed: int, count: int, chance: random.Random) -> Iterator[Send]:
-    """Yield what is delivered twice; what hits some of them leaves no doubt whether the message is sent."""
+    """Yield sends that are delivered twice; the faults of some leave no doubt whether the message is sent."""
     for number in range(count):
         channel = (Channel.SNS, Channel.EVENTBRIDGE, Channel.SQS)[number % 3]
         faults = chance.choice((AFTER, SET_ASIDE, REPORT))
@@ -299,7 +299,7 @@ def _conflicts(seed: int, count: int) -> Iterator[Send]:
 
 
 def _races(seed: int, count: int, chance: random.Random) -> Iterator[Send]:
-    """Yield keys whose message Twilio takes, whatever its first answer says."""
+    """Yield keys whose message Twilio accepts, although a fault may hide its first answer."""
     quick = tuple(name for name in AFTER if not name.startswith(("hang", "drip")))
     for number in range(count):
         channel = (Channel.API, Channel.DIRECT)[number % 2]
@@ -308,14 +308,14 @@ def _races(seed: int, count: int, chance: random.Random) -> Iterator[Send]:
 
 
 def _is_free(send: Send) -> bool:
-    """Tell whether it does not matter for its part who gets the callbacks."""
+    """Return whether a send's part allows any receiver of callbacks."""
     return send.part in {Part.ORDINARY, Part.CRASH, Part.REDELIVERY}
 
 
 def _twins(seed: int, count: int, chance: random.Random) -> Iterator[tuple[Send, Send]]:
-    """Yield pairs of keys with the same message at the same moment; the first text has a fault for each.
+    """Yield pairs of keys with the same message at the same moment; their common text names a fault for each.
 
-    Where no callback can come, a list shows their messages alike.
+    If no callback can come, the two messages look the same in Twilio's list.
     """
     kinds = ("before,after", "after,before", "after,after", "before,before", "ok,after", "ok,before")
     for number in range(count // 2):
@@ -334,7 +334,7 @@ def _twins(seed: int, count: int, chance: random.Random) -> Iterator[tuple[Send,
 
 
 def _strangers(seed: int, count: int, chance: random.Random) -> Iterator[Send]:
-    """Yield sends whose answer is lost, while somebody else sends the same words by himself."""
+    """Yield sends whose answer is lost while a stranger sends the same text directly to Twilio."""
     whose = [
         (callback, lost) for callback in Callback for lost in (False, True) if callback is Callback.OURS or not lost
     ]
@@ -348,7 +348,7 @@ def _strangers(seed: int, count: int, chance: random.Random) -> Iterator[Send]:
 
 
 def _bus_away(seed: int, count: int, chance: random.Random) -> Iterator[Send]:
-    """Yield sends by queue whose reports the bus refuses; of half of them the key is the id of the delivery."""
+    """Yield sends through the queue whose reports the bus refuses; half of them have the delivery's id as key."""
     faults = ("", "", f"{chance.choice(_LOST)}_after", "21211_before")
     for number in range(count):
         channel = (Channel.SQS, Channel.SNS, Channel.EVENTBRIDGE)[number % 3]
@@ -359,7 +359,7 @@ def _bus_away(seed: int, count: int, chance: random.Random) -> Iterator[Send]:
 
 
 def _secrets(seed: int, size: Size, chance: random.Random) -> Iterator[Send]:
-    """Yield sends by queue with connections that cannot be read for a while."""
+    """Yield sends through the queue whose connections are unusable for a while."""
     for number in range(size.secret_hangs):
         channel = chance.choice((Channel.SQS, Channel.SQS, Channel.SNS))
         key = make_key(seed, "hang", number, ())

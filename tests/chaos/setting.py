@@ -36,10 +36,10 @@ PARAMETERS = {
     "SendThreads": "3",
     "SendMaximumConcurrency": "4",
 }
-"""Short waits, and small batches: a process that is killed takes few others' sends with it."""
+"""Short waits, and small batches, so that a killed process interrupts few other sends."""
 
 KEY_ONLY = "key-only"
-"""A connection whose callbacks cannot be checked."""
+"""A connection without an auth token, so that its callbacks cannot be checked."""
 _PREFIX = "twilio/"
 _ACCOUNT = {"account_sid": ACCOUNT_SID, "default_from": NUMBER}
 _API_KEY = {"api_key_sid": API_KEY_SID, "api_key_secret": API_KEY_SECRET}
@@ -49,20 +49,20 @@ _NAME = "chaos"
 _MACHINE = ROOT / "examples" / "step-functions" / "send-sms.asl.json"
 _DEDUPLICATION_ID = re.compile(rb'"deduplication_id": ?\{"S": ?"([^"]+)"|"id": ?\{"S": ?"(text:[^"]+)"')
 VISIBILITY_SECONDS = {"BufferQueue": "5", "SendQueue": "35"}
-"""The queues' visibility timeouts, which are minutes in the template."""
+"""The queues' visibility timeouts in seconds; in the template they are minutes."""
 _WORDS = re.compile(rb"\bChaos ([!#-\[\]-~]+)")
 _TWIN = re.compile(r"\bfault=([\w,]+);n=(\d)$")
 _STRANGER = re.compile(r"\bstranger=(\w+)")
 _LAG_SECONDS = 3
 _WAIT_SCALE = 1 / 30
-"""The state machine's minutes are two seconds."""
+"""A minute of the state machine takes two seconds."""
 
 
 class Relay(FaultServer):
-    """The fault server in front of Twilio, which writes down what it did to a message, and whose message is made.
+    """The fault server in front of Twilio. It records its faults, and the key of each message that Twilio creates.
 
-    Of twins each has its own fault, the first or the second that their text names. `stranger=first` lets somebody
-    else send the same words before the request is handled, `stranger=second` before it is answered.
+    Each twin has its own fault: the first or the second that their text names. With `stranger=first`, a stranger sends
+    the same text before the request is handled; with `stranger=second`, before it is answered.
     """
 
     def __init__(self, journal: Journal) -> None:
@@ -70,9 +70,9 @@ class Relay(FaultServer):
         self._journal = journal
         self._copied: set[str] = set()
         self.made: dict[str, str] = {}
-        """The message of each key that Twilio was asked to call the connector back about."""
+        """The SID of each key's message, if Twilio was asked to send callbacks about it to the connector."""
         self.silent: dict[str, tuple[str, str]] = {}
-        """The message of each key whose callbacks are lost, and where they were to go."""
+        """For each key whose callbacks are turned off: its message's SID, and the URL of the callbacks."""
         super().__init__()
 
     def _marker(self, request: Request) -> Fault | None:
@@ -108,7 +108,7 @@ class Relay(FaultServer):
         return reply
 
     def _copy(self, request: Request) -> None:
-        """Send the same words as somebody who has nothing to do with the connector."""
+        """Send the same text directly to Twilio, as a stranger that does not use the connector."""
         form = {name: values[0] for name, values in request.form.items() if name in {"To", "From", "Body"}}
         answer = loopback.request(
             "POST",
@@ -120,10 +120,10 @@ class Relay(FaultServer):
 
 
 class Proxy(AwsProxy):
-    """The proxy in front of AWS, which writes down what it did to a call.
+    """The proxy in front of AWS. It records its faults.
 
-    An item of the table of published events shows no key: `keys` tells whose it is, by its `deduplication_id`, or by
-    the id of a signed text.
+    An item in the table of published events does not contain a key. `keys` maps the `deduplication_id` of an event, or
+    the id of a signed text, to the key.
     """
 
     def __init__(self, journal: Journal) -> None:
@@ -154,15 +154,15 @@ def _after(first: Callable[[], None], act: Callable[[Exchange], None]) -> Callab
 
 
 def _noted[E: Exchange](act: Callable[[E], None], journal: Journal, **line: str | None) -> Callable[[E], None]:
-    """Write a fault down when it is done."""
+    """Return the action of a fault, followed by a record of the fault in the journal."""
 
     def noted(exchange: E) -> None:
         try:
             act(exchange)
         except LookupError:
-            exchange.close()  # another fault killed this process first
+            exchange.close()  # another fault killed the client's process first
             return
-        except (OSError, Closed):  # the client had enough of it
+        except (OSError, Closed):  # the client gave up first
             journal.write(FAULTS, **line)
             raise
         journal.write(FAULTS, **line)
@@ -171,7 +171,7 @@ def _noted[E: Exchange](act: Callable[[E], None], journal: Journal, **line: str 
 
 
 class Setting(NamedTuple):
-    """What a run needs to know of its stack."""
+    """The parts of a stack that a run uses."""
 
     folder: Path
     stack: dict[str, Any]
@@ -185,35 +185,35 @@ class Setting(NamedTuple):
 
     @property
     def target(self) -> Target:
-        """Where webhooks go, and who signs them."""
+        """The target of webhooks: the stack's URL, and the account whose token signs them."""
         base = self.stack["webhook_url"].removesuffix("/webhook")
         return Target(base, ACCOUNT_SID, AUTH_TOKEN)
 
     @property
     def owner(self) -> tuple[str, str]:
-        """The account's own credentials."""
+        """The account's own credentials: its SID and auth token."""
         return ACCOUNT_SID, AUTH_TOKEN
 
     @property
     def twilio(self) -> Twilio:
-        """The emulator, past the relay."""
+        """The emulator of Twilio, called directly and not through the relay."""
         accounts = [self.owner, (API_KEY_SID, API_KEY_SECRET)]
         return Twilio(emulators.url(self.folder, "emulate"), accounts, ACCOUNT_SID)
 
     @property
     def log(self) -> Path:
-        """What the emulator of AWS writes."""
+        """The log file of AWS's emulator."""
         return processes.log_path(self.folder, "ministack")
 
     def break_secrets(self) -> None:
-        """Store secrets that no message can be sent with."""
+        """Store a malformed secret, and one with a wrong token; the third broken connection has no secret."""
         for name, text in zip(
             BROKEN, ('{"account_sid": ', json.dumps(_ACCOUNT | {"auth_token": "0" * 32})), strict=False
         ):
             self._store(name, text)
 
     def fix_secrets(self) -> None:
-        """Store them as they should be."""
+        """Store valid secrets for the broken connections."""
         for name in BROKEN:
             self._store(name, json.dumps(_ACCOUNT | _TOKEN))
 
@@ -221,14 +221,14 @@ class Setting(NamedTuple):
         store_secret(self.stack["aws_endpoint_url"], name, text)
 
     def tell(self, sid: str, status: str) -> None:
-        """Let Twilio call back, since a message has another status."""
+        """Set a message's status in Twilio's emulator, so that the emulator sends a status callback."""
         url = f"{emulators.url(self.folder, 'emulate')}/_twilio/simulate/message-status"
         call_twilio("POST", url, {"MessageSid": sid, "Status": status})
 
 
 @contextmanager
 def setting(folder: Path, journal: Journal, seed: int) -> Iterator[Setting]:
-    """Start a stack whose functions reach AWS and Twilio only through what fails, and end it."""
+    """Start a stack whose functions reach AWS and Twilio only through proxy and relay; stop it at the end."""
     local_stack.down(folder)
     with Relay(journal) as relay, Proxy(journal) as proxy:
         proxy.lag = Lag(_LAG_SECONDS)
@@ -251,7 +251,7 @@ def setting(folder: Path, journal: Journal, seed: int) -> Iterator[Setting]:
 
 
 def store_secret(aws_url: str, name: str, text: str) -> None:
-    """Store the secret of a connection, whether it is there or not."""
+    """Create the secret of a connection, or replace it if it exists."""
     secrets = client("secretsmanager", aws_url)
     secret = f"{_PREFIX}{name}"
     try:
@@ -261,22 +261,22 @@ def store_secret(aws_url: str, name: str, text: str) -> None:
 
 
 def secrets_hang() -> AwsFault:
-    """Return the fault of a Secrets Manager that takes requests for some secrets, and says nothing."""
+    """Return the fault of a Secrets Manager that hangs on requests for some secrets."""
     return AwsFault(aws.HANG_BEFORE, operation="GetSecretValue", contains=f"{_PREFIX}hang-".encode())
 
 
 def bus_away() -> AwsFault:
-    """Return the fault of a bus that takes nothing, and says so."""
+    """Return the fault of a bus that throttles all requests."""
     return AwsFault(aws.THROTTLE, operation="PutEvents")
 
 
 def table_away(table: str) -> AwsFault:
-    """Return the fault of DynamoDB, for one table."""
+    """Return the fault of a DynamoDB that throttles all requests for one table."""
     return AwsFault(aws.THROTTLE, service="dynamodb", contains=f'"{table}"'.encode())
 
 
 def token_away(seed: str) -> Iterator[AwsFault]:
-    """Yield faults for functions that read a token: both attempts of some fail, by turn."""
+    """Yield faults for functions that read a token: for some, which the seed selects, both attempts fail."""
     chance = random.Random(seed)
     for turn in sorted(chance.sample(range(0, 40, 2), 8)):
         kind = chance.choice((aws.THROTTLE, aws.FAIL, aws.DROP_BEFORE))
@@ -284,7 +284,7 @@ def token_away(seed: str) -> Iterator[AwsFault]:
 
 
 def unmarked(seed: int) -> Iterator[AwsFault]:
-    """Yield faults for calls that name no key: they hit some of the first calls, by turn."""
+    """Yield faults for calls that do not name a key: they hit some of the first calls, which the seed selects."""
     chance = random.Random(seed)
     for operation, one_in, count in (("GetSecretValue", 4, 40), ("ChangeMessageVisibility", 3, 60)):
         for turn in range(count):
@@ -294,7 +294,7 @@ def unmarked(seed: int) -> Iterator[AwsFault]:
 
 
 def _resources(aws_url: str) -> tuple[str, str, str]:
-    """Let the queues deliver again soon; return the buffer, its dead-letter queue, and the table of deliveries."""
+    """Shorten the queues' visibility timeouts; return the buffer, its dead-letter queue and the deliveries table."""
     cloudformation = client("cloudformation", aws_url)
 
     def physical(name: str) -> str:
@@ -307,7 +307,7 @@ def _resources(aws_url: str) -> tuple[str, str, str]:
 
 
 def _machine(aws_url: str, outputs: dict[str, str]) -> str:
-    """Make the example's state machine, and let its minutes pass quickly; return its ARN."""
+    """Create the example's state machine, with shorter waits; return its ARN."""
     loopback.request("POST", f"{aws_url}/_ministack/config", json={"stepfunctions._SFN_WAIT_SCALE": _WAIT_SCALE})
     definition = _MACHINE.read_text()
     for name, value in {"Partition": "aws", "SendSmsFunctionArn": outputs["SendSmsFunctionArn"]}.items():

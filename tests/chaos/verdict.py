@@ -1,4 +1,4 @@
-"""Judge a run from its files alone: what was asked, answered, injected, stored by Twilio and reported on the bus."""
+"""Judge a run from its files alone: requests, answers, injected faults, Twilio's messages, and reports on the bus."""
 
 import json
 import sys
@@ -17,13 +17,13 @@ from tests.chaos.table import Row, counts, figure, killed, row
 from tests.chaos.webhooks import names
 
 _COLUMNS = 3
-_LEASE_SECONDS = 30  # in a run
-_BATCH_SECONDS = 5  # a batch is under way for so long after one of its records was refused
+_LEASE_SECONDS = 30  # SendLease in a run
+_BATCH_SECONDS = 5  # the most time for which a batch runs on after Twilio refused one of its records
 LEAST_KINDS = 20
 LEAST_CONTROL = 100
-"""Duplicates per 1,000 sends of the naive client, below which the faults did not bite."""
+"""The naive client must send more duplicates per 1,000 than this; otherwise the faults were too weak."""
 LEAST_HIT = 0.5
-"""Of the keys with a fault those that a fault reached, and of those with a crash those whose process was killed."""
+"""The least share of keys with a fault that a fault reaches, and of crash keys whose process is killed."""
 
 ANSWER = "answer"
 LIST = "list"
@@ -44,9 +44,9 @@ NOTHING_SENT = frozenset(
         "InternalError",
     }
 )
-"""What says that nothing was sent, in the words of the documentation."""
+"""The errors that mean that nothing was sent, as the documentation says."""
 LATER = frozenset({"ServiceUnavailableError", "TwilioRateLimitError", "SenderQueueFullError", "TwilioUnavailableError"})
-"""Of these the ones after which the same key may be tried again, and go through."""
+"""The errors in `NOTHING_SENT` after which a retry with the same key may succeed."""
 EARLY = frozenset(
     {
         "InvalidInputError",
@@ -56,12 +56,12 @@ EARLY = frozenset(
         "InternalError",
     }
 )
-"""Of these the ones that come before the key is looked up: they say nothing of an earlier call with the same key."""
+"""The errors in `NOTHING_SENT` that come before the key is looked up. An earlier call may still have sent the key."""
 
 
 @dataclass
 class Key:
-    """All that is known of one key."""
+    """All records about one key."""
 
     channel: str
     part: str
@@ -69,15 +69,15 @@ class Key:
     markers: tuple[str, ...] = ()
     callback: str = Callback.OURS
     words: str = ""
-    """What stands in its text; other keys may have the same."""
+    """The key in its text; other keys may have the same text."""
     stored: list[str] = field(default_factory=list)
-    """Its own messages at Twilio."""
+    """The SIDs of its own messages at Twilio."""
     called_back: bool = False
-    """Whether Twilio was asked to call the connector back about one of them."""
+    """Whether Twilio was asked to send callbacks about one of them to the connector."""
     said: dict[str, set[str]] = field(default_factory=dict)
-    """The SIDs that were said to be its own, and on what evidence each."""
+    """The SIDs that answers and events reported for it, each with its evidence."""
     known: dict[str, Any] = field(default_factory=dict)
-    """What the connector says of it in the end."""
+    """The connector's final answer about it."""
     refused: set[str] = field(default_factory=set)
     last_error: str | None = None
     doubt: bool = False
@@ -86,29 +86,29 @@ class Key:
     unknown: bool = False
     redriven: int = 0
     set_aside: int = 0
-    """How often it came to the failed queue."""
+    """How often it was put in the failed queue."""
     second: set[str] = field(default_factory=set)
-    """What was answered to another input."""
+    """The errors with which another input was answered."""
     second_sent: bool = False
 
     @property
     def said_sent(self) -> set[str]:
-        """The SIDs that were said to be its own."""
+        """The SIDs that answers and events reported for it."""
         return {*self.said}
 
     @property
     def end(self) -> str | None:
-        """How it ended, in the connector's last word, or else in what was said of it."""
+        """Its final state: the connector's final answer, or else the state from answers and events."""
         return self.known.get("state") or self.state
 
     @property
     def proven(self) -> set[str]:
-        """The SIDs that an answer or a callback is said to have shown."""
+        """The SIDs that are reported on the evidence of an answer or a callback."""
         return {sid for sid, evidence in self.said.items() if evidence - {LIST}} | self._last(LIST, is_it=False)
 
     @property
     def listed(self) -> set[str]:
-        """The SIDs that are said to be its own since Twilio's list shows them."""
+        """The SIDs that are reported on the evidence of Twilio's list."""
         return {sid for sid, evidence in self.said.items() if LIST in evidence} | self._last(LIST, is_it=True)
 
     def _last(self, evidence: str, *, is_it: bool) -> set[str]:
@@ -117,7 +117,7 @@ class Key:
 
     @property
     def state(self) -> str | None:
-        """How the key ended: `sent`, `unknown`, `not_sent`, or not at all."""
+        """The state from answers and events: `sent`, `unknown`, `not_sent`, or None if the key has not ended."""
         if self.said_sent:
             return "sent"
         if self.unknown:
@@ -127,7 +127,7 @@ class Key:
         return None
 
     def hear(self, answer: Mapping[str, Any]) -> None:
-        """Take note of an answer."""
+        """Record an answer to a caller."""
         if answer.get("input") == 2:
             self.second_sent = self.second_sent or answer["answer"] == "message"
             self.second |= {answer["error"]} if answer["answer"] == "error" else set()
@@ -143,7 +143,7 @@ class Key:
             self.doubt = True
 
     def learn(self, event: Mapping[str, Any]) -> None:
-        """Take note of an event of the bus."""
+        """Record an event of the bus."""
         detail = event["detail"]
         match event["detail-type"]:
             case "Message Sent":
@@ -155,10 +155,10 @@ class Key:
 
 
 class Run:
-    """Runs, as their files tell them; each has its own seed."""
+    """The judged runs, read from their files; each run has its own seed."""
 
     def __init__(self, *folders: Path) -> None:
-        """Read their folders."""
+        """Read the folders of runs."""
         self.facts: list[dict[str, Any]] = [json.loads((folder / "run.json").read_text()) for folder in folders]
         self.keys: dict[str, Key] = {}
         self.calls = 0
@@ -172,7 +172,7 @@ class Run:
         self.strangers: list[str] = []
         self.control: dict[str | None, int] = {line["key"]: 0 for line in journal.read(folders, journal.CONTROL)}
         self.copies: dict[str, str] = {}
-        """The messages of people who sent the same words, and what these are."""
+        """The SIDs of strangers' messages, each with the key in its text."""
         self._store(folders)
         for line in sorted(journal.read(folders, journal.ANSWERS), key=lambda line: float(line["at"])):
             self.keys[line["key"]].hear(line)
@@ -204,7 +204,7 @@ class Run:
             self._without.add(line["key"])
 
     def _store(self, folders: Sequence[Path]) -> None:
-        """Give each message of Twilio's to whom it was made for."""
+        """Assign each of Twilio's messages to the key, naive client or stranger that sent it."""
         made = {line["sid"]: line for line in journal.read(folders, journal.MADE)}
         for line in journal.read(folders, journal.TRUTH):
             sid, words = line["sid"], key_of(line["body"] or "")
@@ -232,7 +232,7 @@ class Run:
                 self.strangers.append(str(name))
 
     def violations(self) -> list[Row]:
-        """Return what must not be, each with the keys that are it."""
+        """Return a row for each kind of violation, with the keys concerned."""
         every, races, conflicts = self.keys, self.of_part(Part.RACE), self.of_part(Part.CONFLICT)
         ours = {name: key for name, key in every.items() if key.callback == Callback.OURS}
         outages = {
@@ -269,7 +269,7 @@ class Run:
         ]
 
     def knowable(self) -> dict[str, Key]:
-        """Return the keys of which the truth leaves no doubt: what became of them could be known."""
+        """Return the keys whose outcome the connector can know, from an answer, a callback or Twilio's list."""
         hit = {line["key"] for line in self.faults}
         alike: dict[str, list[str]] = defaultdict(list)
         for name, key in self.keys.items():
@@ -284,23 +284,26 @@ class Run:
         }
 
     def _is_alone(self, name: str, alike: Sequence[str], copied: Mapping[str, int]) -> bool:
-        """Tell whether Twilio's list shows one message that can be it, and no other key is open that has its words."""
+        """Return whether Twilio's list identifies the message of a key.
+
+        It does if no stranger sent the same text, and each other key with this text is proven sent or was not sent.
+        """
         others = [self.keys[other] for other in alike if other != name]
         return not copied.get(self.keys[name].words) and all(
             other.proven or other.end == "not_sent" for other in others
         )
 
     def _is_anothers(self, key: Key) -> bool:
-        """Tell whether the last word on a key is that it is a message that another key made."""
+        """Return whether the connector's final answer about a key names the message of another key."""
         sid = key.known.get("sid") if key.known.get("state") == "sent" else None
         return sid is not None and sid not in key.stored and sid not in self.copies
 
     def mistaken(self) -> dict[str, Key]:
-        """Return the keys that are said to be sent since the list shows what a stranger sent."""
+        """Return the keys that are reported as sent because Twilio's list shows a stranger's message."""
         return {name: key for name, key in self.keys.items() if key.listed & self.copies.keys()}
 
     def _is_caught(self, key: Key) -> bool:
-        """Tell whether a process was killed, since of another key, while this one may have been sent by it."""
+        """Return whether a kill for another key may have ended the process that was sending this key."""
         if key.stored or not (claimed_at := key.known.get("claimed_at")):
             return False
         claimed = datetime.fromisoformat(claimed_at).timestamp()
@@ -308,15 +311,15 @@ class Run:
         return any(claimed - _LEASE_SECONDS <= kill <= claimed + _LEASE_SECONDS for kill in kills)
 
     def _delivered_again(self) -> Counter[str]:
-        """Return how often SQS delivered a key's record again because another record of its batch killed the process.
+        """Return how often SQS redelivered a key's record because another record of its batch killed the process.
 
-        The record may have been reported by then. Twilio was asked before the kill and is asked once more after it: a
-        second report of one delivery is not among these.
+        The connector may have reported the record before the kill. A redelivery counts if Twilio was asked before the
+        kill and once more after it. A second report of the same delivery does not count.
         """
         kills = [(float(line["at"]), line["key"]) for line in self.faults if "kill" in line["kind"]]
         asked: dict[str, list[float]] = defaultdict(list)
         for line in self.faults:
-            if line["kind"].endswith("_before") and "." not in line["kind"]:  # Twilio's, not AWS's
+            if line["kind"].endswith("_before") and "." not in line["kind"]:  # a fault of Twilio, not of AWS
                 asked[line["key"]].append(float(line["at"]))
         return Counter(
             key
@@ -326,12 +329,12 @@ class Run:
         )
 
     def _doubtful(self) -> set[str]:
-        """Return the keys whose way to the failed queue was disturbed: nobody can tell whether they are there."""
+        """Return the keys for which a fault on the way to the failed queue leaves open whether they are there."""
         kinds = ("SendMessage.", "PutItem.", "TransactWriteItems.", "kill")
         return {line["key"] for line in self.faults if any(kind in line["kind"] for kind in kinds)}
 
     def void(self) -> list[str]:
-        """Return why the run proves nothing."""
+        """Return the reasons why the run proves nothing."""
         reasons = [reason for facts in self.facts for reason in facts.get("void", [])]
         if not all(facts.get("finished") for facts in self.facts):
             reasons.append("the run did not come to its end")
@@ -354,7 +357,7 @@ class Run:
         return reasons + self.published.void()
 
     def _idle(self) -> list[str]:
-        """Return which outages, strangers and rivals there were too few of."""
+        """Return a reason for each planned disturbance that did not happen, or happened too rarely."""
         kinds = self.kinds()
         refused = {line["key"] for line in self.faults if line["kind"].startswith("PutEvents.")}
         away, copied = self.of_part(Part.BUS_AWAY), self.of_part(Part.STRANGER)
@@ -370,7 +373,7 @@ class Run:
         return [reason for reason, is_so in reasons.items() if is_so]
 
     def overlaps(self) -> int:
-        """Return how many runs of resolve began while another one was at work."""
+        """Return how many runs of resolve began while another one was running."""
         spans = sorted((line["began"], line["at"]) for line in self.resolved)
         return sum(later[0] < earlier[1] for earlier, later in pairwise(spans))
 
@@ -383,12 +386,12 @@ class Run:
         return Counter(line["kind"] for line in self.faults if line["key"] not in self.control)
 
     def hit(self) -> float:
-        """Return the share of the keys with faults that one of them reached."""
+        """Return the share of keys with planned faults that at least one fault reached."""
         named = {name for name, key in self.keys.items() if any(mark != "callback=none" for mark in key.markers)}
         return len(named & {line["key"] for line in self.faults}) / len(named) if named else 0.0
 
     def crashes(self) -> dict[str, tuple[int, int]]:
-        """Return for each point how many keys there were, and for how many a process was killed."""
+        """Return for each crash point the number of keys, and the number of those whose process was killed."""
         killed = {line["key"] for line in self.faults if "kill" in line["kind"]}
         counts = {}
         for point in CRASHES:
@@ -403,24 +406,24 @@ class Run:
 
 
 def _lied(key: Key) -> bool:
-    """Tell whether something said that nothing was sent, and Twilio has the message: but for what was put back then."""
+    """Return whether a key was reported as not sent although Twilio has its message, unless a redrive sent it later."""
     if key.redriven and key.said_sent:
         return False
     return bool(key.stored) and (key.failed or bool(key.refused) or key.state == "not_sent")
 
 
 def _given_up(key: Key) -> bool:
-    """Tell whether it was thrown away since something failed that others fix."""
+    """Return whether a key was given up in an outage that it should have outlasted."""
     return len(key.stored) != 1 or not key.said_sent or key.failed or bool(key.set_aside)
 
 
 def _accepted(key: Key) -> bool:
-    """Tell whether another input under the same key was not refused for that."""
+    """Return whether another input under the same key was sent, or was not refused as a conflict."""
     return key.second_sent or CONFLICT not in key.second
 
 
 def _is_refused(key: Key) -> bool:
-    """Tell whether Twilio does not take its message."""
+    """Return whether Twilio refuses a key's message."""
     return any("_before" in marker for marker in key.markers)
 
 
@@ -429,7 +432,7 @@ def _is_given(line: Mapping[str, Any]) -> bool:
 
 
 def _body(line: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a record of the failed queue asks for; nothing where it is no object."""
+    """Return the body of a record in the failed queue; an empty one if it is not a JSON object."""
     try:
         body = json.loads(line["body"])
     except ValueError:
@@ -438,12 +441,12 @@ def _body(line: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _has_key(line: Mapping[str, Any]) -> bool:
-    """Tell whether a record can be put back in the send queue without being sent twice."""
+    """Return whether a record has a key and a connection, so that it can be redriven without being sent twice."""
     return bool(_body(line).get("idempotency_key")) and bool(_body(line).get("connection"))
 
 
 def table(run: Run) -> Iterator[str]:
-    """Yield the lines that a person reads."""
+    """Yield the lines of the printed table."""
     states = Counter(key.end or "open" for key in run.keys.values())
     stored = sum(len(key.stored) for key in run.keys.values())
     yield figure("seeds", ", ".join(str(facts.get("seed", "?")) for facts in run.facts))
@@ -484,7 +487,7 @@ def table(run: Run) -> Iterator[str]:
 
 
 def judge(*folders: Path) -> int:
-    """Print the table; return 0 only if the runs prove something and nothing is violated."""
+    """Print the table; return 0 only if the runs prove something and have no violation."""
     for folder in folders:
         if not (folder / "run.json").exists():
             print(f"void: {folder} has no run", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Which webhooks Twilio delivers, how often, and what goes wrong with each: a function of the seed."""
+"""The schedule of webhooks, a function of the seed: their kinds, their deliveries, and the faults that hit each."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from tests.chaos.schedule import ONE_IN, Size, make_key
 from tests.mutants import GENUINE, Request, Target, Webhook, keeps_text, mutants, says_the_same
 
 STATUSES = ("queued", "sending", "sent", "delivered")
-"""What becomes of a message, in order; callbacks come in any."""
+"""The statuses of a message in their order; callbacks come in any order."""
 NAIVE = "naive_hook"
 _OURS = "hook"
 _NAME = re.compile(rf"\b(?:{NAIVE}|{_OURS})-\d+-\d+(?:/\d+)?")
@@ -34,23 +34,23 @@ _TEXTS = {
     "call": "CallerName",
     "debugger": "Payload",
 }
-"""The genuine forms, and in each the text that the key can stand in."""
+"""The genuine forms, and for each the text field that holds the key."""
 KINDS = (*_TEXTS, _STREAMS, _STREAMS, _JSON)
 _SIDS = {"MessageSid": "SM", "SmsSid": "SM", "SmsMessageSid": "SM", "CallSid": "CA", "Sid": "NO"}
 _BASES = {webhook.name: webhook for webhook in GENUINE}
-_SEED = 1_000_000  # no two seeds have messages in common
+_SEED = 1_000_000  # so that two seeds never share a message
 _FORGED_IN = 4
-_CUTS = 200  # that are tried to find one whose signature holds
-_CLOUD_EVENTS = 3  # in an array, of which the first is there twice
+_CUTS = 200  # mutants that are tried to find one whose signature is valid
+_CLOUD_EVENTS = 3  # in an array, which repeats the first one at its end
 
 _REFUSALS = ("throttle", "deny")
 _DOUBTS = ("fail", "drop_before", "drop_after", "hang_after")
 _NOT_TAKEN = "PutEvents.1.throttle+PutEvents.2.throttle"
 BUS = tuple(f"PutEvents.1.{kind}" for kind in (*_REFUSALS, *_DOUBTS))
-"""The bus does not take the first attempt, or does not say so."""
+"""The bus refuses the first attempt, or the outcome of that attempt is unknown."""
 _PARTIAL = [f"PutEvents.{number}.refuse_entries" for number in range(1, 4)]
 PARTIAL = tuple("+".join(_PARTIAL[:count]) for count in range(1, 4))
-"""It answers 200, and takes one entry less than it was given: once, twice, also from the buffer."""
+"""The bus answers 200 but refuses one entry: once, twice, or three times, the last time from the buffer."""
 BUFFERED = (
     *(f"PutEvents.1.{kind}+PutEvents.2.{kind}" for kind in (*_REFUSALS, "fail", "drop_before", "drop_after")),
     f"{_NOT_TAKEN}+PutEvents.3.throttle+PutEvents.4.throttle",
@@ -60,12 +60,12 @@ BUFFERED = (
     f"{_NOT_TAKEN}+SendMessage.1.drop_after",
     f"{_NOT_TAKEN}+Write.3.throttle+Write.4.throttle",
 )
-"""It does not take the second attempt either: the event goes through the buffer."""
+"""The second attempt fails too, so the event goes through the buffer."""
 REFUSED = (
     f"{_NOT_TAKEN}+SendMessage.1.fail+SendMessage.2.fail",
     f"{_NOT_TAKEN}+SendMessage.1.deny",
 )
-"""Nor does the buffer take it."""
+"""Neither the bus nor the buffer takes the event."""
 TABLE = (
     *(f"Write.{n}.{kind}" for n in (1, 2) for kind in ("throttle", "fail", "deny", "drop_before", "drop_after")),
     *(f"Write.{n}.hang_after" for n in (1, 2)),
@@ -76,8 +76,8 @@ TABLE = (
     "Write.3.drop_after",
     "Write.3.deny",
 )
-"""The memory of the signed text, the claim, or the note that the event is on the bus, is not written, or nobody hears
-that it is."""
+"""A write to DynamoDB fails, or its answer is lost. The write stores the signed text, the claim, or the fact that the
+event is on the bus."""
 
 CRASHES = {
     "before the text is remembered": "Write.1.kill_before",
@@ -92,11 +92,11 @@ CRASHES = {
     "after the event is kept": f"{_NOT_TAKEN}+SendMessage.1.kill_after",
     "while the kept event is put": f"{_NOT_TAKEN}+PutEvents.3.kill_after",
 }
-"""Where the webhook's process is killed."""
+"""The points at which the webhook's process is killed, each with its fault."""
 
 
 class Part(StrEnum):
-    """What a webhook is there to try."""
+    """The situation that a webhook tests."""
 
     ORDINARY = "ordinary"
     CRASH = "crash"
@@ -104,7 +104,7 @@ class Part(StrEnum):
 
 
 class Hook(NamedTuple):
-    """A webhook; its key, with what goes wrong, stands in a text of it. `about` numbers what it is about."""
+    """A webhook. One of its texts holds its key, which names its faults. `about` is the number of its subject."""
 
     key: str
     kind: str
@@ -116,13 +116,13 @@ class Hook(NamedTuple):
 
     @property
     def events(self) -> list[str]:
-        """The names of the events that it is to become."""
+        """The names of the events that the connector must publish for it."""
         name = names(self.key)[0]
         return [f"{name}/{number}" for number in range(_CLOUD_EVENTS)] if self.kind == _STREAMS else [name]
 
     @property
     def webhook(self) -> Webhook:
-        """What Twilio sends."""
+        """The webhook as Twilio sends it."""
         base = _BASES[self.kind]
         if self.kind == _JSON:
             return replace(base, json=json.dumps({"key": self.key}).encode())
@@ -134,16 +134,16 @@ class Hook(NamedTuple):
 
     @property
     def parameters(self) -> list[Any]:
-        """What it says: of each event."""
+        """The parameters of each of its events."""
         return self._cloud_events if self.kind == _STREAMS else [self.webhook.fields or {"key": self.key}]
 
     @property
     def token(self) -> str:
-        """What Twilio sends with each repeat of a delivery."""
+        """The idempotency token, which Twilio sends with each delivery of the same webhook."""
         return str(uuid.uuid5(uuid.NAMESPACE_OID, self.key))
 
     def says(self, target: Target) -> dict[str, str]:
-        """Return a digest of what Twilio says, of each event."""
+        """Return a digest of Twilio's parameters for each event, by the event's name."""
         if self.kind == _STREAMS:
             return dict(zip(self.events, map(digest, self._cloud_events), strict=False))
         if self.kind == _JSON:
@@ -152,7 +152,7 @@ class Hook(NamedTuple):
         return {self.events[0]: digest(dict(request.fields or parse_qsl(request.query, keep_blank_values=True)))}
 
     def another_reading(self, target: Target) -> Request | None:
-        """Return the same text under the same signature, cut into other names and values; None where none was found."""
+        """Return a request with the same signed text, split into other names and values; None if none is found."""
         if self.webhook.json or self.webhook.method == "GET":
             return None
         found = (each.request for each in mutants("boundary", target, [self.webhook], count=_CUTS, seed=self.about))
@@ -167,7 +167,7 @@ class Hook(NamedTuple):
         return [template | {"id": each} for each in [*ids, ids[0]]]
 
     def ids(self, target: Target) -> list[str]:
-        """Return what the table calls its signed text, and its event unless the key stands in that."""
+        """Return the ids in the table of its signed text and of its event, unless the event's id contains the key."""
         text = _signed_text(self.webhook.request(target), target)
         ids = [f"text:{_sha256(text)}"]
         if self.kind == _STREAMS:
@@ -179,7 +179,7 @@ class Hook(NamedTuple):
 
 
 def digest(value: Any) -> str:
-    """Return what is equal for equal parameters."""
+    """Return a digest that is equal for equal parameters."""
     return _sha256(json.dumps(value, sort_keys=True))
 
 
@@ -193,7 +193,7 @@ def _signed_text(request: Request, target: Target) -> str:
 
 
 class Unit(NamedTuple):
-    """What is delivered one after the other, or all at the same moment; after some a forger posts another reading."""
+    """Webhooks that are delivered in turn, or at the same moment. If `is_forged`, a forger posts another reading."""
 
     hooks: tuple[Hook, ...]
     at_once: bool = False
@@ -201,7 +201,7 @@ class Unit(NamedTuple):
 
 
 class Stage(StrEnum):
-    """What is away while webhooks are delivered."""
+    """A stage of the deliveries, which differ in the service that is unavailable."""
 
     BEFORE = "before"
     BUS_AWAY = "bus_away"
@@ -210,9 +210,10 @@ class Stage(StrEnum):
 
 
 def plan(seed: int, size: Size) -> dict[Stage, list[Unit]]:
-    """Return what is delivered in each stage, in order.
+    """Return the webhooks of each stage, in order.
 
-    Of each crash, two come while nothing is away: otherwise a function may not reach the point where it is killed.
+    Two webhooks of each crash point come while all services are available. In an outage, a function may not reach the
+    point at which it is to be killed.
     """
     chance = random.Random(f"webhooks {seed}")
     crashes = [(n % size.webhook_crashes, each) for n, each in enumerate(_crashes(seed, size.webhook_crashes, chance))]
@@ -228,21 +229,18 @@ def plan(seed: int, size: Size) -> dict[Stage, list[Unit]]:
 
 
 def control(units: list[Unit], count: int) -> list[Unit]:
-    """Return the same ordinary webhooks for the naive receiver, once each.
-
-    It is no function that could be killed: its connection breaks at the same points instead.
-    """
+    """Return the same ordinary webhooks for the naive receiver, once each."""
     hooks = [unit.hooks[0] for unit in units if unit.hooks[0].part is Part.ORDINARY][:count]
-    return [Unit((hook._replace(key=hook.key.replace(_OURS, NAIVE, 1).replace("kill", "drop")),)) for hook in hooks]
+    return [Unit((hook._replace(key=hook.key.replace(_OURS, NAIVE, 1)),)) for hook in hooks]
 
 
 def names(text: str) -> list[str]:
-    """Return the names of webhooks and their events in a text."""
+    """Return the names of webhooks and events that occur in a text, each once."""
     return list(dict.fromkeys(_NAME.findall(text)))
 
 
 def _ordinary(seed: int, count: int, chance: random.Random) -> Iterator[Unit]:
-    """Yield webhooks of which every third is hit; one in five comes twice, half of these at the same moment."""
+    """Yield webhooks. Every third has a fault. One in five is delivered twice, half of these at the same moment."""
     for number in range(count):
         markers = _faults(chance) if number % ONE_IN == 0 else ()
         key = make_key(seed, _OURS, number, markers)
@@ -265,7 +263,7 @@ def _crashes(seed: int, count: int, chance: random.Random) -> Iterator[Unit]:
 
 
 def _orders(seed: int, count: int, chance: random.Random) -> Iterator[Unit]:
-    """Yield so many messages for each order in which their statuses can come."""
+    """Yield the callbacks of this many messages for each order in which the statuses can come."""
     for place, order in enumerate([each for each in permutations(STATUSES) for _ in range(count)]):
         hooks = []
         for number, status in enumerate(order, start=50_000 + place * len(order)):

@@ -1,4 +1,4 @@
-"""A proxy in front of an AWS emulator that fails as it is told to, so that the functions need no change.
+"""A proxy in front of an AWS emulator that injects faults, so that the functions need no change.
 
     with AwsProxy(emulator_url) as proxy:  # proxy.url is an AWS_ENDPOINT_URL
         proxy.add(AwsFault(aws.THROTTLE, operation="PutItem", times=1))
@@ -6,16 +6,16 @@
         ...
         assert [("PutItem", "throttle")] == [(call.operation, call.fault) for call in proxy.calls]
 
-Requests that run at the same time each name their own faults, in any text of their bodies:
+Concurrent requests each name their own faults, in any text of their bodies:
 
-    send(idempotency_key="order-7;aws=PutItem.2.drop_after")  # the second PutItem that has this very text
-    send(idempotency_key="order-9;aws=Write.2.drop_after")  # the second write to DynamoDB, by whatever operation
+    send(idempotency_key="order-7;aws=PutItem.2.drop_after")  # the second PutItem that contains exactly this text
+    send(idempotency_key="order-9;aws=Write.2.drop_after")  # the second write to DynamoDB, with any operation
     send(idempotency_key="order-8;aws=PutItem.1.throttle+PutItem.2.kill_before")
 
-With `proxy.lag = Lag(3)` the indexes of DynamoDB answer as they did three seconds ago.
+With `proxy.lag = Lag(3)`, DynamoDB's indexes return the data of three seconds ago.
 
-The text of a marker is all around it that is visible ASCII without quotes and backslashes: calls are counted for
-each such text and operation. Names are the keys of `KINDS`.
+The text of a marker extends in both directions over visible ASCII except quotes and backslashes. The proxy counts
+calls for each such text and operation. The names of faults are the keys of `KINDS`.
 """
 
 import json
@@ -33,7 +33,7 @@ from .listener import Listener
 from .upstream import Answer, Upstream
 from .wire import Exchange, Gate, Reader, Request
 
-_TEXT = r"[!#-\[\]-~]*"  # what JSON in JSON leaves as it is
+_TEXT = r"[!#-\[\]-~]*"  # the characters that JSON inside JSON does not escape
 _MARKER = re.compile(rf"{_TEXT}\baws=(\w+\.\d+\.\w+(?:\+\w+\.\d+\.\w+)*){_TEXT}")
 _SCOPE = re.compile(r"Credential=[^/]+/\d+/[^/]+/([\w-]+)/aws4_request")
 _SIGNED = re.compile(rb"\r\n(authorization|x-amz-security-token):[^\r]*", re.IGNORECASE)
@@ -42,7 +42,7 @@ _ROOT = b"AWS4-HMAC-SHA256 Credential=test/20200101/us-east-1/%b/aws4_request, S
 
 
 class AwsCall(NamedTuple):
-    """One request; `status` is what was answered, None where nothing was. `time` is in seconds since the epoch."""
+    """One request. `status` is that of the answer, or None without an answer. `time` is in seconds since the epoch."""
 
     time: float
     service: str
@@ -53,7 +53,7 @@ class AwsCall(NamedTuple):
 
 
 class AwsExchange(Exchange):
-    """One request and its answer, as a fault sees them."""
+    """One request and its answer, passed to the fault that handles them."""
 
     def __init__(
         self,
@@ -73,26 +73,26 @@ class AwsExchange(Exchange):
         self._is_settled = False
 
     def settle(self, status: int | None = None) -> None:
-        """Take the call down, once, before its end shows."""
+        """Record the call, once, before the client can notice its end."""
         if not self._is_settled:
             self._is_settled = True
             self._record(self.call._replace(status=status))
 
     def answer(self, answer: Answer) -> None:
-        """Send a whole answer."""
+        """Send a complete answer."""
         self.settle(answer.status)
         lines = [f"HTTP/1.1 {answer.status} {answer.reason}", *(f"{name}: {value}" for name, value in answer.headers)]
         head = "\r\n".join([*lines, f"Content-Length: {len(answer.body)}", "", ""])
         self.send(head.encode("latin-1") + answer.body)
 
     def error(self, status: int, code: str) -> None:
-        """Send an error as the services do that speak JSON."""
+        """Send an error in the format of AWS's JSON protocol."""
         self.answer(_json(status, {"__type": code, "message": "A text of AWS's"}))
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A name, and what is done instead of forwarding a request and its answer."""
+    """A name, and the action that replaces forwarding a request and its answer."""
 
     name: str
     act: Callable[[AwsExchange], None]
@@ -100,7 +100,7 @@ class Kind:
 
 @dataclass(frozen=True, slots=True)
 class AwsFault:
-    """A kind of fault, and the calls that get it: all that match, or `times` of them after the first `skip`."""
+    """A kind of fault and the calls that get it: all matching calls, or `times` of them after the first `skip`."""
 
     kind: Kind
     service: str | None = None
@@ -110,12 +110,12 @@ class AwsFault:
     skip: int = 0
 
     def matches(self, call: AwsCall, body: bytes) -> bool:
-        """Tell whether a call is meant."""
+        """Return whether this fault applies to a call."""
         is_named = self.service in {None, call.service} and self.operation in {None, call.operation}
         return is_named and self.contains in body
 
     def hits(self, turn: int) -> bool:
-        """Tell whether it is the turn of a call that matches; turns count from 1."""
+        """Return whether a matching call gets the fault; `turn` is its number among the matching calls, from 1."""
         return turn > self.skip and (self.times is None or turn <= self.skip + self.times)
 
 
@@ -146,7 +146,7 @@ def _kill_after(exchange: AwsExchange) -> None:
 
 
 def _after(act: Callable[[AwsExchange], None]) -> Callable[[AwsExchange], None]:
-    """Forward before it is done, and throw the answer away."""
+    """Return an action that forwards the request, discards the answer, and then acts."""
 
     def forward_and_act(exchange: AwsExchange) -> None:
         exchange.forward(exchange.request)
@@ -156,7 +156,7 @@ def _after(act: Callable[[AwsExchange], None]) -> Callable[[AwsExchange], None]:
 
 
 def delay(seconds: float) -> Kind:
-    """Wait, then forward as if nothing were."""
+    """Return a fault that waits, and then forwards the request normally."""
 
     def act(exchange: AwsExchange) -> None:
         exchange.pause(seconds)
@@ -166,7 +166,7 @@ def delay(seconds: float) -> Kind:
 
 
 def refuse_entries(count: int) -> Kind:
-    """Answer PutEvents 200, with the first entries refused; only the others are forwarded."""
+    """Return a fault that answers PutEvents with 200, refuses the first entries and forwards only the others."""
 
     def act(exchange: AwsExchange) -> None:
         asked = json.loads(exchange.request.body)
@@ -187,7 +187,7 @@ def refuse_entries(count: int) -> Kind:
 
 
 def visible_after(seconds: int, *, kill: bool = False) -> Kind:
-    """Let the records that are received be visible again so soon; the client may be killed before it has them."""
+    """Return a fault that sets the visibility timeout of a receive, and optionally kills the client before it."""
 
     def act(exchange: AwsExchange) -> None:
         asked = json.loads(exchange.request.body) | {"VisibilityTimeout": seconds}
@@ -211,7 +211,7 @@ HANG_BEFORE = Kind("hang_before", _hang)
 HANG_AFTER = Kind("hang_after", _after(_hang))
 KILL_BEFORE = Kind("kill_before", _kill)
 KILL_AFTER = Kind("kill_after", _kill_after)
-"""After means: the operation was carried out, and there is no answer. A kill is SIGKILL of the client's process."""
+"""`_AFTER` means that the operation was carried out and has no answer. A kill sends SIGKILL to the client's process."""
 
 KINDS: dict[str, Kind] = {
     kind.name: kind
@@ -220,14 +220,14 @@ KINDS: dict[str, Kind] = {
         refuse_entries(1),
     )
 }  # fmt: skip
-"""The kinds that a marker can name."""
+"""The kinds of faults that a marker can name."""
 
 
 class AwsProxy(Listener):
-    """The proxy, from the moment it is made until it is closed; without faults nobody notices it."""
+    """A proxy that runs from its construction until it is closed; without faults it is transparent."""
 
     def __init__(self, upstream_url: str | None = None, *, port: int = 0) -> None:
-        """Listen; `upstream_url` can be set at any time."""
+        """Start to listen; `upstream_url` can be set at any time."""
         super().__init__(port)
         self.upstream_url = upstream_url
         self.lag: Lag | None = None
@@ -240,7 +240,7 @@ class AwsProxy(Listener):
 
     @property
     def calls(self) -> list[AwsCall]:
-        """All requests so far, in the order of their answers, or of what was done instead."""
+        """All requests so far, in the order in which they were answered or their faults ended them."""
         with self._changed:
             return list(self._calls)
 
@@ -249,14 +249,14 @@ class AwsProxy(Listener):
         return sum(call.operation == operation for call in self.calls)
 
     def add(self, fault: AwsFault) -> None:
-        """Let calls have a fault from now on; of several that are meant, one has the fault that was added first."""
+        """Inject a fault into calls from now on; if several faults match a call, it gets the one added first."""
         with self._changed:
             self._faults.append(fault)
             self._turns.append(0)
 
     @contextmanager
     def failing(self, *faults: AwsFault) -> Iterator[None]:
-        """Let calls have these faults for a while; what hangs is released at its end."""
+        """Inject these faults during a `with` block; at its end, release all requests that hang."""
         for fault in faults:
             self.add(fault)
         try:
@@ -269,14 +269,14 @@ class AwsProxy(Listener):
             self.release()
 
     def clear(self) -> None:
-        """Forget the faults that were added; what hangs is released."""
+        """Remove all added faults and release all requests that hang."""
         with self._changed:
             self._faults.clear()
             self._turns.clear()
         self.release()
 
     def reset(self) -> None:
-        """Forget faults and calls; what hangs is released. Markers that were read stay so, whoever repeats them."""
+        """Remove all faults and calls and release requests that hang; the counts of markers are kept."""
         self.clear()
         with self._changed:
             self._calls.clear()
@@ -322,9 +322,9 @@ class AwsProxy(Listener):
             self._calls.append(call)
 
     def _chosen(self, call: AwsCall, body: bytes) -> tuple[AwsCall, Kind | None]:
-        """Return a call with the fault that it gets."""
+        """Return the call, updated with the fault that it gets, and that fault's kind."""
         texts: dict[str, str] = {}
-        if b"aws=" in body:  # to search for the whole text takes longer
+        if b"aws=" in body:  # a fast check: the regular expression takes longer
             texts = {match[0]: match[1] for match in _MARKER.finditer(body.decode("latin-1"))}
         chosen: Kind | None = None
         with self._changed:
@@ -347,7 +347,7 @@ class AwsProxy(Listener):
 
 
 def _named(request: Request) -> tuple[str, str]:
-    """Return service and operation: the target of a service that speaks JSON, else the scope and the path."""
+    """Return service and operation: from the target header of the JSON protocol, or else from scope and path."""
     target = request.header("X-Amz-Target") or ""
     scope = _SCOPE.search(request.header("Authorization") or "")
     service = scope[1] if scope else ""
@@ -358,7 +358,7 @@ def _named(request: Request) -> tuple[str, str]:
 
 
 def _as_root(request: Request, content: Any) -> Request:
-    """Return a request with another body, from root: the emulator does not check that signature."""
+    """Return the request with another body and root's credentials, whose signature the emulator does not check."""
     body = json.dumps(content).encode()
     service, _ = _named(request)
     head = _LENGTH.sub(rb"\g<1>%d" % len(body), _SIGNED.sub(b"", request.head))
@@ -367,7 +367,7 @@ def _as_root(request: Request, content: Any) -> Request:
 
 
 def _dynamodb(operation: str, content: dict[str, Any]) -> Request:
-    """Return a request of root's."""
+    """Return a request to DynamoDB with root's credentials."""
     body = json.dumps(content).encode()
     lines = ["POST / HTTP/1.1", "Host: localhost", f"X-Amz-Target: DynamoDB_20120810.{operation}"]
     lines += ["Content-Type: application/x-amz-json-1.0", f"Content-Length: {len(body)}"]
@@ -376,7 +376,7 @@ def _dynamodb(operation: str, content: dict[str, Any]) -> Request:
 
 
 def _lagging(lag: Lag, operation: str, request: Request, answer: Answer, ask: Ask) -> Answer:
-    """Take note of a write, and answer a query of an index as it was."""
+    """Record a write, and return a query's answer as its index was before the lag."""
     asked = json.loads(request.body)
     if operation in WRITES:
         lag.wrote(operation, asked, ask)

@@ -1,4 +1,4 @@
-"""Places where nothing must arrive, or nothing can: a canary, a closed port, a black hole."""
+"""Addresses that no request may reach (a canary) or can reach (a closed port, a black hole)."""
 
 import ipaddress
 import socket
@@ -16,26 +16,26 @@ _ANSWER = Reply(200, b'{"sid": "SM00000000000000000000000000000000"}', (("Connec
 
 
 class Visit(NamedTuple):
-    """One connection to a canary: its first bytes, and the request if it sent one, under TLS too."""
+    """One connection to a canary: its first bytes, and its request if it sent one, also over TLS."""
 
     first_bytes: bytes
     request: Request
 
     @property
     def authorization(self) -> str | None:
-        """The header that must never arrive here."""
+        """The Authorization header, which must never arrive at a canary."""
         return self.request.header("Authorization")
 
 
 class Canary:
-    """A listener that must not be reached; it answers everything, so that nobody is stopped by it.
+    """A listener that no request may reach; it answers every request, so that it does not stop its clients.
 
-    `names` are the host names and ports that `resolve_to` turned to it. TLS is answered with a self-signed
-    certificate: who verifies it leaves only a ClientHello in `first_bytes`, who does not its request.
+    `names` are the host names and ports that `resolve_to` redirected to it. It answers TLS with a self-signed
+    certificate. A client that verifies it leaves only a ClientHello in `first_bytes`; any other leaves its request.
     """
 
     def __init__(self) -> None:
-        """Listen."""
+        """Start to listen."""
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
         self.port: int = self._listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -54,7 +54,7 @@ class Canary:
 
     @property
     def visits(self) -> list[Visit]:
-        """All connections so far; none is missed, since they are accepted in order."""
+        """All connections so far; the list is complete, because the listener accepts connections in order."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             own = probe.getsockname()
@@ -67,8 +67,8 @@ class Canary:
         return list(self._visits)
 
     def reset(self) -> None:
-        """Forget all visits."""
-        _ = self.visits  # what is still under way belongs to the past
+        """Delete all visits."""
+        _ = self.visits  # wait for connections that are still open, so that they are deleted too
         self._visits.clear()
         self._threads.clear()
         self.names.clear()
@@ -94,7 +94,7 @@ class Canary:
                     self._threads.append(thread)
 
     def _receive(self, sock: socket.socket) -> None:
-        """Take down what a visitor says within some seconds."""
+        """Record what a client sends within some seconds, and answer it."""
         sock.settimeout(3)
         first_bytes = head = body = b""
         complete = False
@@ -104,7 +104,7 @@ class Canary:
                 sock = tls.context("self_signed").wrap_socket(sock, server_side=True)
             head, body, complete = Reader(sock).read()
         except OSError:
-            pass  # it went away, or does not trust us
+            pass  # the client closed the connection, or does not trust the certificate
         self._visits.append(Visit(first_bytes, Request(0, 0, head=head, body=body, complete=complete)))
         with suppress(OSError):
             sock.sendall(_ANSWER.head + _ANSWER.body)
@@ -113,9 +113,9 @@ class Canary:
 
 @contextmanager
 def resolve_to(canary: Canary, *, allow: Collection[int] | None = None) -> Iterator[Canary]:
-    """Turn every host name and address of this process, and every port, to a canary.
+    """Redirect all connections of this process, to any host name, address and port, to a canary.
 
-    Only loopback literals (127.0.0.1, ::1) with a port in `allow` stay as they are; None allows all ports.
+    The only exceptions are loopback literals (127.0.0.1, ::1) with a port in `allow`; None allows all ports.
     """
     real = socket.getaddrinfo
 
@@ -138,7 +138,7 @@ def _is_loopback(host: Any) -> bool:
 
 @contextmanager
 def closed_port() -> Iterator[int]:
-    """Give a port that refuses connections; it is held, so that nobody else comes to listen there."""
+    """Return a port that refuses connections. It stays reserved, so that no other process can listen on it."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         yield sock.getsockname()[1]
@@ -146,7 +146,7 @@ def closed_port() -> Iterator[int]:
 
 @contextmanager
 def black_hole() -> Iterator[int]:
-    """Give a port that never answers a connection: its queue is full, so that the system drops what comes."""
+    """Return a port that never answers a connection: its backlog is full, so the system drops new connections."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)

@@ -1,7 +1,7 @@
-"""What can go wrong between us and Twilio; each is a Fault, to be scripted or named in a request.
+"""The faults that can occur between the connector and Twilio; tests script them or name them in a request.
 
-Constants need nothing more; functions take figures and return a Fault. "Normal" is the answer that Twilio
-would give to the request at hand (201 and a message for a send, and so on).
+Constants are ready faults; functions take parameters and return a `Fault`. The "normal" answer is the one that
+Twilio would give to the request (201 and a message for a send, and so on).
 """
 
 import gzip
@@ -24,16 +24,16 @@ _END = b'"}'
 
 
 class Stage(Enum):
-    """When a fault takes over a connection."""
+    """The stage of a connection at which a fault acts."""
 
     CONNECTED = "connected"  # before TLS
-    READABLE = "readable"  # bytes of a request have arrived and are not read
+    READABLE = "readable"  # bytes of a request have arrived and have not been read
     RECEIVED = "received"  # the whole request was read
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A name, and what is done instead of answering normally; a relay forwards the request first if it `forwards`."""
+    """A name and the action that replaces the normal answer; if `forwards`, a relay forwards the request first."""
 
     name: str
     act: Callable[[Exchange], None]
@@ -45,7 +45,7 @@ OK = Fault("ok", lambda exchange: exchange.reply(exchange.normal))
 """No fault: the normal answer."""
 
 
-# Answers that are whole
+# Complete answers
 
 
 def status(
@@ -56,7 +56,7 @@ def status(
     body: str | bytes | None = None,
     headers: Headers = (),
 ) -> Fault:
-    """Answer with a status; the body is Twilio's error object where none is given and `code` is an error."""
+    """Return a fault that answers with a status; without `body`, an error has Twilio's error object."""
     if body is None:
         error = {"code": twilio_code or 20000 + code, "message": message, "status": code}
         error["more_info"] = f"https://www.twilio.com/docs/errors/{error['code']}"
@@ -67,7 +67,7 @@ def status(
 
 
 def too_many(retry_after: str | timedelta | None = None) -> Fault:
-    """Answer 429 (20429) with Retry-After as it is given; a timedelta is sent as an HTTP date from now."""
+    """Return a fault that answers 429 (20429) with Retry-After; a timedelta is sent as an HTTP date from now."""
 
     def act(exchange: Exchange) -> None:
         value = retry_after
@@ -79,12 +79,12 @@ def too_many(retry_after: str | timedelta | None = None) -> Fault:
 
 
 def redirect(code: int, location: str) -> Fault:
-    """Answer 301, 302, 303, 307 or 308 to another URL."""
+    """Return a fault that redirects to another URL with 301, 302, 303, 307 or 308."""
     return replace(status(code, headers={"Location": location}), name=f"redirect_{code}")
 
 
 def html(code: int) -> Fault:
-    """Answer with the page of a proxy."""
+    """Return a fault that answers with an HTML page, as a proxy does."""
     page = f"<html><head><title>{code}</title></head><body><center><h1>{code}</h1></center></body></html>"
     return replace(status(code, body=page, headers={"Content-Type": "text/html"}), name=f"html_{code}")
 
@@ -92,7 +92,7 @@ def html(code: int) -> Fault:
 def answer(
     body: bytes, *, code: int | None = None, content_type: str = "application/json", headers: Headers = ()
 ) -> Fault:
-    """Answer with another body; the status is the normal one (201 or 200) where none is given."""
+    """Return a fault that answers with another body; the default status is the normal one (201 or 200)."""
     more = {"Content-Type": content_type, **dict(headers)}
 
     def act(exchange: Exchange) -> None:
@@ -108,7 +108,7 @@ NOT_FOUND = status(404, twilio_code=20404)
 NO_CONTENT = Fault("no_content", lambda exchange: exchange.reply(Reply(204)))
 
 
-# Bodies that a 2xx should not have
+# Bodies that are invalid for a 2xx answer
 
 BODIES: dict[str, bytes] = {
     "empty": b"",
@@ -137,19 +137,19 @@ BODIES: dict[str, bytes] = {
     "utf16": '{"sid": "SM00000000000000000000000000000000"}'.encode("utf-16"),
     "zeros": bytes(64),
 }
-"""Bodies of the right length that are no message, by name."""
+"""Bodies by name: each has the length that Content-Length announces, and none is a message."""
 
 
 def body(name: str) -> Fault:
-    """Answer normally but for one of BODIES."""
+    """Return a fault that answers normally, but with one of `BODIES`."""
     return replace(answer(BODIES[name]), name=f"body_{name}")
 
 
-# Bodies and heads that are too much
+# Bodies and heads that are too large
 
 
 def _json_of(size: int) -> Iterator[bytes]:
-    """Yield JSON of exactly so many bytes."""
+    """Yield JSON that has exactly `size` bytes."""
     yield _START
     left = size - len(_START) - len(_END)
     while left > 0:
@@ -159,7 +159,7 @@ def _json_of(size: int) -> Iterator[bytes]:
 
 
 def huge(megabytes: float, *, content_type: str = "application/json") -> Fault:
-    """Answer with so large a body; it is valid JSON with a sid."""
+    """Return a fault that answers with a body of this size, which is valid JSON with a `sid`."""
     size = int(megabytes * _MEGABYTE)
 
     def act(exchange: Exchange) -> None:
@@ -172,11 +172,11 @@ def huge(megabytes: float, *, content_type: str = "application/json") -> Fault:
 
 
 def gzip_bomb(megabytes: int = 1024) -> Fault:
-    """Answer with valid JSON of so many megabytes, packed to a thousandth; it is never held."""
+    """Return a fault that sends valid JSON of this size, compressed to a thousandth and never held in memory."""
 
     def act(exchange: Exchange) -> None:
         squeeze = zlib.compressobj(9, zlib.DEFLATED, -15)
-        # After a full flush nothing refers back, so one piece can be sent again and again.
+        # After a full flush, no data refers to earlier data, so one piece can be sent many times.
         pieces = [squeeze.compress(data) + squeeze.flush(zlib.Z_FULL_FLUSH) for data in (_START, b"0" * _MEGABYTE)]
         last = squeeze.compress(_END) + squeeze.flush()
         length = 10 + len(pieces[0]) + megabytes * len(pieces[1]) + len(last) + 8
@@ -194,7 +194,7 @@ def gzip_bomb(megabytes: int = 1024) -> Fault:
 
 
 def nested_gzip(times: int) -> Fault:
-    """Answer normally, packed several times over and truly labelled so."""
+    """Return a fault that compresses the normal answer several times and labels it correctly."""
 
     def act(exchange: Exchange) -> None:
         packed = exchange.normal.body
@@ -215,16 +215,16 @@ def _endless(exchange: Exchange) -> None:
 
 
 ENDLESS = Fault("endless", _endless)
-"""A chunked body without end, as fast as it is read."""
+"""A chunked body without an end, sent as fast as the client reads it."""
 
 
 def huge_header(size: int = 1_000_000) -> Fault:
-    """Answer normally but for a header with so many bytes."""
+    """Return a fault that answers normally, but with a header value of this size."""
     return _with_headers("huge_header", {"X-Huge": "0" * size})
 
 
 def many_headers(count: int = 10_000) -> Fault:
-    """Answer normally but for so many headers."""
+    """Return a fault that answers normally, but with this number of headers."""
     return _with_headers("many_headers", {f"X-{number}": "0" for number in range(count)})
 
 
@@ -236,14 +236,14 @@ MALFORMED_HEADER = Fault(
     "malformed_header",
     lambda exchange: exchange.send(exchange.normal.head[:-2] + b"no colon\r\n\r\n" + exchange.normal.body),
 )
-"""The normal answer with a line among its headers that is none: urllib3 warns of it, with the whole URL."""
+"""The normal answer with an invalid line among its headers: urllib3 logs a warning with the whole URL."""
 
 
-# Answers that are broken off, late or no HTTP
+# Answers that are incomplete, late or not HTTP
 
 
 def cut(part: Literal["status", "headers", "body"], *, reset: bool = False) -> Fault:
-    """Answer normally up to the middle of a part, then close or reset; Content-Length stays the whole."""
+    """Return a fault that closes or resets in the middle of a part; Content-Length is that of the whole body."""
 
     def act(exchange: Exchange) -> None:
         head, content = exchange.normal.head, exchange.normal.body
@@ -259,7 +259,7 @@ def cut(part: Literal["status", "headers", "body"], *, reset: bool = False) -> F
 
 
 def raw(data: bytes) -> Fault:
-    """Send bytes as they are, and close."""
+    """Return a fault that sends these bytes unchanged, and closes the connection."""
 
     def act(exchange: Exchange) -> None:
         exchange.send(data)
@@ -269,7 +269,7 @@ def raw(data: bytes) -> Fault:
 
 
 def drip(part: Literal["headers", "body"], *, every: float = 0.05) -> Fault:
-    """Answer normally, but from the given part on one byte every so many seconds."""
+    """Return a fault that answers normally, but sends single bytes, every `every` seconds, from this part on."""
 
     def act(exchange: Exchange) -> None:
         head, content = exchange.normal.head, exchange.normal.body
@@ -283,7 +283,7 @@ def drip(part: Literal["headers", "body"], *, every: float = 0.05) -> Fault:
 
 
 def hang(then: Fault = OK) -> Fault:
-    """Read the request and say nothing until `server.release()`; then go on with another fault."""
+    """Return a fault that reads the request and sends nothing until `server.release()`; then `then` acts."""
 
     def act(exchange: Exchange) -> None:
         exchange.hang()
@@ -311,7 +311,7 @@ RESET_AFTER_READ = Fault("reset_after_read", lambda exchange: exchange.close(res
 RESET_BEFORE_READ = Fault("reset_before_read", lambda exchange: exchange.close(reset=True), Stage.READABLE)
 HANG_BEFORE_READ = Fault("hang_before_read", _hang_and_close, Stage.READABLE)
 OK_THEN_CLOSE = Fault("ok_then_close", _answer_and_close)
-"""The normal answer, which does not say that the connection is closed after it."""
+"""The normal answer; the server then closes the connection without announcing it."""
 
 CLOSE_IN_HANDSHAKE = Fault("close_in_handshake", lambda exchange: exchange.close(), Stage.CONNECTED)
 RESET_IN_HANDSHAKE = Fault("reset_in_handshake", lambda exchange: exchange.close(reset=True), Stage.CONNECTED)
@@ -319,7 +319,7 @@ HANG_IN_HANDSHAKE = Fault("hang_in_handshake", _hang_and_close, Stage.CONNECTED)
 PLAIN_TEXT = replace(
     raw(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"), name="plain_text", stage=Stage.CONNECTED
 )
-"""These four come before TLS, once per connection, and leave no request: look at `server.connections`."""
+"""These four act before TLS, once per connection, and record no request: tests read `server.connections`."""
 
 RETRY_AFTER: dict[str, str | timedelta | None] = {
     "absent": None,
@@ -334,19 +334,19 @@ RETRY_AFTER: dict[str, str | timedelta | None] = {
     "garbage": "soon",
     "blank": "",
 }
-"""Each kind of Retry-After, for `too_many`."""
+"""A value of each kind of Retry-After, for `too_many`."""
 
 
-# What a relay does before or after it forwards a request; the client cannot tell which, but for the refusals
+# Faults of a relay before or after it forwards a request; except for the refusals, the client cannot tell which
 
 
 def before(name: str, fault: Fault) -> Fault:
-    """Do it instead of forwarding the request: Twilio never got it."""
+    """Return the fault for a relay that does not forward the request: Twilio never receives it."""
     return replace(fault, name=f"{name}_before", forwards=False)
 
 
 def after(name: str, fault: Fault) -> Fault:
-    """Do it when the request was forwarded, and Twilio carried it out."""
+    """Return the fault for a relay that forwards the request first: Twilio carries it out."""
     return replace(fault, name=f"{name}_after", forwards=True)
 
 
@@ -371,7 +371,7 @@ AMBIGUOUS: dict[str, Fault] = {
     "html": html(200),
     "kill": Fault("kill", lambda exchange: exchange.kill()),
 }
-"""Named with `_before` or `_after`: `fault=500_after`; `kill` kills the client's process."""
+"""Faults that are named with `_before` or `_after`, as `fault=500_after`; `kill` kills the client's process."""
 
 REFUSALS: dict[str, Fault] = {
     "429": too_many(),
@@ -382,7 +382,7 @@ REFUSALS: dict[str, Fault] = {
     "401": UNAUTHORIZED,
     "403": status(403),
 }
-"""Named with `_before` alone: they say that the request was not carried out."""
+"""Faults that are named with `_before` only: their answers state that the request was not carried out."""
 
 NAMED: dict[str, Fault] = {
     fault.name: fault
@@ -400,4 +400,4 @@ NAMED: dict[str, Fault] = {
         *(before(name, fault) for name, fault in REFUSALS.items()),
     )
 }  # fmt: skip
-"""The faults that a request can name: `fault=status_503`; add your own to `server.named`."""
+"""The faults that a request can name, as `fault=status_503`; a test can add others to `server.named`."""

@@ -1,7 +1,7 @@
-"""An account's credentials: its API keys, its primary and its secondary auth token, and what Twilio answers about them.
+"""An account's credentials (API keys, primary and secondary auth token) and Twilio's answers to requests about them.
 
-Operations are those of Twilio's OpenAPI documents (https://github.com/twilio/twilio-oai, spec/json). These document no
-errors: their statuses and codes are those that https://github.com/dixahq/twilio-client takes them for.
+The operations are those of Twilio's OpenAPI documents (https://github.com/twilio/twilio-oai, spec/json). These do not
+document errors; the statuses and codes here are those that https://github.com/dixahq/twilio-client expects.
 """
 
 import re
@@ -17,7 +17,7 @@ _ACCOUNT = re.compile(r"/2010-04-01/Accounts/(AC[0-9a-f]{32})(?:/(\w+)(?:/(\w+))
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """An API key; only a main one, which the API does not make, may touch keys and the account."""
+    """An API key. Only a main key may read and change keys and the account; the API cannot create main keys."""
 
     secret: str
     friendly_name: str = ""
@@ -25,7 +25,7 @@ class Key:
 
 
 class Credentials:
-    """The credentials of one account, which each request must have; they change as requests ask for it."""
+    """The credentials of one account: requests must have them, and requests can change them."""
 
     def __init__(
         self, account_sid: str, auth_token: str, keys: Mapping[str, Key], *, max_page_size: int = 1000
@@ -38,24 +38,24 @@ class Credentials:
         self._made = 0
 
     def accepts(self, user: str, password: str) -> bool:
-        """Tell whether Twilio takes them at this moment."""
+        """Return whether Twilio accepts these credentials now."""
         if user == self.account_sid:
             return password in {self.primary, self.secondary}
         return user in self.keys and password == self.keys[user].secret
 
     def knows(self, request: Request) -> bool:
-        """Tell whether a request is of this account, whatever its password."""
+        """Return whether a request's user belongs to this account; the password does not matter."""
         user, _ = request.credentials or ("", "")
         return user == self.account_sid or user in self.keys
 
     def reply(self, request: Request) -> Reply | None:
-        """Return the answer to a request about credentials, or with wrong ones; None leaves it to the account."""
+        """Return the answer to a request about credentials or with wrong ones; None: the account answers it."""
         user, password = request.credentials or ("", "")
         if not self.accepts(user, password):
             return _error(401, 20003, "Authenticate")
         asked = request.method, request.path
         if answer := self._about_tokens().get(asked):
-            # accountSid_authToken is the only security scheme there.
+            # These operations have only the security scheme accountSid_authToken.
             return answer() if user == self.account_sid else _error(401, 20003, "Authenticate")
         match = _ACCOUNT.fullmatch(request.path)
         if match is None or match[2] not in {None, "Keys"}:
@@ -63,7 +63,7 @@ class Credentials:
         if user != self.account_sid and not self.keys[user].is_main:
             return _error(401, 20003, "Authenticate")
         if match[2] is None:
-            # FetchAccount, 200: auth_token is the account's.
+            # FetchAccount, 200: auth_token is the primary one.
             return Reply.json(200, {"sid": self.account_sid, "auth_token": self.primary, "status": "active"})
         return self._about_keys(request, match[3])
 
@@ -79,13 +79,13 @@ class Credentials:
         return Reply.json(200, self._shown(sid))
 
     def _create(self, request: Request) -> Reply:
-        # CreateNewKey, 201: a standard key, and its secret this once.
+        # CreateNewKey, 201: it creates a standard key; only this answer has the secret.
         sid, secret = f"SK{self._number():032x}", self._new("key-secret")
         self.keys[sid] = Key(secret, request.form["FriendlyName"][0])
         return Reply.json(201, self._shown(sid) | {"secret": secret})
 
     def _page(self, request: Request) -> Reply:
-        # ListKey, 200: no secrets; PageSize is 50 unless given, and 1000 at most.
+        # ListKey, 200: without secrets; the default PageSize is 50, the maximum 1000.
         wanted = {name: values[0] for name, values in request.parameters.items()}
         size = min(int(wanted.get("PageSize", 50)), self._max_page_size)
         number = int(wanted.get("Page", 0))
@@ -116,14 +116,14 @@ class Credentials:
         }
 
     def _create_secondary(self) -> Reply:
-        # CreateSecondaryAuthToken, 201; 400 with 70002 where there is one.
+        # CreateSecondaryAuthToken, 201; 400 with 70002 if there is one already.
         if self.secondary:
             return _error(400, 70002, "A secondary auth token exists")
         self.secondary = self._new("token")
         return Reply.json(201, {"account_sid": self.account_sid, "secondary_auth_token": self.secondary})
 
     def _delete_secondary(self) -> Reply:
-        # DeleteSecondaryAuthToken, 204; 404 with 20404 where there is none.
+        # DeleteSecondaryAuthToken, 204; 404 with 20404 if there is none.
         if self.secondary is None:
             return _error(404, 20404, "The requested resource was not found")
         self.secondary = None
@@ -131,7 +131,7 @@ class Credentials:
 
     def _promote(self) -> Reply:
         # UpdateAuthTokenPromotion, 200, "all requests to Twilio using your old primary Auth Token will result in an
-        # error"; 404 with 20404 where there is no secondary token.
+        # error"; 404 with 20404 if there is no secondary token.
         if self.secondary is None:
             return _error(404, 20404, "The requested resource was not found")
         self.primary, self.secondary = self.secondary, None

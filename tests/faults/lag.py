@@ -1,4 +1,4 @@
-"""Indexes of DynamoDB that answer as they did some seconds ago: an index follows its table, and is not read otherwise.
+"""DynamoDB indexes that lag behind their tables: reads of an index are always eventually consistent.
 
 https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/GSI.html
 """
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 type Item = dict[str, dict[str, Any]]
 type Ask = Callable[[str, dict[str, Any]], dict[str, Any]]
-"""Calls an operation of DynamoDB past all faults."""
+"""A function that calls an operation of DynamoDB without any faults."""
 
 WRITES = frozenset({"PutItem", "UpdateItem", "DeleteItem", "TransactWriteItems"})
 
@@ -22,22 +22,22 @@ class _Image(NamedTuple):
 
 
 class Lag:
-    """What was written to tables that were empty in the beginning, and what their indexes had of it before.
+    """The writes to tables that were empty at the start, and the answers that their lagging indexes give.
 
-    Of a query's conditions it knows the partition: one that compares anything else is answered by the partition alone.
+    For past items, it evaluates only the partition key of a query's conditions and ignores the others.
     """
 
     def __init__(self, seconds: float) -> None:
-        """Let indexes be behind by so many seconds."""
+        """Set the lag of all indexes."""
         self._seconds = seconds
         self._images: dict[tuple[str, str], list[_Image]] = {}
         self._tables: dict[str, dict[str, Any]] = {}
         self._lock = threading.Lock()
         self.outdated = 0
-        """How many queries were answered otherwise than the table is."""
+        """The number of queries whose answers differed from the table's present data."""
 
     def wrote(self, operation: str, asked: Mapping[str, Any], ask: Ask) -> None:
-        """Take note of a write that was carried out."""
+        """Record a write that was carried out."""
         for table, key, item in self._written(operation, asked, ask):
             now = time.monotonic()
             with self._lock:
@@ -47,7 +47,7 @@ class Lag:
                 del images[: max(len(settled) - 1, 0)]
 
     def answer(self, asked: Mapping[str, Any], answer: dict[str, Any], ask: Ask) -> dict[str, Any]:
-        """Return what an index had for a query some seconds ago."""
+        """Return the answer that an index would have given to a query before the lag."""
         table = asked["TableName"]
         described = self._described(table, ask)
         index = next(each for each in described["GlobalSecondaryIndexes"] if each["IndexName"] == asked["IndexName"])
@@ -69,7 +69,7 @@ class Lag:
         return answer | {"Items": items, "Count": len(items), "ScannedCount": len(items)}
 
     def _written(self, operation: str, asked: Mapping[str, Any], ask: Ask) -> Iterator[tuple[str, str, Item | None]]:
-        """Yield table, key and item of all that was written; the item is None where it was deleted."""
+        """Yield table, key and item of each write; the item is None if it was deleted."""
         if operation == "TransactWriteItems":
             for each in asked["TransactItems"]:
                 [(name, inner)] = each.items()
@@ -101,7 +101,7 @@ def _key(table: Mapping[str, Any], item: Item) -> str:
 
 
 def _projected(table: Mapping[str, Any], index: Mapping[str, Any], item: Item) -> Item:
-    """Return what an index has of an item."""
+    """Return the attributes of an item that an index has."""
     projection = index["Projection"]
     if projection["ProjectionType"] == "ALL":
         return item

@@ -1,4 +1,4 @@
-"""A server on loopback with a thread for each connection, which closes at once whatever those are doing."""
+"""A server on loopback with a thread for each connection. It closes at once, even if its threads are busy."""
 
 import socket
 import threading
@@ -11,10 +11,10 @@ from .wire import Closed, Gate
 
 
 class Listener:
-    """Accepts connections from the moment of `_start` until it is closed; `_talk` is what it does with one."""
+    """A server that accepts connections from `_start` until it is closed; `_talk` serves each one."""
 
     def __init__(self, port: int = 0) -> None:
-        """Take the port; connections wait until `_start`."""
+        """Reserve the port; connections wait until `_start`."""
         self._listener = socket.create_server(("127.0.0.1", port), backlog=1024)
         self.port: int = self._listener.getsockname()[1]
         self._changed = threading.Condition()
@@ -23,7 +23,7 @@ class Listener:
         self._threads: list[threading.Thread] = []
         self._accepted = 0
         self._closed = False
-        self.errors: list[Exception] = []  # of the server itself, shown when it is closed
+        self.errors: list[Exception] = []  # the server's own errors, raised when it is closed
 
     def __enter__(self) -> Self:
         return self
@@ -34,16 +34,16 @@ class Listener:
             raise ExceptionGroup("the fault server failed by itself", self.errors)
 
     def release(self) -> None:
-        """Let all requests go on that hang now."""
+        """Release all requests that hang now."""
         self._gate.release()
 
     @contextmanager
     def refusing(self) -> Iterator[None]:
-        """Close all connections, and refuse new ones for the time of a `with` block."""
+        """Close all connections, and refuse new ones during a `with` block."""
         self._disconnect()
         self._acceptor.join()
         self._listener.close()
-        self._listener = socket.socket()  # holds the port, so that nobody else comes to listen there
+        self._listener = socket.socket()  # reserves the port, so that no other process listens on it
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._listener.bind(("127.0.0.1", self.port))
         try:
@@ -53,7 +53,7 @@ class Listener:
             self._start()
 
     def close(self) -> None:
-        """Close all connections, whatever they are doing."""
+        """Close all connections at once, even if requests are in progress."""
         self._gate.close()
         with self._changed:
             self._closed = True
@@ -64,7 +64,7 @@ class Listener:
         self._listener.close()
 
     def _talk(self, sock: socket.socket, number: int) -> None:
-        """Serve one connection to its end; connections count from 1."""
+        """Serve one connection to its end; connections are numbered from 1."""
         raise NotImplementedError
 
     def _start(self) -> None:
@@ -88,19 +88,19 @@ class Listener:
                 self._run(self._serve, sock, number)
 
     def _serve(self, sock: socket.socket, number: int) -> None:
-        """Serve one connection, and keep what went wrong with the server itself."""
+        """Serve one connection, and keep the server's own errors."""
         with sock:
             try:
                 self._track(sock)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self._talk(sock, number)
             except (OSError, Closed):
-                pass  # the client went away, or the server closes
-            except Exception as error:  # noqa: BLE001 shown when the server is closed
+                pass  # the client closed the connection, or the server closes
+            except Exception as error:  # noqa: BLE001 raised when the server is closed
                 self.errors.append(error)
 
     def _track(self, sock: socket.socket) -> None:
-        """Let a socket end with the server; raises Closed."""
+        """Register a socket to be closed with the server; raises Closed if the server is closed already."""
         with self._changed:
             if self._closed:
                 raise Closed
@@ -111,4 +111,4 @@ class Listener:
             sockets = [self._listener, *self._sockets]
         for sock in sockets:
             with suppress(OSError):
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)  # TLS would change what its thread still uses
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)  # TLS would change state that its thread uses

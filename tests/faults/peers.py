@@ -13,11 +13,11 @@ type Client = psutil.Process
 type _Address = tuple[str, int]
 
 _SOON = 1
-"""Seconds: no client gives up so early, so that one which is not found by then is dead."""
+"""Seconds: every client waits for an answer for longer, so a client that is not found within this time is dead."""
 
 
 def find(sock: socket.socket) -> Client | None:
-    """Return the process that a connection comes from; None is one that was killed, by another of its requests."""
+    """Return the client's process; None if it no longer exists, because the fault of another request killed it."""
     began = time.monotonic()
     ours, theirs = sock.getsockname(), sock.getpeername()
     pid = _owner_on_linux(theirs, ours) if sys.platform == "linux" else _owner(theirs, ours)
@@ -32,14 +32,14 @@ def find(sock: socket.socket) -> Client | None:
 
 
 def kill(process: Client | None) -> None:
-    """SIGKILL a process: it does nothing any more, as after a crash."""
+    """Send SIGKILL to a process, so that it ends as in a crash."""
     if process:
         with suppress(psutil.NoSuchProcess):
             process.kill()
 
 
 def _owner_on_linux(local: _Address, remote: _Address) -> int | None:
-    """Do what `_owner` does, without having the whole machine's table parsed: a client does not wait for long."""
+    """Return the same as `_owner`, but without parsing all connections, because the client does not wait for long."""
     pair = " ".join(
         f"{int.from_bytes(socket.inet_aton(host), sys.byteorder):08X}:{port:04X}" for host, port in (local, remote)
     )
@@ -54,7 +54,7 @@ def _owner_on_linux(local: _Address, remote: _Address) -> int | None:
 
 def _owner(local: _Address, remote: _Address) -> int | None:
     for process in psutil.process_iter():
-        with suppress(psutil.Error):  # gone meanwhile, or somebody else's
+        with suppress(psutil.Error):  # it ended in the meantime, or belongs to another user
             if any((local, remote) == (each.laddr, each.raddr) for each in process.net_connections("tcp4")):
                 return process.pid
     return None

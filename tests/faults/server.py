@@ -1,4 +1,4 @@
-"""An HTTP(S) server on loopback that plays Twilio, or stands in front of one, and fails as it is told to."""
+"""An HTTP(S) server on loopback that acts as Twilio, or as a relay in front of it, and injects faults."""
 
 import re
 import socket
@@ -26,22 +26,22 @@ _LENGTH = re.compile(rb"(\r\ncontent-length: *)\d+", re.IGNORECASE)
 
 
 class FaultServer(Listener):
-    """A Twilio that answers, or fails, from the moment it is made until it is closed.
+    """A server that acts as Twilio, with faults, from its construction until it is closed.
 
-    What happens to a request is decided, in this order, by
+    The first of these that applies decides about a request:
     - a marker in its URL or body: `fault=NAME`, or `fault=NAME,NAME,...` for the first, second, ... request
-      that is the same in method, URL and body; the last holds from then on. `server.named` has the names;
-    - the script: one fault per request, the last from then on;
-    - else it is answered as Twilio would.
+      with the same method, URL and body; the last one repeats. `server.named` has the names;
+    - the script: one fault per request; the last one repeats;
+    - otherwise, the server answers as Twilio would.
 
-    With `upstream`, which can be set at any time, it is a relay: the normal answer is the one of the server there.
-    A fault comes after the request was forwarded, unless its name ends with `_before`. Markers are then read from
-    the creation of a message only: whatever else repeats its text is answered normally, but for `get_fault=NAME`
-    of its own. `callback=none` lets a message be created without status callbacks.
+    With `upstream`, which can be set at any time, the server is a relay: the upstream server gives the normal answer.
+    A fault acts after the request was forwarded, unless its name ends with `_before`. A relay reads `fault=` only from
+    requests that create a message. It answers other requests with the same text normally, unless they contain
+    `get_fault=NAME`. `callback=none` makes the relay create the message without status callbacks.
     """
 
     def __init__(self, *, upstream: str | None = None, tls: Tls | None = None, port: int = 0) -> None:
-        """Listen; `upstream` is the URL to relay to, `tls` the kind of certificate, None is plain HTTP."""
+        """Start to listen; `upstream` is the URL to relay to, `tls` the kind of certificate (None: plain HTTP)."""
         super().__init__(port)
         self.upstream = upstream
         self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
@@ -51,26 +51,26 @@ class FaultServer(Listener):
 
     @property
     def requests(self) -> list[Request]:
-        """All requests that reached the server, in order, whatever became of them."""
+        """All requests that reached the server, in order, including those that were not answered."""
         with self._changed:
             return list(self._requests)
 
     @property
     def connections(self) -> int:
-        """How many connections were accepted, those without a request or a TLS handshake too."""
+        """The number of accepted connections, including those without a request or a TLS handshake."""
         with self._changed:
             return self._accepted - self._accepted_before
 
     @property
     def ca_file(self) -> Path:
-        """What a client is to trust; "good", "wrong_host" and "expired" are signed by it."""
+        """The CA certificate for clients to trust; it signed the "good", "wrong_host" and "expired" certificates."""
         return certificates.ca_file()
 
     def script(self, *faults: Fault) -> None:
-        """Give the next requests these faults in turn, and the last one from then on (OK: answer normally).
+        """Give the next requests these faults in order; the last one repeats (OK: answer normally).
 
-        Faults in the TLS handshake are taken by a new connection; a request on an older one that meets one in
-        the script is answered normally.
+        Only a new connection takes a fault of the TLS handshake. If it is the next one in the script, a request on an
+        older connection is answered normally.
         """
         with self._changed:
             self._script.clear()
@@ -83,7 +83,7 @@ class FaultServer(Listener):
             return self._account.history
 
     def check(self, *accounts: Credentials) -> None:
-        """Take only requests with credentials of one of these accounts, and let requests change them."""
+        """Accept only requests with credentials of one of these accounts, and let requests change them."""
 
         def reply(request: Request) -> Reply | None:
             return next((each for each in accounts if each.knows(request)), accounts[0]).reply(request)
@@ -92,14 +92,14 @@ class FaultServer(Listener):
             self._account.first = reply
 
     def wait_for(self, count: int, seconds: float = 10) -> list[Request]:
-        """Wait until so many requests have reached the server, and return all; raises TimeoutError."""
+        """Wait until this number of requests has reached the server, and return all; raises TimeoutError."""
         with self._changed:
             if not self._changed.wait_for(lambda: len(self._requests) >= count, seconds):
                 raise TimeoutError(f"{len(self._requests)} of {count} requests came in {seconds} s")
             return list(self._requests)
 
     def reset(self) -> None:
-        """Forget requests, script, history, credentials and names; what hangs is released, connections stay open."""
+        """Reset requests, script, history, credentials and names, and release hanging requests; keep connections."""
         with self._changed:
             self._start_anew()
         self.release()
@@ -115,7 +115,7 @@ class FaultServer(Listener):
     def _talk(self, sock: socket.socket, number: int) -> None:
         if fault := self._scripted(Stage.CONNECTED):
             exchange = Exchange(sock, self._gate)
-            sock.recv(65536)  # a connection closed with unread bytes is reset
+            sock.recv(65536)  # a connection that is closed with unread bytes is reset
             fault.act(exchange)
         elif self._tls:
             with self._tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False) as secure:
@@ -150,7 +150,7 @@ class FaultServer(Listener):
             return False
         fault = self._marker(request) or self._scripted(Stage.RECEIVED) or OK
         is_forwarded = self.upstream is not None and fault.forwards
-        # Made before the request shows: whoever waits for it may release it at once.
+        # Create it before the request is recorded, because a waiting test can then release the request at once.
         exchange = Exchange(sock, self._gate, request.method)
         try:
             exchange.normal = self._forwarded(upstream, request) if is_forwarded else self._account.reply(request)
@@ -160,7 +160,7 @@ class FaultServer(Listener):
         return exchange.is_open and (request.header("Connection") or "").lower() != "close"
 
     def _forwarded(self, upstream: Upstream, request: Request) -> Reply:
-        """Return the answer of the server behind."""
+        """Forward a request, and return the upstream server's answer."""
         if _takes_markers(request) and _WITHOUT_CALLBACK.search(_text(request)):
             request = _without_callback(request)
         answer = upstream.forward(self.upstream or "", request)
@@ -172,14 +172,14 @@ class FaultServer(Listener):
             self._changed.notify_all()
 
     def _scripted(self, stage: Stage) -> Fault | None:
-        """Take the next fault of the script if its stage has come; the last one stays."""
+        """Return the script's next fault if it acts at this stage, and remove it unless it is the last one."""
         with self._changed:
             if not self._script or self._script[0].stage is not stage:
                 return None
             return self._script.popleft() if len(self._script) > 1 else self._script[0]
 
     def _marker(self, request: Request) -> Fault | None:
-        """Return the fault that a request names."""
+        """Return the fault that a request's marker names, or None."""
         pattern = _MARKER if self.upstream is None or _takes_markers(request) else _MARKER_OF_OTHERS
         if not (marker := pattern.search(_text(request))):
             return None
@@ -196,12 +196,12 @@ def _takes_markers(request: Request) -> bool:
 
 
 def _text(request: Request) -> str:
-    """Return where markers stand."""
+    """Return the decoded URL and body, which can contain markers."""
     return unquote_plus(f"{request.target} {request.body.decode('latin-1')}")
 
 
 def _without_callback(request: Request) -> Request:
-    """Return a request for a message without status callbacks: a blank one keeps the sender's own from being used."""
+    """Return the request without status callbacks; a blank URL also disables the default one of the sender."""
     fields = [field for field in request.body.split(b"&") if not field.startswith(b"StatusCallback=")]
     body = b"&".join([*fields, b"StatusCallback="])
     head = _LENGTH.sub(rb"\g<1>%d" % len(body), request.head)

@@ -1,4 +1,4 @@
-"""TLS certificates, good and bad, for a server on loopback."""
+"""Valid and invalid TLS certificates for a server on loopback."""
 
 import ssl
 import tempfile
@@ -16,7 +16,7 @@ _NAMES = ("127.0.0.1", "localhost")
 
 @cache
 def ca_file() -> Path:
-    """Return the file of the authority that signed the good certificate, the expired and the wrong one."""
+    """Return the CA certificate's file; the CA signed the good, the expired and the wrong-host certificate."""
     path = _directory() / "ca.pem"
     _authority().cert_pem.write_to_path(path)
     return path
@@ -24,7 +24,7 @@ def ca_file() -> Path:
 
 @cache
 def context(kind: Tls) -> ssl.SSLContext:
-    """Return a server's side of TLS with a certificate of a kind; in each just one thing is wrong."""
+    """Return a server's TLS context with this kind of certificate; each invalid kind has exactly one defect."""
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     if kind == "self_signed":
         path = _directory() / "self_signed.pem"

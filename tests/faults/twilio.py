@@ -1,4 +1,4 @@
-"""What Twilio's Messages resource answers where nothing goes wrong, and a history page by page."""
+"""The normal answers of Twilio's Messages resource, and a message history that is read in pages."""
 
 import itertools
 import re
@@ -23,7 +23,7 @@ type Evil = Literal[
 ]
 
 NEWEST = datetime(2026, 1, 31, 12, tzinfo=UTC)
-"""When the newest message of a history was sent."""
+"""The time at which the newest message of a history was sent."""
 
 OTHER_ACCOUNT = "AC" + "f" * 32
 RECIPIENTS = [f"+1555010{number:04}" for number in range(4)]
@@ -34,16 +34,16 @@ _MEDIA = re.compile(r"/2010-04-01/Accounts/([^/.]+)/Messages/([^/.]+)/Media\.jso
 
 
 class Account:
-    """A minimal Twilio: it takes every message, and knows every SID."""
+    """A minimal Twilio account: it accepts every message and finds every SID."""
 
     def __init__(self) -> None:
         self.history = History(0)
         self.first: Callable[[Request], Reply | None] = lambda _: None
-        """What may answer in the account's place."""
+        """A function that can answer a request before the account does; None leaves it to the account."""
         self._sids = itertools.count(1)
 
     def reply(self, request: Request) -> Reply:
-        """Return the normal answer: 201, 200 or 204; what is no message is answered with what was asked."""
+        """Return the normal answer (201, 200 or 204); for other resources, it repeats the method and the URL."""
         return self.first(request) or self._about_media(request) or self._about_messages(request)
 
     def _about_media(self, request: Request) -> Reply | None:
@@ -69,10 +69,10 @@ class Account:
 
 
 class History:
-    """Messages, newest first, in pages as Twilio makes them, or in pages as an attacker would.
+    """Messages, newest first, in pages as Twilio returns them, or in pages with an attacker's links.
 
-    `add`, `update` and `remove` change it, also between two pages: `before_page` is called before each. `media` are
-    the content types of a message's media, by its SID.
+    `add`, `update` and `remove` change the history, also between two pages: `before_page` is called before each page.
+    `media` has the content types of each message's media, by SID.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class History:
         self.media: dict[str, Sequence[str]] = {}
 
     def add(self, sent: datetime | None, *, media: Sequence[str] = (), **fields: Any) -> str:
-        """Add a message, sent when it says or not yet, and return its SID; it was last changed when it was sent."""
+        """Add a message and return its SID; `sent` is its sending and update time, or None if it is not sent yet."""
         sid = f"{'MM' if media else 'SM'}{'a' * 8}{next(self._added):024x}"
         created = format_datetime(sent or NEWEST)
         fields = {
@@ -109,7 +109,7 @@ class History:
         return sid
 
     def update(self, sid: str, at: datetime, *, sent: datetime | None = None, **fields: Any) -> None:
-        """Change a message at a moment; `sent` is a date that comes late."""
+        """Change a message, with `at` as its update time; `sent` sets its sending time afterwards."""
         changes = (
             fields | {"date_updated": format_datetime(at)} | ({"date_sent": format_datetime(sent)} if sent else {})
         )
@@ -121,7 +121,7 @@ class History:
         self._messages = [each for each in self._messages if each["sid"] != sid]
 
     def _sort(self) -> None:
-        """Put the messages in Twilio's order; those that are not sent stand first."""
+        """Sort the messages in Twilio's order; messages that are not sent yet come first."""
         self._messages.sort(key=lambda each: _moment(each["date_sent"] or format_datetime(_NEVER)), reverse=True)
 
     @property
@@ -130,7 +130,7 @@ class History:
         return [each["sid"] for each in self._messages]
 
     def find(self, sid: str) -> Message | None:
-        """Return a message of the history."""
+        """Return the message with a SID, or None."""
         return next((each for each in self._messages if each["sid"] == sid), None)
 
     def page(self, request: Request) -> Reply:
@@ -170,7 +170,7 @@ class History:
         })  # fmt: skip
 
     def _corrupt(self, next_page: str, request: Request, wanted: dict[str, str]) -> str:
-        """Return the next page, or where an attacker would send us instead."""
+        """Return the URI of the next page, or the one that an attacker would return instead."""
         account = request.path.split("/")[3]
         first_page = urlencode({name: wanted[name] for name in wanted if not name.startswith("PageT")} | {"Page": "0"})
         corruptions: dict[Evil | None, Callable[[], str]] = {
@@ -183,7 +183,7 @@ class History:
 
 
 def message(account: str, sid: str, form: dict[str, str] | None = None) -> Message:
-    """Return a message object as Twilio makes it of the form of a request."""
+    """Return the message object that Twilio creates from the form of a request."""
     form = form or {"To": RECIPIENTS[0], "From": SENDERS[0], "Body": "Hello"}
     service = form.get("MessagingServiceSid")
     created = format_datetime(NEWEST)
@@ -212,7 +212,7 @@ def message(account: str, sid: str, form: dict[str, str] | None = None) -> Messa
 
 
 def _sent(number: int, sent: datetime, body: str) -> Message:
-    """Return one message of a history; recipients and senders take turns."""
+    """Return one sent message of a history; recipients and senders alternate by number."""
     sid = f"{'SM' if number % 10 else 'MM'}{number:032x}"
     form = {
         "To": RECIPIENTS[number % len(RECIPIENTS)],
@@ -223,15 +223,15 @@ def _sent(number: int, sent: datetime, body: str) -> Message:
 
 
 def _owner(account: str, each: Message) -> Message:
-    """Return what of a message names its account."""
+    """Return the fields of a message that contain the account SID."""
     whole = message(account, each["sid"])
     return {name: whole[name] for name in ("account_sid", "subresource_uris", "uri")}
 
 
 def _matches(each: Message, wanted: dict[str, str]) -> bool:
-    """Tell whether a message passes the filters; dates are days in UTC, all filters are inclusive.
+    """Return whether a message passes the filters; dates are days in UTC, and all filters are inclusive.
 
-    What has no date passes none of a date.
+    A message without a date passes no date filter.
     """
     if each["date_sent"] is None:
         return not wanted.keys() & _DATE_FILTERS.keys() and _matches(
@@ -251,7 +251,7 @@ _bound = cache(datetime.fromisoformat)
 
 
 def _media_list(account: str, message_sid: str, media: Sequence[str]) -> list[Message]:
-    """Return media objects as Twilio makes them."""
+    """Return media objects as Twilio returns them."""
     url = f"/2010-04-01/Accounts/{account}/Messages/{message_sid}/Media"
     return [
         {
@@ -273,7 +273,7 @@ _DATE_FILTERS: dict[str, Callable[[date, date], bool]] = {
 
 
 def _comparable(sent: datetime, bound: str) -> tuple[date, date]:
-    """Return two days, or two moments, depending on what the filter gives."""
+    """Return two days or two times: a filter can have either."""
     moment = _bound(bound)
     if len(bound) == len("2026-01-31"):
         return sent.date(), moment.date()

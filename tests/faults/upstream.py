@@ -1,4 +1,4 @@
-"""The server that a proxy stands in front of."""
+"""A connection from a proxy to the server behind it."""
 
 import http.client
 import select
@@ -13,7 +13,7 @@ _FRAMING = frozenset({"connection", "content-length", "keep-alive", "transfer-en
 
 
 class Answer(NamedTuple):
-    """A whole answer; `headers` are without those of the connection, and without the length."""
+    """A complete answer; `headers` excludes the connection's headers and the length."""
 
     status: int
     reason: str
@@ -22,16 +22,16 @@ class Answer(NamedTuple):
 
 
 class Upstream:
-    """A connection that is kept for the next request; each thread has its own."""
+    """A connection that is kept open for the next request; each thread has its own."""
 
     def __init__(self, track: Callable[[socket.socket], None]) -> None:
-        """Hand each socket to `track` before it is used."""
+        """Pass each new socket to `track` before the first request."""
         self._track = track
         self._sock: socket.socket | None = None
         self._url = ""
 
     def forward(self, url: str, request: Request) -> Answer:
-        """Send a request byte for byte as it came, and return the answer; raises OSError."""
+        """Send a request with unchanged bytes, and return the answer; raises OSError."""
         sock = self._connected(url)
         response = http.client.HTTPResponse(sock, method=request.method)
         try:
@@ -57,7 +57,7 @@ class Upstream:
 
     def _connected(self, url: str) -> socket.socket:
         if self._sock and (url != self._url or _is_readable(self._sock)):
-            self.close()  # it says something unasked: that it closes
+            self.close()  # the server has closed it
         if not self._sock:
             parts = urlsplit(url)
             self._sock = socket.create_connection((parts.hostname, parts.port))
@@ -68,7 +68,7 @@ class Upstream:
 
 
 def _is_readable(sock: socket.socket) -> bool:
-    """Tell whether a socket has something to read, however many are open: select() knows no number above 1,023."""
+    """Return whether a socket has data to read; select() would fail for file descriptors above 1,023."""
     poll = select.poll()
     poll.register(sock, select.POLLIN)
     return bool(poll.poll(0))

@@ -1,4 +1,4 @@
-"""What goes over one connection: requests as they came, answers as a fault sends them."""
+"""The data on one connection: the requests exactly as received, and the answers that faults send."""
 
 import base64
 import json
@@ -14,17 +14,17 @@ from . import peers
 
 REQUEST_ID = "RQ" + "0" * 32
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close() sends RST
-_LOOK_SECONDS = 0.2  # how often what hangs looks whether its client is still there
+_LOOK_SECONDS = 0.2  # how often a hanging exchange checks that its client is still connected
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What of one request reached the server, byte for byte.
+    """The bytes of one request that reached the server.
 
-    `head` is the request line and the headers; it is empty, as `body` is, where a fault came before anything
-    was read. `complete` tells whether all of the request was read. `time` is in seconds since the epoch,
-    `connection` counts from 1, `fault` is the name of the fault that the request was given. `forwarded` tells
-    whether a relay passed it on.
+    `head` is the request line and the headers. `head` and `body` are empty if a fault acted before the server read
+    anything. `complete` is whether the server read the whole request. `time` is in seconds since the epoch.
+    `connection` is a number from 1. `fault` is the name of the request's fault. `forwarded` is whether a relay
+    forwarded the request.
     """
 
     connection: int
@@ -37,12 +37,12 @@ class Request:
 
     @property
     def method(self) -> str:
-        """GET, POST and so on."""
+        """The HTTP method."""
         return self._request_line[0]
 
     @property
     def target(self) -> str:
-        """Path and query as they came, percent-encoding and all."""
+        """The path and the query as received, still percent-encoded."""
         return self._request_line[1]
 
     @property
@@ -57,23 +57,23 @@ class Request:
 
     @property
     def headers(self) -> list[tuple[str, str]]:
-        """Names and values in the order in which they came."""
+        """The names and values of the headers, in the order of the request."""
         lines = self.head.decode("latin-1").split("\r\n")[1:]
         return [(name, value.strip()) for name, colon, value in (line.partition(":") for line in lines) if colon]
 
     @property
     def form(self) -> dict[str, list[str]]:
-        """The decoded fields of a form body; blank values count."""
+        """The decoded fields of a form body, including blank values."""
         return _fields(self.body.decode("latin-1"))
 
     @property
     def parameters(self) -> dict[str, list[str]]:
-        """The decoded fields of the query; blank values count."""
+        """The decoded fields of the query, including blank values."""
         return _fields(self.query)
 
     @property
     def credentials(self) -> tuple[str, str] | None:
-        """User and password of Basic authentication."""
+        """The user and the password of Basic authentication, or None."""
         scheme, _, encoded = (self.header("Authorization") or "").partition(" ")
         if scheme.lower() != "basic":
             return None
@@ -81,7 +81,7 @@ class Request:
         return user, password
 
     def header(self, name: str) -> str | None:
-        """Return the first value of a header, whatever its case."""
+        """Return the first value of a header; its name is not case-sensitive."""
         return next((value for key, value in self.headers if key.lower() == name.lower()), None)
 
     @property
@@ -98,7 +98,7 @@ def _fields(encoded: str) -> dict[str, list[str]]:
 
 
 class Reply(NamedTuple):
-    """An answer; length, JSON as content type and Twilio's request id are added where `headers` has none."""
+    """An answer; it adds the length, the JSON content type and Twilio's request id if `headers` lacks them."""
 
     status: int
     body: bytes = b""
@@ -106,12 +106,12 @@ class Reply(NamedTuple):
 
     @classmethod
     def json(cls, status: int, value: Any) -> "Reply":
-        """Make an answer of a value."""
+        """Return an answer whose body is a value as JSON."""
         return cls(status, json.dumps(value).encode())
 
     @property
     def head(self) -> bytes:
-        """Status line and headers with the blank line that ends them."""
+        """The status line and the headers, including the blank line that ends them."""
         headers = {
             "Content-Type": "application/json",
             "Content-Length": str(len(self.body)),
@@ -128,12 +128,12 @@ class Reply(NamedTuple):
         return f"HTTP/1.1 {self.status} Status\r\n{text}\r\n".encode("latin-1")
 
 
-class Closed(Exception):  # noqa: N818 says what happened, and is not seen outside
-    """The server closes, so a fault that waits ends."""
+class Closed(Exception):  # noqa: N818 an internal exception, named after the event
+    """The exception that ends waiting faults when the server closes or the client disconnects."""
 
 
 class Gate:
-    """Where faults wait, until they are released or the server closes."""
+    """A gate at which faults wait until they are released or the server closes."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -141,23 +141,23 @@ class Gate:
         self._closed = False
 
     def ticket(self) -> int:
-        """Return what `wait` is to be given: only a release after this one ends the wait."""
+        """Return a ticket for `wait`: only a release after this call ends the wait."""
         return self._releases
 
     def release(self) -> None:
-        """Let all go on that hold a ticket."""
+        """Release all faults that hold a ticket."""
         with self._changed:
             self._releases += 1
             self._changed.notify_all()
 
     def close(self) -> None:
-        """End all waits, now and later."""
+        """End all present and future waits."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
     def wait(self, ticket: int | None, seconds: float | None = None) -> bool:
-        """Wait for a release after `ticket`, or for a time; tell whether it was a release; raises Closed."""
+        """Wait for a release after `ticket`, or for a time; return whether it was released; raises Closed."""
         with self._changed:
             released = self._changed.wait_for(lambda: self._closed or ticket not in {None, self._releases}, seconds)
             if self._closed:
@@ -166,7 +166,7 @@ class Gate:
 
 
 class Exchange:
-    """One request and its answer, as a fault sees them; `normal` is what Twilio would answer."""
+    """One request and its answer, passed to the fault that handles them; `normal` is Twilio's normal answer."""
 
     def __init__(self, sock: socket.socket, gate: Gate, method: str = "", normal: Reply | None = None) -> None:
         self.normal = normal or Reply(500)
@@ -179,33 +179,33 @@ class Exchange:
         self._is_aimed = False
 
     def send(self, data: bytes) -> None:
-        """Send bytes as they are."""
+        """Send bytes unchanged."""
         self._sock.sendall(data)
 
     def reply(self, reply: Reply) -> None:
-        """Send a whole answer."""
+        """Send a complete answer."""
         self.send(reply.head + (reply.body if self._has_body else b""))
 
     def close(self, *, reset: bool = False) -> None:
-        """Close the connection, or break it off with a RST."""
+        """Close the connection, or reset it with an RST."""
         if reset:
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self._sock.close()
         self.is_open = False
 
     def pause(self, seconds: float) -> None:
-        """Wait, unless the server closes."""
+        """Wait for a time; raises Closed if the server closes."""
         self._gate.wait(None, seconds)
 
     def hang(self) -> None:
-        """Wait until the server releases what hangs, or the client has had enough."""
+        """Wait until the server releases hanging requests; raises Closed if the client disconnects."""
         while not self._gate.wait(self._ticket, _LOOK_SECONDS):
             with suppress(BlockingIOError):
                 if not socket.socket.recv(self._sock, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
                     raise Closed
 
     def aim(self) -> None:
-        """Find the client's process for `kill`, while it surely waits for the answer."""
+        """Find the client's process for `kill` while it is certain to be waiting for the answer."""
         self._client = peers.find(self._sock)
         self._is_aimed = True
 
@@ -218,25 +218,25 @@ class Exchange:
 
 
 class Reader:
-    """Reads requests from a connection, and keeps what came of one that was broken off."""
+    """A reader of the requests on a connection; it also returns the received part of an incomplete request."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._data = bytearray()
 
     def wait(self) -> bool:
-        """Wait for the first byte of a request without reading it; False is the end of the connection."""
-        # Below TLS, whose own recv() can not peek.
+        """Wait for the first byte of a request without reading it; False means the end of the connection."""
+        # Use the plain socket below TLS, because TLS's own recv() cannot peek.
         return bool(self._data) or bool(socket.socket.recv(self._sock, 1, socket.MSG_PEEK))
 
     def read(self) -> tuple[bytes, bytes, bool]:
-        """Return the head and the body of a request, and whether that is all of it."""
+        """Return the head and the body of a request, and whether the request is complete."""
         head = self._until(b"\r\n\r\n")
         request = Request(0, 0, head=head)
         if not head.endswith(b"\r\n\r\n"):
             return head, b"", False
         if request.header("Transfer-Encoding"):
-            body = self._until(b"0\r\n\r\n")  # left as it came
+            body = self._until(b"0\r\n\r\n")  # the chunked encoding is kept
             return head, body, body.endswith(b"0\r\n\r\n")
         length = int(request.header("Content-Length") or 0)
         while len(self._data) < length and self._fill():

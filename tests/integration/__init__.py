@@ -1,1 +1,1 @@
-"""Tests on the stack on this machine."""
+"""Tests on a local stack."""

@@ -1,4 +1,4 @@
-"""The stack on this machine as tests see it: AWS as deployer or caller, the two APIs, and Twilio's emulator."""
+"""The local stack for tests: AWS clients of the deployer and of a caller, the two APIs, and Twilio's emulator."""
 
 import json
 import time
@@ -17,20 +17,20 @@ from botocore.credentials import Credentials
 from tests.mutants import Target, Webhook
 
 SECONDS = 30
-"""How long a test waits for what must come."""
+"""How long a test waits for an expected result."""
 
 
 class Cloud:
     """A running stack; `info` is its `.local/stack.json`."""
 
     def __init__(self, info: dict[str, Any]) -> None:
-        """Take what the local stack says of itself."""
+        """Take the content of `.local/stack.json`."""
         self.info = info
         self.outputs: dict[str, str] = info["outputs"]
         self.client = cache(self._client)
 
     def _client(self, service: str, *, as_caller: bool = False) -> Any:
-        """Return a client of the deployer, or of the caller, who has only the documentation's policy."""
+        """Return an AWS client of the deployer, or of the caller, who has only the documentation's policy."""
         caller = self.info["caller"]
         return boto3.client(
             service,
@@ -41,7 +41,7 @@ class Cloud:
         )
 
     def invoke(self, function: str, event: Any) -> Any:
-        """Invoke a function by its output (`SendSms`) as the caller, and return its answer or its error."""
+        """Invoke a function as the caller, by its name such as `SendSms`, and return its answer or its error."""
         answer = self.client("lambda", as_caller=True).invoke(
             FunctionName=self.outputs[f"{function}FunctionArn"], Payload=json.dumps(event)
         )
@@ -50,7 +50,7 @@ class Cloud:
     def api(
         self, method: str, path: str, body: Any = None, *, signed: bool = True, headers: dict[str, str] | None = None
     ) -> requests.Response:
-        """Call the Actions API, with the caller's signature."""
+        """Call the Actions API, signed by the caller unless `signed` is false."""
         caller = self.info["caller"]
         request = AWSRequest(
             method,
@@ -64,7 +64,7 @@ class Cloud:
         return requests.request(method, request.url, data=request.data, headers=dict(request.headers), timeout=SECONDS)
 
     def twilio(self, method: str, path: str, **form: str) -> Any:
-        """Call Twilio's emulator as the account's owner."""
+        """Call Twilio's emulator with the account's auth token, and return the JSON of its answer."""
         twilio = self.info["twilio"]
         answer = requests.request(
             method,
@@ -82,18 +82,18 @@ class Cloud:
         return [message for message in self.twilio("GET", path)["messages"] if message["body"] == text]
 
     def inbound(self, text: str) -> Webhook:
-        """Return a message to the number, which nobody sent before."""
+        """Return the webhook of an inbound message to the number, with a new SID."""
         sid = f"SM{uuid.uuid4().hex}"
         fields = {"MessageSid": sid, "SmsSid": sid, "SmsStatus": "received", "Body": text, "NumMedia": "0"}
         return Webhook(name=text, fields=fields | {"From": "+15550100123", "To": self.info["twilio"]["number"]})
 
     def target(self, connection: str | None = None, token: str | None = None) -> Target:
-        """Return where webhooks of a connection go, and who signs them."""
+        """Return the target of a connection's webhooks: the URL, the account, and the token that signs them."""
         twilio, base = self.info["twilio"], self.info["webhook_url"].removesuffix("/webhook")
         return Target(base, twilio["account_sid"], token or twilio["auth_token"], connection)
 
     def published(self, bus: "Bus", *texts: str) -> list[list[dict[str, Any]]]:
-        """Wait until events with these texts are there and the buffer is empty; return all events of each text."""
+        """Wait until an event with each text is published and the buffer is empty; return all events of each text."""
         eventually(
             lambda: json.dumps(bus.drain(wait=1)), until=lambda every: all(text in every for text in texts), seconds=60
         )
@@ -102,7 +102,7 @@ class Cloud:
         return [[event for event, whole in every if text in whole] for text in texts]
 
     def in_queue(self, logical_id: str) -> int:
-        """Return how many records one of the stack's queues has, those that wait or are under way too."""
+        """Return the number of records in a queue of the stack, including delayed ones and those in flight."""
         names = [f"ApproximateNumberOfMessages{which}" for which in ("", "NotVisible", "Delayed")]
         url = self.resource(logical_id)
         attributes = self.client("sqs").get_queue_attributes(QueueUrl=url, AttributeNames=names)["Attributes"]
@@ -110,7 +110,7 @@ class Cloud:
 
     @contextmanager
     def queue(self) -> Iterator[tuple[str, str]]:
-        """Give URL and ARN of a queue for one test."""
+        """Create a queue for one test, give its URL and ARN, and delete it afterwards."""
         sqs = self.client("sqs")
         url = sqs.create_queue(QueueName=f"test-{uuid.uuid4().hex}")["QueueUrl"]
         try:
@@ -121,7 +121,7 @@ class Cloud:
 
     @contextmanager
     def events(self, *sources: str) -> Iterator["Bus"]:
-        """Give the events that reach the stack's bus during a test: of these sources, else Twilio's and our own."""
+        """Give the events on the stack's bus from these sources; by default those of Twilio and of the connector."""
         events, name = self.client("events"), f"test-{uuid.uuid4().hex}"
         bus = self.outputs["EventBusName"]
         with self.queue() as (url, arn):
@@ -154,16 +154,16 @@ class Cloud:
 
 
 class Bus:
-    """The events of the bus, as a queue gets them."""
+    """The events of the bus, read from a queue that is the target of a rule."""
 
     def __init__(self, sqs: Any, url: str) -> None:
-        """Read from a queue."""
+        """Take the client and the URL of the queue."""
         self._sqs = sqs
         self._url = url
         self.events: list[dict[str, Any]] = []
 
     def wait_for(self, wanted: Callable[[dict[str, Any]], bool], seconds: float = SECONDS) -> dict[str, Any]:
-        """Return the first event that is wanted; TimeoutError where none comes."""
+        """Return the first event that `wanted` accepts; raise TimeoutError if none arrives in time."""
         deadline = time.monotonic() + seconds
         while not (found := [event for event in self.events if wanted(event)]):
             if time.monotonic() > deadline:
@@ -172,7 +172,7 @@ class Bus:
         return found[0]
 
     def drain(self, wait: int = 0) -> list[dict[str, Any]]:
-        """Return all events so far."""
+        """Receive everything in the queue, and return all events so far."""
         while messages := self._sqs.receive_message(
             QueueUrl=self._url, MaxNumberOfMessages=10, WaitTimeSeconds=wait
         ).get("Messages", []):
@@ -184,7 +184,7 @@ class Bus:
 
 
 def eventually[T](attempt: Callable[[], T], *, until: Callable[[T], bool], seconds: float = SECONDS) -> T:
-    """Return what an attempt brings once it is as wanted; fails with the last where that does not come."""
+    """Call `attempt` until `until` accepts its result, and return that; fail with the last result after the timeout."""
     deadline = time.monotonic() + seconds
     while not until(result := attempt()):
         assert time.monotonic() < deadline, result

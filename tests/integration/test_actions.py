@@ -1,4 +1,4 @@
-"""The actions on the deployed stack, called in every way that AWS has."""
+"""The deployed stack's actions, called by the API, directly, and by SQS, SNS, EventBridge and Step Functions."""
 
 import json
 import uuid
@@ -20,7 +20,7 @@ def text() -> str:
 
 
 def test_api_sends_with_the_api_key(cloud: Cloud) -> None:
-    """POST /messages is 201 with Twilio's message object, and Twilio holds the message."""
+    """POST /messages answers 201 with Twilio's message object, and Twilio stores the message."""
     body = text()
 
     answer = cloud.api("POST", "/messages", {"to": TO, "message": body})
@@ -30,7 +30,7 @@ def test_api_sends_with_the_api_key(cloud: Cloud) -> None:
 
 
 def test_direct_invocation_sends_with_the_auth_token(cloud: Cloud) -> None:
-    """A direct invocation gets the message object itself."""
+    """A direct invocation through a connection with an auth token returns the message object that Twilio stores."""
     body = text()
 
     sms = {"connection": cloud.info["connections"]["auth_token"], "to": TO, "message": body}
@@ -41,7 +41,7 @@ def test_direct_invocation_sends_with_the_auth_token(cloud: Cloud) -> None:
 
 
 def test_get(cloud: Cloud) -> None:
-    """A message is the same through the API and by a direct invocation."""
+    """The API and a direct invocation return the same message."""
     sid = cloud.invoke("SendSms", {"to": TO, "message": text()})["sid"]
 
     through_api = cloud.api("GET", f"/messages/{sid}")
@@ -51,7 +51,7 @@ def test_get(cloud: Cloud) -> None:
 
 
 def test_list_pages_through_the_api(cloud: Cloud) -> None:
-    """The token goes on exactly where the list was cut."""
+    """The page token of a list continues exactly after the list's last message."""
     sent = [cloud.invoke("SendSms", {"to": TO, "message": text()})["sid"] for _ in range(3)]
 
     first = cloud.api("GET", "/messages?to=%2B15005550006&limit=2&page_size=3").json()
@@ -63,7 +63,7 @@ def test_list_pages_through_the_api(cloud: Cloud) -> None:
 
 
 def test_raw_request(cloud: Cloud) -> None:
-    """A raw request reaches whatever there is below the account, and counts its requests."""
+    """A raw request reaches any resource of the account, and its answer has the number of attempts."""
     raw = {"method": "GET", "url": "/Accounts/$TWILIO_ACCOUNT_SID/IncomingPhoneNumbers.json"}
 
     answer = cloud.api("POST", "/raw-request", raw)
@@ -98,7 +98,7 @@ def test_api_errors(cloud: Cloud, method: str, path: str, body: Any, status: int
 
 
 def test_refused_input_never_reaches_twilio(cloud: Cloud) -> None:
-    """Bad input names all its fields, and nothing is sent."""
+    """The error of an invalid input names all invalid fields, and nothing is sent."""
     body = text()
 
     answer = cloud.api("POST", "/messages", {"to": "nobody", "message": body, "validity_period": "5"})
@@ -108,7 +108,7 @@ def test_refused_input_never_reaches_twilio(cloud: Cloud) -> None:
 
 
 def test_dry_run_sends_nothing(cloud: Cloud) -> None:
-    """A dry run is 200 with the request that would be made."""
+    """A dry run answers 200 with the request that it would send, and sends nothing."""
     body = text()
 
     answer = cloud.api("POST", "/messages", {"to": "(415) 555-2671", "message": body, "dry_run": True})
@@ -122,12 +122,12 @@ def test_dry_run_sends_nothing(cloud: Cloud) -> None:
     [("POST", "/messages"), ("GET", "/messages"), ("GET", f"/messages/SM{'0' * 32}"), ("POST", "/raw-request")],
 )
 def test_unsigned_calls_are_refused(cloud: Cloud, method: str, path: str) -> None:
-    """Every route of the Actions API wants an AWS signature."""
+    """Every route of the Actions API answers 403 to a request without an AWS signature."""
     assert 403 == cloud.api(method, path, {}, signed=False).status_code
 
 
 def test_caller_may_only_call(cloud: Cloud) -> None:
-    """The documentation's policy for callers reads no secret, puts no event and does not invoke the webhook."""
+    """The documentation's policy for callers allows no read of a secret, no event and no invocation of the webhook."""
     event = {"EventBusName": cloud.outputs["EventBusName"], "Source": "twilio", "DetailType": "x", "Detail": "{}"}
 
     with pytest.raises(ClientError, match="AccessDenied"):
@@ -139,10 +139,10 @@ def test_caller_may_only_call(cloud: Cloud) -> None:
 
 
 def test_without_the_right_to_read_secrets(cloud: Cloud) -> None:
-    """A role without the statement for secrets gets ConnectionNotFoundError, not a crash."""
+    """A function that may not read secrets answers ConnectionNotFoundError, and does not crash."""
     role = cloud.resource("SendSmsFunctionRole")
     policy = cloud.resource("ConnectionsPolicy")
-    sms = {"to": TO, "message": text(), "connection": "unread"}  # not in the memory of a warm function
+    sms = {"to": TO, "message": text(), "connection": "unread"}  # a warm function does not have it in memory
     secret = cloud.client("secretsmanager").get_secret_value(SecretId="twilio/default")["SecretString"]
     cloud.client("secretsmanager").create_secret(Name="twilio/unread", SecretString=secret)
     cloud.client("iam").detach_role_policy(RoleName=role, PolicyArn=policy)
@@ -157,7 +157,7 @@ def test_without_the_right_to_read_secrets(cloud: Cloud) -> None:
 
 
 def test_error_classes_are_names_to_lambda(cloud: Cloud) -> None:
-    """A direct invocation fails with the class name as errorType, which Step Functions compares."""
+    """A direct invocation fails with the error's class name as errorType, which Step Functions matches."""
     error = cloud.invoke("GetSms", {"message_sid": f"SM{'f' * 32}"})
 
     assert "TwilioNotFoundError" == error["errorType"]
@@ -165,7 +165,7 @@ def test_error_classes_are_names_to_lambda(cloud: Cloud) -> None:
 
 
 def test_step_functions_catches_by_name(cloud: Cloud) -> None:
-    """A state machine tells the errors apart by their names."""
+    """A state machine catches an error by its class name."""
     machine = {
         "StartAt": "Get",
         "States": {
@@ -200,7 +200,7 @@ def test_step_functions_catches_by_name(cloud: Cloud) -> None:
 
 
 def test_a_queue_of_the_users_own_is_emptied(cloud: Cloud) -> None:
-    """Of a batch, the good records are sent once, and the bad one is set aside as those of the send queue are."""
+    """A batch of a user's own queue: valid records are sent once, and the invalid one leaves the queue unsent."""
     good, bad = [text() for _ in range(3)], text()
     with cloud.queue() as (url, arn):
         sqs, functions = cloud.client("sqs"), cloud.client("lambda")
@@ -228,7 +228,7 @@ def test_a_queue_of_the_users_own_is_emptied(cloud: Cloud) -> None:
 
 
 def test_sns_notification_is_sent(cloud: Cloud) -> None:
-    """A function that is subscribed to a topic sends what the topic gets."""
+    """A function that is subscribed to a topic sends the message of a notification."""
     body = text()
     sns, functions = cloud.client("sns"), cloud.client("lambda")
     topic = sns.create_topic(Name=f"test-{uuid.uuid4().hex}")["TopicArn"]
@@ -244,7 +244,7 @@ def test_sns_notification_is_sent(cloud: Cloud) -> None:
 
 
 def test_eventbridge_event_is_sent(cloud: Cloud) -> None:
-    """A function that is a rule's target sends the event's detail."""
+    """A function that is the target of a rule sends the message in an event's detail."""
     body = text()
     events, functions = cloud.client("events"), cloud.client("lambda")
     name, function = f"test-{uuid.uuid4().hex}", cloud.outputs["SendSmsFunctionArn"]
@@ -262,29 +262,29 @@ def test_eventbridge_event_is_sent(cloud: Cloud) -> None:
 
 @pytest.mark.parametrize("name", ["send_sms", "send_sms_failure_record"])
 def test_event_files_are_taken(cloud: Cloud, event: LoadEvent, name: str) -> None:
-    """The events in `events/` are what the function takes."""
+    """send_sms accepts the example inputs in `events/`."""
     assert "queued" == cloud.invoke("SendSms", event(name))["status"]
 
 
 @pytest.mark.parametrize("name", ["send_sms_eventbridge", "send_sms_sns"])
 def test_event_files_of_deliveries_are_put_on_the_queue(cloud: Cloud, event: LoadEvent, name: str) -> None:
-    """What a bus or a topic delivers is taken, and answered from the queue."""
+    """send_sms accepts the example events of a bus and a topic, puts them on the send queue and returns nothing."""
     assert cloud.invoke("SendSms", event(name)) is None
 
 
 @pytest.mark.parametrize("name", ["send_sms_api", "send_sms_api_payload_1", "send_sms_function_url"])
 def test_api_event_files_are_taken(cloud: Cloud, event: LoadEvent, name: str) -> None:
-    """Both payload formats and a function URL are answered in their shape."""
+    """send_sms answers the example events of both payload formats and of a function URL with an HTTP response."""
     answer = cloud.invoke("SendSms", event(name))
 
     assert (201, "queued") == (answer["statusCode"], json.loads(answer["body"])["status"])
 
 
 def test_sqs_event_file_is_taken(cloud: Cloud, event: LoadEvent) -> None:
-    """A record's body may be an input, a notification or an event."""
+    """send_sms accepts an SQS batch whose bodies are an input, a notification and an event."""
     assert {"batchItemFailures": []} == cloud.invoke("SendSms", event("send_sms_sqs"))
 
 
 def test_inspector_page_is_there(cloud: Cloud) -> None:
-    """The page to which the demo sends its reader shows the emulator's messages."""
+    """The emulator's page of messages, to which the demo refers, is available."""
     assert 200 == requests.get(cloud.info["twilio"]["url"], timeout=30).status_code

@@ -1,9 +1,9 @@
-"""Alarm drills: each outage is made on the stack, and the alarm that is for it crosses its threshold.
+"""Alarm drills: each test causes an outage on the stack, and checks that the alarm for it crosses its threshold.
 
-The functions' own metrics are read from their logs, faults too as the template's metric filters count them there, and
-those of AWS/Lambda from CloudWatch. Where an outage lasts for
-minutes, each of a record's deliveries is an invocation with the time at which SQS would have it. What the emulator has
-no metrics of, queues, is a model of what was seen in them.
+The functions' own metrics are read from their logs, where faults are counted as the template's metric filters do. The
+metrics of AWS/Lambda are read from CloudWatch. If an outage lasts for minutes, each delivery of a record is an
+invocation with the time at which SQS would deliver it. The emulator has no metrics of queues: a model computes them
+from the records that the test saw in the queues.
 """
 
 import json
@@ -30,10 +30,10 @@ BUFFER_VISIBILITY = 180
 
 
 class Drill:
-    """What was measured in an outage, and which alarms it raises."""
+    """The metrics of an outage, and the alarms that they raise."""
 
     def __init__(self, cloud: Cloud) -> None:
-        """Begin to measure."""
+        """Start to record metrics."""
         self._cloud = cloud
         self.points = Datapoints()
         self._seen: dict[str, int] = {}
@@ -42,7 +42,7 @@ class Drill:
             self._new_lines(function)
 
     def invoke(self, function: str, event: Any, minute: float = 0) -> Any:
-        """Invoke a function's alias, and take what it measures as that of a minute."""
+        """Invoke a function's alias, and record its metrics as those of the given minute."""
         began = int(time.time() * 1000)
         answer = self._cloud.client("lambda").invoke(
             FunctionName=self._cloud.outputs[f"{function}FunctionArn"], Payload=json.dumps(event)
@@ -56,7 +56,7 @@ class Drill:
         return json.loads(answer["Payload"].read())
 
     def of_lambda(self, function: str, name: str) -> None:
-        """Take what CloudWatch has of a function since the drill began."""
+        """Record a metric that CloudWatch has of a function since the drill began."""
         found = self._cloud.client("cloudwatch").get_metric_statistics(
             Namespace="AWS/Lambda",
             MetricName=name,
@@ -77,14 +77,14 @@ class Drill:
         return {name for name, alarm in every.items() if fires(alarm, self.points, OUTAGE)}
 
     def notifies(self) -> set[str]:
-        """Return the alarms that tell the topic."""
+        """Return the alarms that notify the topic."""
         return notifying(transformed(), self.raises())
 
     def _lines(self, function: str, began: int, *, failed: bool) -> list[dict[str, Any]]:
-        """Wait for what an invocation writes: its metrics, and the runtime's line of one that failed.
+        """Wait for an invocation's metrics and, if it failed, for the runtime's line; return all new lines.
 
-        The emulator keeps a line that came late until the function is invoked again. A wrong input turns on no alarm.
-        Metrics of before `began`, in milliseconds, are returned, and are not those that are waited for.
+        The emulator holds a late line back until the next invocation, so this method invokes the function with a wrong
+        input, which raises no alarm. Metrics of before `began` (in milliseconds) are returned, but not waited for.
         """
         wanted = {"_aws", "errorType"} if failed else {"_aws"}
         found: list[dict[str, Any]] = []
@@ -114,12 +114,12 @@ class Drill:
 
 @pytest.fixture
 def drill(cloud: Cloud) -> Drill:
-    """Begin a drill."""
+    """Start a drill."""
     return Drill(cloud)
 
 
 def record(arn: str, body: Any, minutes: float, receives: int) -> dict[str, Any]:
-    """Return an event with a record that was put in a queue so many minutes ago."""
+    """Return an event with one record, which was put in a queue `minutes` ago."""
     sent = int((time.time() - minutes * MINUTE) * 1000)
     attributes = {"SentTimestamp": str(sent), "ApproximateReceiveCount": str(receives)}
     return {
@@ -137,7 +137,7 @@ def record(arn: str, body: Any, minutes: float, receives: int) -> dict[str, Any]
 
 
 def attributes(cloud: Cloud, queue: str) -> tuple[int, int]:
-    """Return how many records of a queue are visible, and how many under way."""
+    """Return how many records of a queue are visible, and how many are in flight."""
     names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
     found = cloud.client("sqs").get_queue_attributes(QueueUrl=cloud.resource(queue), AttributeNames=names)
     visible, under_way = (int(found["Attributes"][name]) for name in names)
@@ -145,14 +145,15 @@ def attributes(cloud: Cloud, queue: str) -> tuple[int, int]:
 
 
 def test_bus(cloud: Cloud, aws_proxy: AwsProxy, drill: Drill) -> None:
-    """While the bus takes nothing, an event of Twilio comes out of the buffer every three minutes, and goes back.
+    """While EventBridge takes no events, the alarm on the buffer's age fires.
 
-    SQS's own age leaves such a record out from the third time on: the alarms of commit b2091fe see nothing.
+    SQS redelivers the event in the buffer every three minutes. SQS's own metric of the age leaves a record out from the
+    third time on, so no alarm of commit b2091fe fires.
     """
     aws_proxy.add(AwsFault(aws.THROTTLE, operation="PutEvents"))
     text = uuid.uuid4().hex
     assert 200 == send(cloud.inbound(text).request(cloud.target()), cloud.target()).status
-    eventually(lambda: attributes(cloud, "BufferQueue"), until=lambda seen: seen == (0, 1))  # it failed, and waits
+    eventually(lambda: attributes(cloud, "BufferQueue"), until=lambda seen: seen == (0, 1))  # one failed delivery
 
     event = {"detail-type": "Webhook Received", "detail": {"deduplication_id": text}, "uncertain": False}
     deliveries = range(0, OUTAGE + 1, BUFFER_VISIBILITY)
@@ -171,7 +172,7 @@ def test_bus(cloud: Cloud, aws_proxy: AwsProxy, drill: Drill) -> None:
 
 
 def test_twilio(twilio_relay: FaultServer, drill: Drill) -> None:
-    """Twilio fails, whatever is asked, and the client's retries with it: that is no fault of the function."""
+    """If Twilio answers every request with 503, its own alarm fires, and not that of the function's errors."""
     twilio_relay.script(*[faults.status(503)] * 20)
     for minute in range(3):
         answer = drill.invoke("GetSms", {"message_sid": f"SM{'0' * 32}"}, minute)
@@ -184,7 +185,7 @@ def test_twilio(twilio_relay: FaultServer, drill: Drill) -> None:
 
 
 def test_a_callers_mistake(drill: Drill) -> None:
-    """A wrong input is an error of the function to Lambda. Its alarms of commit b2091fe fired, and now none does."""
+    """A caller's wrong input, which Lambda counts as an error, raises no alarm. It raised one at commit b2091fe."""
     assert "InvalidInputError" == drill.invoke("GetSms", {})["errorType"]
     drill.of_lambda("GetSms", "Errors")
 
@@ -193,7 +194,7 @@ def test_a_callers_mistake(drill: Drill) -> None:
 
 
 def test_dynamodb(aws_proxy: AwsProxy, drill: Drill) -> None:
-    """DynamoDB does not answer whoever asks for a key directly; the runtime's own line says so."""
+    """If DynamoDB throttles the look-up of a key, the runtime logs the error, and the alarm on get_sms fires."""
     aws_proxy.add(AwsFault(aws.THROTTLE, operation="GetItem"))
     assert "ServiceUnavailableError" == drill.invoke("GetSms", {"idempotency_key": uuid.uuid4().hex})["errorType"]
 
@@ -201,9 +202,9 @@ def test_dynamodb(aws_proxy: AwsProxy, drill: Drill) -> None:
 
 
 def test_credentials(cloud: Cloud, drill: Drill) -> None:
-    """Twilio refuses the credentials, also after they were read anew.
+    """Credentials that Twilio refuses, even after they are read again, raise the alarm for refused credentials.
 
-    No test before used them: a container leaves refused credentials alone for a while, and counts nothing.
+    The test uses new credentials, because a container does not retry refused ones for a while, and counts nothing then.
     """
     manager, name = cloud.client("secretsmanager"), uuid.uuid4().hex
     default = json.loads(manager.get_secret_value(SecretId="twilio/default")["SecretString"])
@@ -218,7 +219,7 @@ def test_credentials(cloud: Cloud, drill: Drill) -> None:
 
 
 def test_queue(cloud: Cloud, drill: Drill) -> None:
-    """Nothing takes records from the send queue: its mapping is off."""
+    """If the send queue's event source mapping is off, nothing reads the queue, and the alarm for that fires."""
     with off(cloud):
         cloud.client("sqs").send_message(
             QueueUrl=cloud.outputs["SendQueueUrl"], MessageBody=json.dumps({"to": TO, "message": uuid.uuid4().hex})
@@ -234,7 +235,7 @@ def test_queue(cloud: Cloud, drill: Drill) -> None:
 
 @contextmanager
 def off(cloud: Cloud) -> Iterator[None]:
-    """Let the send queue's mapping rest."""
+    """Disable the send queue's event source mapping."""
     functions = cloud.client("lambda")
     (mapping,) = functions.list_event_source_mappings(EventSourceArn=cloud.outputs["SendQueueArn"])[
         "EventSourceMappings"
@@ -248,12 +249,12 @@ def off(cloud: Cloud) -> Iterator[None]:
 
 @pytest.mark.parametrize("function", ["SendSms", "Webhook", "Resolve"])
 def test_throttle(cloud: Cloud, drill: Drill, function: str) -> None:
-    """Lambda has no concurrency left: the function says nothing, and Lambda does."""
+    """If Lambda has no concurrency left, the function logs nothing, but the alarm on Lambda's own metric fires."""
     functions, name = cloud.client("lambda"), cloud.resource(f"{function}Function")
     functions.put_function_concurrency(FunctionName=name, ReservedConcurrentExecutions=0)
     try:
         with pytest.raises(ClientError, match="TooManyRequests"):
-            functions.invoke(FunctionName=name, Payload=b"{}")  # the emulator lets the alias through
+            functions.invoke(FunctionName=name, Payload=b"{}")  # the emulator does not throttle the alias
     finally:
         functions.delete_function_concurrency(FunctionName=name)
     drill.of_lambda(function, "Throttles")

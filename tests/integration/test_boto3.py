@@ -1,6 +1,6 @@
 """The built layer with the oldest and the newest boto3 that the runtime may have.
 
-Lambda puts its own boto3 in the runtime and renews it; the layer signs requests with it, and brings none.
+Lambda puts its own boto3 in the runtime, and updates it. The layer signs requests with it, and has none of its own.
 """
 
 import json
@@ -26,13 +26,13 @@ VERSIONS = "import boto3, botocore, sys; print(boto3.__version__, botocore.__ver
 
 @pytest.fixture(params=ENVIRONMENTS)
 def python(request: pytest.FixtureRequest) -> str:
-    """Return the interpreter of an environment."""
+    """Return the name of an environment with one version of boto3."""
     return str(request.param)
 
 
 @pytest.fixture
 def served(cloud: Cloud) -> Iterator[str]:
-    """Serve the caller's keys, as Lambda does under SnapStart; give the URL."""
+    """Serve the caller's keys over HTTP, as Lambda does under SnapStart, and give the URL."""
     caller = cloud.info["caller"]
     keys = {
         "AccessKeyId": caller["access_key_id"],
@@ -60,7 +60,7 @@ def served(cloud: Cloud) -> Iterator[str]:
 
 
 def run(layer: Path, python: str, code: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run code with the layer, as a function has it, in an environment that has that boto3."""
+    """Run code with the functions and the layer on its path, in an environment with a version of boto3."""
     environment = {
         "PATH": os.defpath,
         "PYTHONPATH": os.pathsep.join([str(ROOT / "functions"), str(layer)]),
@@ -73,7 +73,7 @@ def run(layer: Path, python: str, code: str, *arguments: str, **variables: str) 
 
 
 def keys(cloud: Cloud) -> dict[str, str]:
-    """Return the environment of a caller."""
+    """Return the environment variables with the caller's keys and the emulator's endpoint."""
     caller = cloud.info["caller"]
     return {
         "AWS_ENDPOINT_URL": cloud.info["aws_endpoint_url"],
@@ -83,12 +83,12 @@ def keys(cloud: Cloud) -> dict[str, str]:
 
 
 def arguments(cloud: Cloud) -> tuple[str, str]:
-    """Return a message for the send queue, which a caller may write to."""
+    """Return the URL of the send queue, to which a caller may write, and a message for it."""
     return cloud.outputs["SendQueueUrl"], json.dumps({"to": "+15005550006", "message": uuid.uuid4().hex})
 
 
 def test_environments_are_far_apart(layer: Path) -> None:
-    """The oldest is what it says, and the newest is newer."""
+    """The oldest environment has boto3 1.35.0, and the newest one has a botocore later than 1.40."""
     found = {name: run(layer, name, VERSIONS).stdout.split() for name in ENVIRONMENTS}
 
     assert ["1.35.0", "1.35.0"] == found["oldest"]
@@ -97,7 +97,7 @@ def test_environments_are_far_apart(layer: Path) -> None:
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_functions_are_imported(layer: Path, python: str, function: str) -> None:
-    """A function starts, also as one of which a snapshot is made, which imports what signs."""
+    """Each function can be imported on demand and under SnapStart, which also imports the code that signs requests."""
     for kind in ("on-demand", "snap-start"):
         done = run(layer, python, f"import {function}", AWS_LAMBDA_INITIALIZATION_TYPE=kind)
 
@@ -105,7 +105,7 @@ def test_functions_are_imported(layer: Path, python: str, function: str) -> None
 
 
 def test_requests_are_signed(cloud: Cloud, layer: Path, python: str) -> None:
-    """The emulator, which checks signatures, takes a request, and refuses it by another secret."""
+    """The emulator, which checks signatures, accepts a signed request, and refuses one that another secret signed."""
     good = run(layer, python, SEND, *arguments(cloud), **keys(cloud))
     bad = run(layer, python, SEND, *arguments(cloud), **keys(cloud) | {"AWS_SECRET_ACCESS_KEY": "another"})
 
@@ -114,7 +114,7 @@ def test_requests_are_signed(cloud: Cloud, layer: Path, python: str) -> None:
 
 
 def test_keys_are_served(cloud: Cloud, layer: Path, python: str, served: str) -> None:
-    """Under SnapStart the keys come from Lambda's own address."""
+    """Under SnapStart, requests are signed with the keys that Lambda serves over HTTP."""
     variables = {
         "AWS_ENDPOINT_URL": cloud.info["aws_endpoint_url"],
         "AWS_CONTAINER_CREDENTIALS_FULL_URI": served,

@@ -1,4 +1,4 @@
-"""Each series of the dashboard is written by a stack that runs, and the saved queries find what they are for."""
+"""A running stack writes each metric of the dashboard, and the saved queries find the lines that they are for."""
 
 import json
 import re
@@ -19,7 +19,7 @@ TO = "+15005550006"
 
 
 def records(arn: str, *bodies: str) -> dict[str, Any]:
-    """Return a batch of a queue, whose records were put there a minute ago."""
+    """Return an event with a batch of records that were put in the queue a minute ago."""
     attributes = {"SentTimestamp": str(int((time.time() - 60) * 1000)), "ApproximateReceiveCount": "1"}
     return {
         "Records": [
@@ -37,7 +37,7 @@ def records(arn: str, *bodies: str) -> dict[str, Any]:
 
 
 def call(cloud: Cloud, function: str, event: Any) -> Any:
-    """Invoke a function as the deployer."""
+    """Invoke a function as the deployer, and return its answer."""
     answer = cloud.client("lambda").invoke(
         FunctionName=cloud.outputs[f"{function}FunctionArn"], Payload=json.dumps(event)
     )
@@ -45,7 +45,7 @@ def call(cloud: Cloud, function: str, event: Any) -> Any:
 
 
 def send_by_each_caller(cloud: Cloud) -> None:
-    """Send by the API, directly, and from the queue: a message, a notification and an event."""
+    """Send by the API, by a direct invocation, and from the queue: an input, a notification and an event."""
     assert 201 == cloud.api("POST", "/messages", {"to": TO, "message": uuid.uuid4().hex}).status_code
     assert "sid" in call(cloud, "SendSms", {"to": TO, "message": uuid.uuid4().hex})
     example = json.loads((ROOT / "events" / "send_sms_sqs.json").read_text())
@@ -54,7 +54,7 @@ def send_by_each_caller(cloud: Cloud) -> None:
 
 
 def fail_to_send(cloud: Cloud, relay: FaultServer, proxy: AwsProxy) -> None:
-    """Let Twilio refuse a message, give no answer to the next, and be away for one of the queue."""
+    """Let Twilio refuse one message and answer 500 to another, and let DynamoDB throttle the send of a queued one."""
     for fault, error in ((faults.OPTED_OUT, "RecipientOptedOutError"), (faults.status(500), "OutcomeUnknownError")):
         relay.script(fault)
         assert error == call(cloud, "SendSms", {"to": TO, "message": uuid.uuid4().hex})["errorType"]
@@ -65,7 +65,7 @@ def fail_to_send(cloud: Cloud, relay: FaultServer, proxy: AwsProxy) -> None:
 
 
 def receive(cloud: Cloud, proxy: AwsProxy) -> None:
-    """Let Twilio call back with each status, let webhooks be refused for each reason, and take the bus away."""
+    """Post status callbacks, have a webhook refused for each reason, and make EventBridge throttle a buffered event."""
     target, none = cloud.target(), cloud.target("without-token")
     for status in ("sent", "delivered", "undelivered"):
         fields = {"MessageSid": f"SM{uuid.uuid4().hex}", "MessageStatus": status, "From": "+15551234567", "To": TO}
@@ -76,7 +76,7 @@ def receive(cloud: Cloud, proxy: AwsProxy) -> None:
     other = next(
         each.request for each in mutants("boundary", target, [hook], count=50) if keeps_text(each.request, target)
     )
-    elsewhere = signed(request, target, url=request.url)  # for https, which the emulator does not speak
+    elsewhere = signed(request, target, url=request.url)  # signed for https, which the emulator does not use
     for refused in (other, elsewhere, cloud.inbound(uuid.uuid4().hex).request(none)):
         assert 403 == send(refused, none if refused.path == none.path else target).status
     proxy.add(AwsFault(aws.THROTTLE, operation="PutEvents"))
@@ -90,7 +90,10 @@ def receive(cloud: Cloud, proxy: AwsProxy) -> None:
 def test_each_series_is_written(
     cloud: Cloud, twilio_relay: FaultServer, aws_proxy: AwsProxy, other_connections: None
 ) -> None:
-    """By a function, with the widget's dimensions; those of AWS's services and of log filters have unit tests."""
+    """Functions write each of the connector's metrics on the dashboard, with the widget's dimensions.
+
+    Unit tests cover the metrics of AWS's services and of log filters.
+    """
     del other_connections
     shown = {
         each
@@ -103,7 +106,7 @@ def test_each_series_is_written(
     receive(cloud, aws_proxy)
 
     def missing() -> list[Series | Search]:
-        for function in ("SendSms", "Webhook"):  # the emulator keeps a line that came late until the next invocation
+        for function in ("SendSms", "Webhook"):  # the emulator holds a late line back until the next invocation
             call(cloud, function, {})
         points = Datapoints()
         for line in cloud.log_lines():
@@ -120,7 +123,7 @@ def test_each_series_is_written(
 
 
 def test_the_dashboard_is_there(cloud: Cloud) -> None:
-    """The emulator's CloudWatch has it, under the name that the output has."""
+    """CloudWatch has the dashboard, under the name in the stack's output and with all widgets."""
     name = cloud.resource("Dashboard")
     body = cloud.client("cloudwatch").get_dashboard(DashboardName=name)["DashboardBody"]
 
@@ -135,7 +138,8 @@ def test_the_dashboard_is_there(cloud: Cloud) -> None:
 def query(cloud: Cloud, name: str, **values: str) -> list[dict[str, Any]]:
     """Run a saved query, and return the lines that it finds.
 
-    The emulator knows no `stats`, and gives the lines that these count. It knows no fields of a line's JSON either.
+    The emulator ignores `stats`, and returns the lines that it would count. It does not parse a line's JSON, so this
+    function does.
     """
     properties = of_type(transformed(), "AWS::Logs::QueryDefinition")[name]
     text = properties["QueryString"].replace("fields @timestamp,", "fields @message, @timestamp,")
@@ -201,7 +205,7 @@ def test_story_of_one_send(cloud: Cloud) -> None:
 
 
 def test_fields_of_the_queries_are_those_of_lines(cloud: Cloud, twilio_relay: FaultServer) -> None:
-    """Each field that a query names stands in a real line, of a failure or of a success."""
+    """Each field that a saved query names is in a log line that the stack wrote, of a failure or of a success."""
     twilio_relay.script(faults.OPTED_OUT)
     for key in (uuid.uuid4().hex, uuid.uuid4().hex):
         cloud.invoke("SendSms", {"to": TO, "message": key, "idempotency_key": key})
@@ -219,4 +223,4 @@ def test_fields_of_the_queries_are_those_of_lines(cloud: Cloud, twilio_relay: Fa
 
 
 WORDS = {"fields", "filter", "sort", "limit", "stats", "count", "max", "by", "as", "asc", "desc", "like", "ispresent"}
-"""Of the query language. What follows `as` is a name of the query's own."""
+"""Words of the query language, which are not fields. A name after `as` is not a field either: the query defines it."""

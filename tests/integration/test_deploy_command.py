@@ -16,17 +16,17 @@ import yaml
 from local import ROOT, deploy
 from tests.integration.cloud import Cloud
 
-STACK_NAME = "twilio-connector"  # samconfig.toml's
+STACK_NAME = "twilio-connector"  # as in samconfig.toml
 
-_PROMPT = re.compile(r"\[[^\]\n]+\]: $")  # with the space: click writes it apart, and only then reads the answer
+_PROMPT = re.compile(r"\[[^\]\n]+\]: $")  # with the space: click writes it separately, just before it reads
 _SECONDS = 110
 
 
 class Terminal:
-    """A program at a terminal of its own, and a person who answers each of its questions with `y`."""
+    """A program with a terminal of its own, on which each of its questions is answered with `y`."""
 
     def __init__(self, *command: str, environment: dict[str, str]) -> None:
-        """Start it."""
+        """Start the program."""
         self.questions: list[str] = []
         self.shown = ""
         self._screen, behind = pty.openpty()
@@ -36,7 +36,7 @@ class Terminal:
         os.close(behind)
 
     def run(self) -> int:
-        """Answer until it ends; return its exit code."""
+        """Answer the program's questions until it ends, and return its exit code."""
         deadline = time.monotonic() + _SECONDS
         try:
             while more := self._read(deadline):
@@ -54,14 +54,14 @@ class Terminal:
     def _read(self, deadline: float) -> str:
         ready, _, _ = select.select([self._screen], [], [], max(0, deadline - time.monotonic()))
         assert ready, f"it stands still:\n{self.shown}"
-        with suppress(OSError):  # at its end
+        with suppress(OSError):  # the program has ended
             return os.read(self._screen, 65536).decode(errors="replace")
         return ""
 
 
 @pytest.fixture
 def owner(cloud: Cloud) -> Iterator[dict[str, str]]:
-    """Return the environment of the account's owner; what was deployed from it is deleted."""
+    """Give the environment variables of the account's owner, and delete the stack that was deployed with them."""
     foreign = ("AWS_", "SAM_", "CI")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     yield kept | {
@@ -77,15 +77,15 @@ def owner(cloud: Cloud) -> Iterator[dict[str, str]]:
 
 @pytest.mark.timeout(_SECONDS + 60)
 def test_deploy_asks_once(cloud: Cloud, owner: dict[str, str], tmp_path: Path) -> None:
-    """The changeset's confirmation is the only question, and after it the stack is there."""
+    """The confirmation of the changeset is the only question, and SAM creates the stack after it."""
     with deploy.building():
         subprocess.run(["make", "build"], cwd=ROOT, env=owner, check=True)
     template = without_refused(tmp_path / "built")
     terminal = Terminal(
         ".venv-sam/bin/sam",
         "deploy",
-        f"--template-file={template}",  # without options, SAM takes what it built
-        f"--config-file={ROOT / 'samconfig.toml'}",  # without options, SAM takes the folder's
+        f"--template-file={template}",  # without this option, SAM deploys its own build
+        f"--config-file={ROOT / 'samconfig.toml'}",  # without this option, SAM uses the template's folder
         environment=owner,
     )
 
@@ -98,7 +98,7 @@ def test_deploy_asks_once(cloud: Cloud, owner: dict[str, str], tmp_path: Path) -
 
 
 def without_refused(folder: Path) -> Path:
-    """Copy what was built, without the resources that the emulator refuses; return the copy's template."""
+    """Copy the build without the resources that the emulator refuses, and return the copy's template."""
     deploy.copy(deploy.BUILT, folder)
     template = folder / "template.yaml"
     content = yaml.safe_load(template.read_text())
@@ -108,7 +108,7 @@ def without_refused(folder: Path) -> Path:
 
 
 def test_make_deploy_has_no_options() -> None:
-    """It builds, and deploys with the options of samconfig.toml alone."""
+    """`make deploy` runs `sam build` and `sam deploy` without options: only those of samconfig.toml count."""
     dry = subprocess.run(["make", "--dry-run", "deploy"], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
 
     assert ["sam build", "sam deploy"] == re.findall(r"\.venv-sam/bin/(sam .*)", dry.stdout)

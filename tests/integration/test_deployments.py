@@ -1,4 +1,4 @@
-"""Deployments reach the alias; and behind it, a Twilio that fails gets no request too many."""
+"""Deployments take effect for callers of the alias, and a failing Twilio gets no more requests than allowed."""
 
 import json
 import uuid
@@ -37,7 +37,7 @@ def code(cloud: Cloud) -> set[str]:
 
 @pytest.fixture(scope="module")
 def twilio(cloud: Cloud, folder: Path, twilio_relay: FaultServer) -> Iterator[FaultServer]:
-    """Put a Twilio that fails in the emulator's place, by a deployment that changes nothing but a parameter."""
+    """Replace the emulator with a server that fails, by a deployment that changes only a parameter."""
     before, hashes = versions(cloud), code(cloud)
     with FaultServer() as server:
         local_stack.redeploy(folder, parameters={"TwilioApiUrl": server.url})
@@ -50,12 +50,12 @@ def twilio(cloud: Cloud, folder: Path, twilio_relay: FaultServer) -> Iterator[Fa
 
 
 def test_the_same_source_makes_the_same_layer(layer: Path, tmp_path: Path) -> None:
-    """Else each deployment would publish another version of it."""
+    """The same source makes the same layer. Otherwise each deployment would publish another version of it."""
     assert digests(layer) == digests(build(tmp_path))
 
 
 def test_parameter_reaches_the_alias(cloud: Cloud, twilio: FaultServer) -> None:
-    """A deployment that changes only a parameter is seen through the alias's ARN."""
+    """A deployment that changes only a parameter takes effect for callers of the alias."""
     twilio.reset()
 
     assert "queued" == cloud.invoke("SendSms", {"to": TO, "message": "Hello"})["status"]
@@ -63,7 +63,7 @@ def test_parameter_reaches_the_alias(cloud: Cloud, twilio: FaultServer) -> None:
 
 
 def test_layer_reaches_the_alias(cloud: Cloud, folder: Path, twilio: FaultServer, tmp_path: Path) -> None:
-    """A deployment that changes only the layer is seen through the alias's ARN."""
+    """A deployment that changes only the layer takes effect for callers of the alias."""
     built = tmp_path / "build"
     deploy.copy(deploy.BUILT, built)
     package = built / "TwilioLayer" / "python" / "twilio_connector"
@@ -82,7 +82,7 @@ def test_layer_reaches_the_alias(cloud: Cloud, folder: Path, twilio: FaultServer
 
 
 def test_hang_after_accept_is_one_request_from_every_caller(cloud: Cloud, twilio: FaultServer) -> None:
-    """Whoever calls: a request that Twilio took and never answered is not made again."""
+    """A request that Twilio accepted and never answered is made once, for each kind of caller."""
     twilio.reset()
     functions, sqs = cloud.client("lambda"), cloud.client("sqs")
     function = cloud.outputs["SendSmsFunctionArn"]
@@ -95,7 +95,7 @@ def test_hang_after_accept_is_one_request_from_every_caller(cloud: Cloud, twilio
         mapping = functions.create_event_source_mapping(
             EventSourceArn=arn, FunctionName=function, FunctionResponseTypes=["ReportBatchItemFailures"]
         )
-        # The emulator does not know the alias's own number of retries; the unqualified function's is the same.
+        # The emulator ignores the alias's number of retries; that of the unqualified function is the same.
         asynchronous = functions.invoke(
             FunctionName=function.rpartition(":")[0], InvocationType="Event", Payload=json.dumps(sms["async"])
         )
@@ -103,7 +103,7 @@ def test_hang_after_accept_is_one_request_from_every_caller(cloud: Cloud, twilio
         direct = pool.submit(cloud.invoke, "SendSms", sms["direct"])
         sns = pool.submit(cloud.invoke, "SendSms", {"Records": [notification]})
         answers = api.result(), direct.result(), sns.result()
-        # Nor does the queue deliver it again: it is empty.
+        # SQS does not redeliver the record either: the queue is empty.
         left = eventually(
             lambda: sqs.get_queue_attributes(QueueUrl=url, AttributeNames=counts)["Attributes"],
             until=lambda left: set(left.values()) == {"0"},
@@ -113,7 +113,7 @@ def test_hang_after_accept_is_one_request_from_every_caller(cloud: Cloud, twilio
     assert (202, {"0"}) == (asynchronous["StatusCode"], set(left.values()))
     assert (504, "OutcomeUnknownError") == (answers[0].status_code, answers[0].json()["title"])
     assert "OutcomeUnknownError" == answers[1]["errorType"]
-    assert answers[2] is None  # it is on the send queue
+    assert answers[2] is None  # the message is on the send queue
     bodies = eventually(
         lambda: [request.form["Body"][0] for request in twilio.requests if request.method == "POST"],
         until=lambda bodies: len(bodies) >= len(texts),
@@ -122,7 +122,7 @@ def test_hang_after_accept_is_one_request_from_every_caller(cloud: Cloud, twilio
 
 
 def test_lambda_repeats_no_send(cloud: Cloud) -> None:
-    """Neither the alias nor the unqualified function is invoked again after an asynchronous failure."""
+    """Lambda does not retry a failed asynchronous invocation, neither of the alias nor of the unqualified function."""
     functions = cloud.client("lambda")
     for name in ("SendSms", "RawRequest"):
         function, _, alias = cloud.outputs[f"{name}FunctionArn"].rpartition(":")
@@ -143,7 +143,7 @@ OUTCOMES: list[tuple[str, str, dict[str, Any], int, str, int]] = [
     ("SendSms", "status_429", {}, 429, "TwilioRateLimitError", 3),
     ("SendSms", "status_429_huge", {}, 429, "TwilioRateLimitError", 1),
     ("SendSms", "status_403_20003", {}, 502, "TwilioAuthenticationError", 1),
-    # The last: for 30 seconds the container leaves the credentials alone.
+    # The last send: for 30 seconds after it, the container does not use these credentials.
     ("SendSms", "status_401", {}, 502, "TwilioAuthenticationError", 2),
     ("RawRequest", "status_503", {"method": "POST"}, 504, "OutcomeUnknownError", 1),
     ("RawRequest", "status_503", {"method": "GET"}, 502, "TwilioUnavailableError", 1),
@@ -169,7 +169,7 @@ def test_outcome(
     title: str,
     requests: int,
 ) -> None:
-    """Each way to fail has its error and its number of requests on the wire."""
+    """Each kind of failure gives the expected error after the expected number of requests to Twilio."""
     twilio.reset()
     twilio.named |= {
         "redirect": faults.redirect(302, "http://127.0.0.1:1/"),
@@ -186,7 +186,7 @@ def test_outcome(
 
 
 def test_long_list_is_cut_and_goes_on(cloud: Cloud, twilio: FaultServer) -> None:
-    """A list that does not fit is cut, and its token goes on exactly there."""
+    """A list that is too large for an answer is cut, and its page token continues exactly there."""
     history = twilio.history(2500, body="é" * 1600)
     listed: list[str] = []
     calls, path = 0, "/messages?limit=5000"

@@ -1,8 +1,8 @@
-"""Drills: six outages are made on the stack, and the person on call finds the alarm, its page and the next step.
+"""Drills: in each of six outages on the stack, the right alarms fire, and the page of one of them has the next step.
 
-Each outage has a table: the alarms that must fire, those that may follow, each with the minute by which, and no other
-alarm fires. What is measured is the functions' own, at the minutes at which SQS would deliver a record again; queues
-are a model of what was seen in them. Then the first command of the alarm's page is typed as it is written there.
+Each outage has a table of the alarms that must fire and those that may follow, with the latest minute of each. No other
+alarm may fire. The metrics are the functions' own, at the minutes at which SQS would redeliver a record. The metrics of
+queues come from a model of the records that the test saw. Then the page's first command is run as it is written there.
 """
 
 import json
@@ -30,16 +30,16 @@ from tests.mutants import send
 from tests.readme import BLOCKS, section
 
 DELIVERIES = (0, 10, 30, 70, 150, 310, 630, 1270, 2170, 3070, 3970)
-"""Seconds at which SQS delivers a record that fails: after 10 s, then after twice as long, and so on to 15 minutes."""
+"""Seconds at which SQS delivers a failing record: the delay is 10 s at first, and doubles up to 15 minutes."""
 UNTIL = 75 * MINUTE
 
 
 class Outage(NamedTuple):
-    """What an outage looks like to whoever is on call.
+    """What the person on call sees of an outage.
 
-    `must` and `may` are alarms with the minute by which. Those of `may` are about calls that not every stack has: the
-    API's, polling, reports of failures. `log` are fields of a line that the first command of `page` prints, `prints`
-    other words of its output, and `step` is what stands under "What to do".
+    `must` and `may` are alarms, each with its latest minute. Those of `may` are about calls that not every stack has:
+    the API's, polling, reports of failures. `log` has fields of a line that the first command of `page` prints, and
+    `prints` has other words of its output. `step` is part of the page's section "What to do".
     """
 
     must: dict[str, int]
@@ -52,7 +52,7 @@ class Outage(NamedTuple):
 
 @pytest.fixture
 def drill(cloud: Cloud) -> Drill:
-    """Begin a drill."""
+    """Start a drill."""
     return Drill(cloud)
 
 
@@ -61,12 +61,12 @@ type Sit = Callable[[], Reader]
 
 @pytest.fixture
 def sit(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Sit:
-    """Return what lets somebody who is on call sit down at a shell."""
+    """Return a function that gives the person on call a new shell."""
     return lambda: Reader(folder / "env", tmp_path_factory.mktemp("on-call"))
 
 
 def fired(drill: Drill, stack_name: str) -> dict[str, int]:
-    """Return the minute by which each alarm fires that does; of an alarm on alarms, that of the first of them."""
+    """Return the first minute of each alarm that fires; a composite alarm fires with the first of its alarms."""
     template = transformed()
     found = {}
     for name, alarm in alarms(template, stack_name).items():
@@ -81,7 +81,7 @@ def fired(drill: Drill, stack_name: str) -> dict[str, int]:
 
 
 def check(drill: Drill, cloud: Cloud, sit: Sit, outage: Outage) -> None:
-    """Hold the alarms against the table, and type the first command of the page."""
+    """Compare the alarms with the outage's table, and run the first command of its page."""
     found = fired(drill, cloud.info["stack_name"])
     wanted = outage.may | outage.must
 
@@ -100,7 +100,7 @@ def check(drill: Drill, cloud: Cloud, sit: Sit, outage: Outage) -> None:
 
 
 def deliver(cloud: Cloud, drill: Drill, sms: dict[str, Any], deliveries: int) -> None:
-    """Let SQS deliver one message again and again; all but the last delivery give it back, and are measured."""
+    """Deliver one message as often as SQS would. All deliveries but the last fail, and their metrics are recorded."""
     for number, second in enumerate(DELIVERIES[: deliveries - 1], 1):
         event = record(cloud.outputs["SendQueueArn"], sms, second / MINUTE, number)
         assert drill.invoke("SendSms", event, second / MINUTE)["batchItemFailures"], number
@@ -118,7 +118,7 @@ def invoke(cloud: Cloud, function: str, event: Any) -> Any:
 
 @contextmanager
 def one_more_in_failed_queue(cloud: Cloud, drill: Drill, second: float) -> Iterator[None]:
-    """See one more record in the failed queue, and take it as there from a second on."""
+    """Check that the failed queue gets one more record, and count it in the metrics from `second` on."""
     before = cloud.in_queue("FailedQueue")
     yield
     eventually(lambda: cloud.in_queue("FailedQueue"), until=lambda count: count == before + 1)
@@ -145,7 +145,7 @@ def default_secret(cloud: Cloud) -> dict[str, str]:
 
 
 def test_wrong_token(cloud: Cloud, drill: Drill, sit: Sit) -> None:
-    """Twilio refuses the credentials for longer than the queue tries. Once they are right, a redrive sends it once."""
+    """If Twilio refuses credentials until the queue gives up, the alarms fire, and the log names the connection."""
     right = default_secret(cloud)
     name = store(cloud, json.dumps(right | {"api_key_secret": uuid.uuid4().hex}))
     sms = new_sms(connection=name)
@@ -164,15 +164,15 @@ def test_wrong_token(cloud: Cloud, drill: Drill, sit: Sit) -> None:
 
 
 def test_secret_deleted(cloud: Cloud, aws_proxy: AwsProxy, drill: Drill, sit: Sit) -> None:
-    """Somebody deleted the default connection's secret. It is restored, the message is redriven, and is sent once.
+    """If the default connection's secret is deleted, the page restores it, and a redrive then sends the message once.
 
-    Containers that started before still know the secret for minutes, and those that missed it wait for a while before
-    they look again. Both are killed instead.
+    A container that read the secret keeps it for minutes, and one that did not find it waits before it reads again. The
+    test kills both kinds of containers instead.
     """
     manager, sms = cloud.client("secretsmanager"), new_sms()
     manager.delete_secret(SecretId="twilio/default", RecoveryWindowInDays=7)
     try:
-        with aws_proxy.failing(AwsFault(aws.KILL_BEFORE, operation="PutItem")):  # before it sends
+        with aws_proxy.failing(AwsFault(aws.KILL_BEFORE, operation="PutItem")):  # a kill before the send
             eventually(lambda: answers(cloud, sms), until=bool)
         with one_more_in_failed_queue(cloud, drill, DELIVERIES[9]):
             deliver(cloud, drill, sms, 10)
@@ -191,7 +191,7 @@ def test_secret_deleted(cloud: Cloud, aws_proxy: AwsProxy, drill: Drill, sit: Si
         assert outage.step in repair.text
         assert "twilio/default" in sit().printed(repair)
     finally:
-        with suppress(ClientError):  # it was
+        with suppress(ClientError):  # it was restored before
             manager.restore_secret(SecretId="twilio/default")
         with aws_proxy.failing(AwsFault(aws.KILL_BEFORE, operation="GetItem", times=1)):
             eventually(lambda: answers(cloud, sms), until=lambda answered: not answered)
@@ -202,12 +202,12 @@ def test_secret_deleted(cloud: Cloud, aws_proxy: AwsProxy, drill: Drill, sit: Si
 
 
 def answers(cloud: Cloud, sms: dict[str, str]) -> bool:
-    """Invoke send_sms, and tell whether its container lived to answer."""
+    """Invoke send_sms, and return whether it answered before its container was killed."""
     return "batchItemFailures" in invoke(cloud, "SendSms", record(cloud.outputs["SendQueueArn"], sms, 0, 1))
 
 
 def test_secret_broken(cloud: Cloud, drill: Drill, sit: Sit) -> None:
-    """Somebody stored a secret without one of its fields."""
+    """If a secret lacks a field, the alarms fire, and the page's command prints the connection and the field."""
     broken = {name: value for name, value in default_secret(cloud).items() if name != "api_key_secret"}
     name = store(cloud, json.dumps(broken))
     with one_more_in_failed_queue(cloud, drill, DELIVERIES[9]):
@@ -225,7 +225,7 @@ def test_secret_broken(cloud: Cloud, drill: Drill, sit: Sit) -> None:
 
 
 def test_twilio_stopped(cloud: Cloud, twilio_relay: FaultServer, drill: Drill, sit: Sit) -> None:
-    """Nobody reaches Twilio for longer than the queue tries."""
+    """If Twilio cannot be reached until the queue gives up, the alarms fire, and the log has the error."""
     sms = new_sms()
     with twilio_relay.refusing(), one_more_in_failed_queue(cloud, drill, DELIVERIES[10]):
         deliver(cloud, drill, sms, 11)
@@ -242,7 +242,7 @@ def test_twilio_stopped(cloud: Cloud, twilio_relay: FaultServer, drill: Drill, s
 
 
 def test_bus_denied(cloud: Cloud, aws_proxy: AwsProxy, drill: Drill, sit: Sit) -> None:
-    """The functions may not put events. What Twilio says waits, what is sent is sent once, and both are told later."""
+    """If the functions may not put events, webhooks wait and a message is sent once; both are published later."""
     sms, said = new_sms(), uuid.uuid4().hex
     with cloud.events() as bus:
         with aws_proxy.failing(AwsFault(aws.DENY, operation="PutEvents")):
@@ -278,13 +278,13 @@ def test_bus_denied(cloud: Cloud, aws_proxy: AwsProxy, drill: Drill, sit: Sit) -
 
 
 def test_function_throttled(cloud: Cloud, drill: Drill, sit: Sit) -> None:
-    """Somebody reserved no concurrency for send_sms: what callers send fails, and what is on the queue waits."""
+    """If send_sms has no concurrency, callers' sends fail and the queue waits, until the page's command repairs it."""
     functions, name = cloud.client("lambda"), cloud.resource("SendSmsFunction")
     functions.put_function_concurrency(FunctionName=name, ReservedConcurrentExecutions=0)
     try:
         with pytest.raises(ClientError, match="TooManyRequests"):
-            functions.invoke(FunctionName=name, Payload=b"{}")  # the emulator lets the alias through
-        with off(cloud):  # and the send queue's mapping with it
+            functions.invoke(FunctionName=name, Payload=b"{}")  # the emulator does not throttle the alias
+        with off(cloud):  # nor the send queue's mapping
             cloud.client("sqs").send_message(QueueUrl=cloud.outputs["SendQueueUrl"], MessageBody=json.dumps(new_sms()))
             eventually(lambda: attributes(cloud, "SendQueue"), until=lambda seen: seen[0] > 0)
         drill.of_lambda("SendSms", "Throttles")
@@ -308,10 +308,10 @@ def test_function_throttled(cloud: Cloud, drill: Drill, sit: Sit) -> None:
 
 
 class Story(NamedTuple):
-    """What became of an order's message, and what the page says of it from nothing but the order's key.
+    """The outcome of an order's message, and what the page finds out about it from the order's key alone.
 
-    `fault` is Twilio's, `way` how it is sent. `known` is what its key tells, `logged` what lines of the log say in
-    order, `waits` what the redrive would do, and `row` begins the line of the page's table.
+    `fault` is Twilio's, and `way` is how the message is sent. `known` is part of the answer for its key. `logged` has
+    words of its log lines in order. `waits` is what a redrive would do, and `row` begins a row of the page's table.
     """
 
     row: str
@@ -356,7 +356,7 @@ STORIES = {
 
 
 def replaced(text: str, words: dict[str, str]) -> str:
-    """Return a text with other words in the place of its own."""
+    """Return a text in which each key of `words` is replaced with its value."""
     for old, new in words.items():
         text = text.replace(old, new)
     return text
@@ -365,7 +365,7 @@ def replaced(text: str, words: dict[str, str]) -> str:
 @pytest.mark.usefixtures("other_connections")
 @pytest.mark.parametrize("name", STORIES)
 def test_no_sms_came(cloud: Cloud, sit: Sit, name: str) -> None:
-    """From an order's key to its story: what the key tells, what the log says, and whether a record waits."""
+    """From an order's key, the page's commands show the send's state, its log, and whether a record waits."""
     story = STORIES[name]
     sms = new_sms(connection=story.connection)
     known_by = record_id(story.connection, sms["idempotency_key"])

@@ -1,4 +1,4 @@
-"""Hundreds of genuine requests of every kind, with parameters that nobody has seen, through the deployed webhook."""
+"""The deployed webhook gets hundreds of genuine requests of every kind, with parameters that it does not know."""
 
 import json
 import uuid
@@ -15,23 +15,23 @@ SENDERS = 4
 
 
 def texts(genuine: Genuine) -> list[str]:
-    """Return what each event of a request is to say."""
+    """Return the parameters that each event of a request must have, as text."""
     return [json.dumps(normal(each), sort_keys=True) for each in genuine.parameters]
 
 
 def said(event: dict[str, Any]) -> str:
-    """Return what an event says."""
+    """Return an event's parameters as text."""
     return json.dumps(normal(event["detail"]["parameters"]), sort_keys=True)
 
 
 def arrived(bus: Bus, count: int) -> list[dict[str, Any]]:
-    """Wait for so many events, and return all that came."""
+    """Wait until `count` events have arrived, and return all events."""
     eventually(lambda: len(bus.drain(wait=1)), until=lambda found: found >= count, seconds=60)
     return bus.drain(wait=1)
 
 
 def test_what_twilio_signs_is_published_as_it_was_posted(cloud: Cloud) -> None:
-    """Every request is accepted; each of its events has its parameters and the detail-type of its kind."""
+    """Every genuine request is accepted, and its events have its parameters and the detail-type of its kind."""
     target = cloud.target()
     genuine = generate(target, COUNT, seed=uuid.uuid4().int)
     expected = Counter(text for each in genuine for text in texts(each))
@@ -50,7 +50,7 @@ def test_what_twilio_signs_is_published_as_it_was_posted(cloud: Cloud) -> None:
 
 
 def test_a_message_and_two_widgets_that_post_its_sid_are_three_events(cloud: Cloud) -> None:
-    """A Studio flow may post the same text again, about a message that was published before."""
+    """A message and two equal posts of a Studio flow about it are three events; a repeated delivery adds no event."""
     target = cloud.target()
     message = cloud.inbound("Hello")
     sid = message.fields["MessageSid"]
@@ -63,7 +63,7 @@ def test_a_message_and_two_widgets_that_post_its_sid_are_three_events(cloud: Clo
 
 
 def _widgets(target: Target, sid: str) -> list[Request]:
-    """Return a widget's request twice, and the first of them repeated."""
+    """Return two deliveries of a widget's request with different tokens, and the first delivery again."""
     host = target.base.partition("://")[2].partition("/")[0]
     widget = posted(Request(host=host, path=target.path), (("MessageSid", sid), ("answer", "yes")))
     return [official(widget, target).with_header(TOKEN, token * 36) for token in "121"]

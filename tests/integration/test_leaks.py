@@ -1,4 +1,4 @@
-"""No phone number, text, token or key of the tests is in a log, or in the answer of a call that failed."""
+"""No phone number, text, token or key of the tests is in a log, or in the answer to a failed call."""
 
 import base64
 import json
@@ -19,20 +19,20 @@ CALLER = "+15005554321"
 
 
 def spellings(marker: str) -> set[str]:
-    """Return the marker as it would stand in a log: plain, percent-encoded, Base64 at each offset, JSON-escaped."""
+    """Return a marker's possible spellings in a log: plain, percent-encoded, Base64 at each offset, JSON-escaped."""
     encoded = {base64.b64encode(f"{'x' * offset}{marker}".encode())[4:-4].decode() for offset in range(3)}
     escaped = "".join(f"\\u{ord(character):04x}" for character in marker)
     return {marker, quote(marker, safe=""), quote_plus(marker), json.dumps(marker)[1:-1], escaped} | encoded
 
 
 def found(lines: list[str], markers: list[str]) -> list[str]:
-    """Return the markers that stand in one of the lines, in any spelling."""
+    """Return the markers that the lines contain, in any spelling."""
     text = "\n".join(lines)
     return [marker for marker in markers if any(spelling in text for spelling in spellings(marker))]
 
 
 def secrets(cloud: Cloud) -> list[str]:
-    """Return what is secret of the connections that `text` uses."""
+    """Return the secrets and tokens of the connections that the fixture `text` uses."""
     manager = cloud.client("secretsmanager")
     values = [
         json.loads(manager.get_secret_value(SecretId=f"twilio/{name}")["SecretString"])
@@ -46,15 +46,15 @@ def text(
     cloud: Cloud,
     aws_proxy: AwsProxy,
     twilio_relay: FaultServer,
-    other_connections: None,  # noqa: ARG001 they are used by name
+    other_connections: None,  # noqa: ARG001 the calls name them
 ) -> str:
-    """Return a text that went through every function, with success and with failure."""
+    """Return a text that was part of calls to the actions and to the webhook, some successful and some failed."""
     text = f"marker-{uuid.uuid4().hex}"
     sms = {"to": NUMBER, "message": text}
     cloud.api("POST", "/messages", sms)
     cloud.api("POST", "/messages", sms | {"from": CALLER})  # refused by Twilio
     cloud.api("POST", "/messages", sms | {"connection": "refused"})
-    for _ in range(2):  # sent, and the first result again
+    for _ in range(2):  # the second call gets the first one's result
         cloud.api("POST", "/messages", sms | {"idempotency_key": f"{text}-key"})
     cloud.api("GET", f"/sends?idempotency_key={text}-key")
     queued = {"QueueUrl": cloud.outputs["SendQueueUrl"], "MessageBody": json.dumps(sms | {"idempotency_key": text})}
@@ -65,7 +65,7 @@ def text(
     cloud.api("GET", f"/messages/{text}")
     cloud.api("GET", f"/messages?{text}={quote(NUMBER)}&to={quote(NUMBER)}&page_token={text}")
     cloud.api("GET", f"/messages?to={quote(NUMBER)}")
-    twilio_relay.script(faults.MALFORMED_HEADER)  # of which a library warns, with the URL
+    twilio_relay.script(faults.MALFORMED_HEADER)  # a library warns of it, with the URL
     cloud.api("GET", f"/messages?to={quote(NUMBER)}")
     twilio_relay.reset()
     for url in (f"/Accounts/$TWILIO_ACCOUNT_SID/{text}.json", f"https://{text}.example/", f"/{text}"):
@@ -76,7 +76,7 @@ def text(
     with cloud.events() as bus:
         cloud.twilio("POST", "/_twilio/simulate/inbound-message", To=number, From=CALLER, Body=text)
         bus.wait_for(lambda event: event["detail"].get("message", {}).get("body") == text)
-        # Through the buffer; and to nowhere, while the table of published events does not answer either.
+        # One event goes through the buffer, and one is not published. Then the table of published events fails.
         for fault in ("PutEvents.1.fail+PutEvents.2.fail", "PutEvents.1.deny+PutEvents.2.deny+SendMessage.1.deny"):
             failing = f"{text};aws={fault}"
             cloud.twilio("POST", "/_twilio/simulate/inbound-message", To=number, From=CALLER, Body=failing)
@@ -94,7 +94,7 @@ def text(
 
 
 def test_no_log_group_holds_personal_data_or_secrets(cloud: Cloud, text: str) -> None:
-    """The lines of all log groups are there, and none has a marker."""
+    """After all expected lines have arrived, no log group has a line with a marker."""
     lines = eventually(
         cloud.log_lines,
         until=lambda lines: all(
@@ -113,7 +113,7 @@ def test_no_log_group_holds_personal_data_or_secrets(cloud: Cloud, text: str) ->
 
 
 def test_the_table_of_published_events_holds_no_personal_data_or_secrets(cloud: Cloud, text: str) -> None:
-    """It knows events by SIDs and hashes; none of them has a marker."""
+    """The table of published events identifies events by SIDs and hashes, and no item contains a marker."""
     scan = cloud.client("dynamodb").get_paginator("scan").paginate(TableName=cloud.resource("Deliveries"))
     items = [json.dumps(item) for page in scan for item in page["Items"]]
 
@@ -122,7 +122,7 @@ def test_the_table_of_published_events_holds_no_personal_data_or_secrets(cloud: 
 
 
 def test_the_dashboard_holds_no_personal_data_or_secrets(cloud: Cloud, text: str) -> None:
-    """It names metrics, and no series is called by what somebody sent."""
+    """The dashboard names metrics, and no series is named after a value that somebody sent."""
     body = cloud.client("cloudwatch").get_dashboard(DashboardName=cloud.resource("Dashboard"))["DashboardBody"]
 
     assert "MessagesSent" in body
@@ -130,12 +130,12 @@ def test_the_dashboard_holds_no_personal_data_or_secrets(cloud: Cloud, text: str
 
 
 def test_nothing_is_left_in_the_webhooks_queues(cloud: Cloud, text: str) -> None:  # noqa: ARG001 it went through them
-    """What was published from the buffer is not kept there, nor set aside."""
+    """Events that were published from the buffer are neither in the buffer nor in its dead-letter queue."""
     assert [0, 0] == [cloud.in_queue(name) for name in ("BufferQueue", "BufferDeadLetterQueue")]
 
 
 def test_tools_log_no_personal_data_or_secrets(cloud: Cloud, folder: Path, text: str) -> None:
-    """Nor do the logs of the build, the deployment and the local stack's own tools."""
+    """The logs of the build, the deployment and the local stack's own tools contain no marker."""
     lines = [log.read_text(errors="replace") for log in sorted((folder / "logs").glob("*.log"))]
 
     assert lines
@@ -143,7 +143,7 @@ def test_tools_log_no_personal_data_or_secrets(cloud: Cloud, folder: Path, text:
 
 
 def test_answers_of_failed_calls_hold_no_input(cloud: Cloud, text: str) -> None:
-    """A fault names its field and not its value."""
+    """The answer to an invalid input names the fields, and does not contain their values."""
     sms = {"to": f"{NUMBER} or so", "message": text, "from": text, "send_at": text, "content_sid": text}
     answers = [cloud.api("POST", "/messages", sms).text, json.dumps(cloud.invoke("SendSms", sms))]
 
@@ -151,7 +151,7 @@ def test_answers_of_failed_calls_hold_no_input(cloud: Cloud, text: str) -> None:
 
 
 def test_raw_answers_hold_no_secrets(cloud: Cloud, twilio_relay: FaultServer) -> None:
-    """Whatever Twilio says, and wherever it says it: the account's own resource has the auth token in clear."""
+    """A raw request's answer shows no secret in any spelling, although Twilio's account resource has the auth token."""
     value = cloud.client("secretsmanager").get_secret_value(SecretId="twilio/default")["SecretString"]
     connection = json.loads(value)
     held = [connection[name] for name in ("api_key_secret", "auth_token")]
@@ -170,7 +170,7 @@ def test_raw_answers_hold_no_secrets(cloud: Cloud, twilio_relay: FaultServer) ->
 
 
 def test_redrive_prints_no_personal_data_or_keys(cloud: Cloud) -> None:
-    """Of records that it moves, and of those that it refuses, whatever is in their attributes."""
+    """A redrive prints no personal data or keys of the records that it moves or refuses, nor of their attributes."""
     marker = f"marker-{uuid.uuid4().hex}"
     sms = {"to": NUMBER, "from": CALLER, "message": marker, "connection": "default", "idempotency_key": marker}
     bodies = [sms, {"to": NUMBER, "message": marker}, sms | {"idempotency_key": f"{marker} {NUMBER}"}, marker]
@@ -192,7 +192,7 @@ def test_redrive_prints_no_personal_data_or_keys(cloud: Cloud) -> None:
 
 @pytest.mark.parametrize("spelling", range(8))
 def test_a_planted_leak_is_found(spelling: int) -> None:
-    """The sweep bites: it finds a marker in every spelling."""
+    """The search for leaks finds a marker in every spelling."""
     marker = "+15005559999 token/é"
     leaks = sorted(spellings(marker))
 
@@ -200,7 +200,7 @@ def test_a_planted_leak_is_found(spelling: int) -> None:
 
 
 def test_a_leak_in_a_log_group_is_found(cloud: Cloud) -> None:
-    """The sweep reads the log groups: a line planted there is found."""
+    """The search for leaks finds a line that was planted in a log group."""
     logs, group = cloud.client("logs"), cloud.resource("SendSmsLogs")
     marker = f"planted-{uuid.uuid4().hex}"
     logs.create_log_stream(logGroupName=group, logStreamName=marker)

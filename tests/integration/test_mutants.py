@@ -1,4 +1,4 @@
-"""What the deployed webhook makes of mutants of genuine webhooks: what Twilio sent, or nothing."""
+"""Mutants of genuine webhooks at the deployed webhook: it publishes the event that Twilio sent, or nothing."""
 
 import json
 from collections import Counter
@@ -12,7 +12,7 @@ AT_ONCE = 4
 
 
 def seen(bus: Bus) -> set[str]:
-    """Return all events so far, but for the time."""
+    """Return all events so far, without their times."""
     events = set()
     for event in bus.drain(wait=1):
         detail = {name: value for name, value in event["detail"].items() if name != "received_at"}
@@ -21,9 +21,9 @@ def seen(bus: Bus) -> set[str]:
 
 
 def test_mutants_through_the_stack(cloud: Cloud) -> None:
-    """Genuine webhooks and their twins are accepted; of at least 500 mutants none brings another event.
+    """Genuine webhooks and their twins are accepted, and none of at least 500 mutants publishes another event.
 
-    But for those of texts without any SID, which say that they are another reading.
+    Mutants of texts without any SID are the exception: their events are marked as another reading.
     """
     target = cloud.target()
     webhooks = {name: genuine_of(name, target.account_sid) for name in CLASSES}
@@ -40,14 +40,14 @@ def test_mutants_through_the_stack(cloud: Cloud) -> None:
         assert len(originals) > len(webhooks["bytes"])
 
         answers = Counter(pool.map(status, changed))
-        # One more that is new: what was before it has arrived by then.
+        # A new webhook at the end: once its event has arrived, all events before it have arrived.
         last = cloud.inbound("the last one")
         send(last.request(target), target)
         bus.wait_for(lambda event: "the last one" in json.dumps(event))
         others = [json.loads(event)[1] for event in seen(bus) - originals]
 
     assert [last.fields["MessageSid"]] == [each["message"]["sid"] for each in others if "reading" not in each]
-    # 404, 405: API Gateway knows no such route; 503: too many made-up connections were asked for.
+    # 404, 405: API Gateway has no such route; 503: too many made-up connections were requested.
     assert answers.keys() <= {0, 200, 400, 403, 404, 405, 413, 503}
     assert answers.total() - answers[0] >= 500
     assert answers[403] >= 300

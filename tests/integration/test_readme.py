@@ -1,6 +1,6 @@
-"""README and docs do what they say: their commands run on the stack on this machine, and print what they show.
+"""The commands of the README and of the docs run on the local stack, and print the answers that the pages show.
 
-Each page is typed from top to bottom, as it is written, in a shell that has read the file of `make shell`.
+The commands of a page are run from top to bottom, as they are written, in a shell with the settings of `make shell`.
 """
 
 import json
@@ -26,10 +26,10 @@ _SECONDS = 90
 
 
 class Reader:
-    """Somebody who types a page's commands from top to bottom, in one shell."""
+    """A reader who runs a page's commands from top to bottom, in one shell."""
 
     def __init__(self, environment: Path, folder: Path) -> None:
-        """Sit down at a folder that looks like the project's."""
+        """Prepare a folder that looks like the project's."""
         self._environment = environment
         self._folder = folder
         self._runs: dict[Block, subprocess.CompletedProcess[str]] = {}
@@ -38,7 +38,7 @@ class Reader:
             (folder / name).symlink_to(ROOT / name)
 
     def printed(self, block: Block) -> str:
-        """Return what the commands of a block printed, after all blocks of its page before it; fails if they failed."""
+        """Run a page's blocks up to this one, and return what this one printed; fail if it failed."""
         page = [other for other in BLOCKS if other.page == block.page]
         for earlier in page[: page.index(block) + 1]:
             if earlier.mark == "save":
@@ -52,7 +52,7 @@ class Reader:
 
     def _type(self, block: Block) -> subprocess.CompletedProcess[str]:
         identity = "as_deployer" if block.argument == "deployer" else "as_caller"
-        # The next block finds the functions and variables of this one.
+        # The next block gets the functions and variables of this one.
         script = (
             f". {self._environment}\n. ./shell\n{identity}\nset -aeo pipefail\n{block.text}\n"
             "(declare -f; declare -px) >shell\n"
@@ -73,7 +73,7 @@ class Reader:
 def reader(
     request: pytest.FixtureRequest, cloud: Cloud, folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Reader]:
-    """Return a reader of one page, and take away what its commands left in the stack."""
+    """Give a reader of one page, and remove what its commands left in the stack."""
     place = tmp_path_factory.mktemp(Path(request.param).stem)
     seed(cloud, request.param, place)
     yield Reader(folder / "env", place)
@@ -93,7 +93,7 @@ def reader(
 
 
 def seed(cloud: Cloud, page: str, folder: Path) -> None:
-    """Make what a page's commands are about: a secret and its file, a secret to restore, or a record to move."""
+    """Prepare what a page's commands need: a secret and its file, a secret to restore, or a record to move."""
     if page == "docs/operations/rotation-after-a-leak.md":
         manager = cloud.client("secretsmanager")
         default = manager.get_secret_value(SecretId="twilio/default")["SecretString"]
@@ -109,7 +109,7 @@ def seed(cloud: Cloud, page: str, folder: Path) -> None:
 
 
 def like(shown: Any, real: Any) -> bool:
-    """Tell whether an answer has all that a page shows of it; null may stand for anything."""
+    """Return whether an answer has all that a page shows of it; null matches any value."""
     match shown, real:
         case dict(), dict():
             return all(name in real and like(value, real[name]) for name, value in shown.items())
@@ -120,12 +120,12 @@ def like(shown: Any, real: Any) -> bool:
 
 
 def first_json(text: str) -> Any:
-    """Return what a function answered; the AWS CLI prints another object after it."""
+    """Return the first JSON value of a text: a function's answer, after which the AWS CLI prints another object."""
     return json.JSONDecoder().raw_decode(text)[0]
 
 
 def of_pages(*marks: str) -> pytest.MarkDecorator:
-    """Give a test each block that has one of these marks, with the reader of its page."""
+    """Run a test for each block that has one of these marks, with the reader of its page."""
     blocks = marked(*marks)
     return pytest.mark.parametrize(
         ("reader", "block"), [(block.page, block) for block in blocks], indirect=["reader"], ids=map(str, blocks)
@@ -135,13 +135,13 @@ def of_pages(*marks: str) -> pytest.MarkDecorator:
 @pytest.mark.usefixtures("stack")
 @pytest.mark.parametrize("name", ["env", "stack.json"])
 def test_only_the_owner_reads_the_keys(folder: Path, name: str) -> None:
-    """The files with the keys of both identities are their owner's alone."""
+    """Only the owner may read the files with the keys of both identities."""
     assert 0o600 == stat.S_IMODE((folder / name).stat().st_mode)
 
 
 @of_pages("run")
 def test_runs(block: Block, reader: Reader) -> None:
-    """Every command runs; every call is answered with a JSON object."""
+    """Every command of a page runs, and every call is answered with a JSON object."""
     printed = reader.printed(block)
 
     if re.search(r"^(api|aws lambda invoke) .*(/dev/stdout|\$ActionsApiUrl/)", block.text, re.MULTILINE):
@@ -150,7 +150,7 @@ def test_runs(block: Block, reader: Reader) -> None:
 
 @of_pages("answer")
 def test_answer(block: Block, reader: Reader) -> None:
-    """The answer that a page shows is like the one that its command gets."""
+    """The answer that a page shows matches the one that its command prints."""
     earlier = [other for other in BLOCKS[: BLOCKS.index(block)] if (other.page, other.mark) == (block.page, "run")]
     shown, real = json.loads(block.text), first_json(reader.printed(earlier[-1]))
 
@@ -173,11 +173,11 @@ MODELLED = {
         "secretsmanager update-secret-version-stage",
     ],
 }
-"""The commands that do not run here: the emulator lacks the call, or it would break the stack of the other tests."""
+"""The commands that are not run: the emulator lacks the call, or the call would break the stack of other tests."""
 
 
 def test_few_commands_are_held_against_models() -> None:
-    """They are these, and each block says why."""
+    """Only the listed commands are checked against models, and each of their blocks gives the reason."""
     found: dict[str, list[str]] = {}
     for block in marked("model"):
         assert block.argument
@@ -187,7 +187,7 @@ def test_few_commands_are_held_against_models() -> None:
 
 
 class _Nothing(BaseHTTPRequestHandler):
-    """Any service that speaks JSON, which answers nothing to whatever the AWS CLI lets through."""
+    """A service that answers an empty JSON object to every request that the AWS CLI lets through."""
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
@@ -202,7 +202,7 @@ class _Nothing(BaseHTTPRequestHandler):
 
 @pytest.mark.parametrize("block", marked("model"), ids=str)
 def test_is_as_the_service_models_want_it(block: Block, tmp_path: Path) -> None:
-    """The AWS CLI, which holds each command and its parameters against the service's model, lets them through."""
+    """The AWS CLI, which checks each command and its parameters against the service's model, accepts them."""
     (tmp_path / "connection.json").write_text("{}")
     names = ("SendQueueUrl", "FailedQueueUrl", "BufferDeadLetterQueueUrl", "BufferQueueArn", "ReceiptHandle")
     environment = dict.fromkeys((*names, "previous", "current"), "a" * 32)

@@ -1,4 +1,4 @@
-"""The redrive on the stack: stopped between any two of its steps and run again, each message is sent once."""
+"""The redrive on the stack: if it is killed between any two of its steps and run again, each message is sent once."""
 
 import json
 import os
@@ -17,11 +17,11 @@ from tests.readme import ROOT
 
 SMS = {"to": "+15005550006", "connection": "default"}
 STEPS = ["ReceiveMessage", "SendMessage", "DeleteMessage"]
-"""What the redrive of one record does; a last ReceiveMessage finds that the queue is empty."""
+"""The calls that redrive one record; a last ReceiveMessage finds that the queue is empty."""
 
 
 def redrive(cloud: Cloud, *options: str, endpoint_url: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the command as an operator does, from the failed queue to the send queue."""
+    """Run the redrive as an operator does, by default from the failed queue to the send queue."""
     queues = ["--from", cloud.outputs["FailedQueueUrl"], "--to", cloud.outputs["SendQueueUrl"]]
     credentials = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": cloud.info["region"]}
     endpoint = {"AWS_ENDPOINT_URL": endpoint_url or cloud.info["aws_endpoint_url"]}
@@ -35,7 +35,7 @@ def redrive(cloud: Cloud, *options: str, endpoint_url: str | None = None) -> sub
 
 
 def send_id(sms: dict[str, Any]) -> str:
-    """Return the send id of an input of the default connection."""
+    """Return the send id of an input for the default connection."""
     return record_id("default", sms["idempotency_key"])
 
 
@@ -48,14 +48,14 @@ def put(cloud: Cloud, body: Any, **attributes: dict[str, Any]) -> None:
 
 @pytest.fixture(autouse=True)
 def _nothing_left(cloud: Cloud) -> Iterator[None]:
-    """Let no record of one test be in another's way."""
+    """Empty the failed queue after each test, so that its records do not affect the next one."""
     yield
     cloud.client("sqs").purge_queue(QueueUrl=cloud.outputs["FailedQueueUrl"])
 
 
 @pytest.mark.parametrize("step", range(len(STEPS) + 1), ids=[*(f"after-{step}" for step in STEPS), "never"])
 def test_stop_between_two_steps(cloud: Cloud, step: int) -> None:
-    """Killed after any of its calls and run again, the redrive sends the message once."""
+    """A redrive that is killed after any of its calls and run again sends the message once."""
     sms = SMS | {"message": uuid.uuid4().hex, "idempotency_key": uuid.uuid4().hex}
     put(cloud, sms, error={"DataType": "String", "StringValue": "TwilioUnavailableError"})
     with AwsProxy(cloud.info["aws_endpoint_url"]) as proxy:
@@ -79,7 +79,7 @@ def test_stop_between_two_steps(cloud: Cloud, step: int) -> None:
 
 @pytest.mark.parametrize("kind", ["event", "notification"])
 def test_dead_letter(cloud: Cloud, kind: str) -> None:
-    """What the rule or a topic could not deliver is sent once, though it is put there and moved twice."""
+    """A dead letter of the rule or of a topic is sent once, although it is put in the failed queue and moved twice."""
     text, name = uuid.uuid4().hex, str(uuid.uuid4())
     sms = {"to": SMS["to"], "message": text}
     letter = {
@@ -103,7 +103,7 @@ def test_dead_letter(cloud: Cloud, kind: str) -> None:
 
 
 def test_record_without_key(cloud: Cloud) -> None:
-    """It stays in the failed queue, visible at once, and is not sent; the record beside it is."""
+    """A record without a key is not sent, and stays visible in the failed queue. The record beside it is sent."""
     unkeyed, keyed = SMS | {"message": uuid.uuid4().hex}, SMS | {"message": uuid.uuid4().hex}
     put(cloud, unkeyed)
     put(cloud, keyed | {"idempotency_key": uuid.uuid4().hex})
@@ -117,7 +117,7 @@ def test_record_without_key(cloud: Cloud) -> None:
 
 
 def test_all_attributes_go_along(cloud: Cloud) -> None:
-    """As AWS takes and gives them, of whatever type."""
+    """The redrive keeps all message attributes of a record, of every type."""
     attributes: dict[str, Any] = {
         "error": {"DataType": "String", "StringValue": "TwilioRejectedError"},
         "tries": {"DataType": "Number.int", "StringValue": "10"},

@@ -1,6 +1,6 @@
-"""Who may do what on the stack, tried cell by cell: functions, callers, strangers, and whoever deploys.
+"""The permissions on the stack, tried one by one: those of functions, callers, strangers and the deployer.
 
-What the emulator cannot judge is in UNJUDGED, and tests read the template for it.
+UNJUDGED lists the permissions that the emulator cannot check; tests read the template for them.
 """
 
 import json
@@ -28,14 +28,14 @@ from tests.mutants import SIGNATURE, send
 FUNCTIONS = ("GetSms", "ListSms", "PollMessages", "RawRequest", "Resolve", "RotateConnection", "SendSms", "Webhook")
 QUEUES = ("BufferDeadLetterQueue", "BufferQueue", "DeadLetterQueue", "FailedQueue", "SendQueue")
 LEAST_DENIALS = 40
-"""Of each role, so that they are several hundred together."""
+"""The least number of denied calls of each role; all roles together have several hundred."""
 UNJUDGED = {
     "events:PutEvents with another source": "its IAM does not know the key events:source",
     "sqs:* without TLS": "it is spoken to without TLS, so the statement is left out",
     "kms:Decrypt and kms:GenerateDataKey": "the stack has them only where ConnectionKmsKeyArn is given",
     "ssm:GetParameter and lambda:InvokeFunction of the webhook": "the stack has them only where it has a reply",
 }
-"""Cells that are left out, and why; test_bundle reads the template for them."""
+"""Permissions that are not tried, and why; test_bundle reads the template for them."""
 
 
 X_RAY = "arn:aws:iam::aws:policy/AWSXrayWriteOnlyAccess"
@@ -53,7 +53,7 @@ Keys = Mapping[str, str]
 
 
 def as_whom(cloud: Cloud, service: str, keys: Keys) -> Any:
-    """Return a client that sends what it is told, however wrong: whether it may is decided before."""
+    """Return a client that also sends invalid parameters, since AWS checks permissions before parameters."""
     return boto3.client(
         service,
         endpoint_url=cloud.info["aws_endpoint_url"],
@@ -64,13 +64,13 @@ def as_whom(cloud: Cloud, service: str, keys: Keys) -> Any:
 
 
 def queue(arn: str) -> str:
-    """Return what SQS calls a queue."""
+    """Return the URL of a queue."""
     account, name = arn.split(":")[4:]
     return f"http://sqs.us-east-1.localhost/{account}/{name}"
 
 
 def table(arn: str) -> dict[str, str]:
-    """Return how DynamoDB is told of a table, or an index."""
+    """Return DynamoDB's parameters for a table or an index."""
     _, name, *index = arn.split(":", 5)[5].split("/")
     return {"TableName": name} | ({"IndexName": index[1]} if index else {})
 
@@ -101,11 +101,11 @@ ATTEMPTS: dict[str, Callable[[Any, str], Any]] = {
     "sqs:ReceiveMessage": lambda aws, arn: aws.receive_message(QueueUrl=queue(arn), MaxNumberOfMessages=11),
     "sqs:SendMessage": lambda aws, arn: aws.send_message(QueueUrl=queue(arn), MessageBody="\0"),
 }
-"""A call of each action that changes nothing where it is allowed."""
+"""A call of each action, which changes nothing even if it is allowed."""
 
 
 def is_allowed(cloud: Cloud, keys: Keys, cell: Cell) -> bool:
-    """Try a cell: whatever else is said against the call, it was allowed."""
+    """Try a call, and return whether it is allowed; an error other than a denial counts as allowed."""
     service, _, _ = cell.action.partition(":")
     try:
         ATTEMPTS[cell.action](as_whom(cloud, service, keys), cell.arn)
@@ -115,17 +115,17 @@ def is_allowed(cloud: Cloud, keys: Keys, cell: Cell) -> bool:
 
 
 class Roles:
-    """The functions' roles: what the deployed policies give them, and their keys."""
+    """The functions' roles: the permissions that the deployed policies give them, and their keys."""
 
     def __init__(self, cloud: Cloud) -> None:
-        """Look them up."""
+        """Look up the roles, and assume each of them."""
         self._iam, self._sts = cloud.client("iam"), cloud.client("sts")
         self.names = {name: cloud.resource(f"{name}FunctionRole") for name in FUNCTIONS}
         self.keys = {name: self._assume(role) for name, role in self.names.items()}
         self.cells = {name: set(self._given(role)) for name, role in self.names.items()}
 
     def _assume(self, role: str) -> Keys:
-        """Become a function, which only Lambda may: for this its role trusts the account for a moment."""
+        """Return the keys of a function's role. Only Lambda may assume it, so it trusts the account for a moment."""
         found = self._iam.get_role(RoleName=role)["Role"]
         trust = found["AssumeRolePolicyDocument"]
         test = {"Effect": "Allow", "Principal": {"AWS": deployer.ACCOUNT}, "Action": "sts:AssumeRole"}
@@ -142,7 +142,7 @@ class Roles:
         }
 
     def _given(self, role: str) -> Iterator[Cell]:
-        """Yield the cells of a role's policies, except for logs, and for traces, whose policy the emulator lacks."""
+        """Yield what a role's policies allow, except for logs and for traces, whose policy the emulator lacks."""
         documents = [
             self._iam.get_role_policy(RoleName=role, PolicyName=name)["PolicyDocument"]
             for name in self._iam.list_role_policies(RoleName=role)["PolicyNames"]
@@ -163,7 +163,7 @@ class Roles:
 
 
 def listed(value: Any) -> list[Any]:
-    """Return a list also of one."""
+    """Return a list; a single value becomes a list of one."""
     return value if isinstance(value, list) else [value]
 
 
@@ -175,7 +175,7 @@ def roles(cloud: Cloud) -> Roles:
 
 @pytest.fixture(scope="module")
 def secrets(cloud: Cloud) -> Iterator[dict[str, str]]:
-    """Give a connection and a secret that is none, which nothing else uses."""
+    """Give the ARNs of a new connection, and of a new secret that is not a connection."""
     manager = cloud.client("secretsmanager")
     names = {"connection": f"twilio/{uuid.uuid4().hex}", "foreign": f"database/{uuid.uuid4().hex}"}
     yield {name: manager.create_secret(Name=path, SecretString="{}")["ARN"] for name, path in names.items()}
@@ -185,7 +185,7 @@ def secrets(cloud: Cloud) -> Iterator[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def foreign(cloud: Cloud) -> Iterator[list[Cell]]:
-    """Give what is nobody's: another table, with an index, queue and bus of the account."""
+    """Give actions on resources of the account outside the stack: on another table, bus and queue."""
     name = f"foreign-{uuid.uuid4().hex}"
     cloud.client("dynamodb").create_table(
         TableName=name,
@@ -208,7 +208,7 @@ def foreign(cloud: Cloud) -> Iterator[list[Cell]]:
 
 
 def matrix(cloud: Cloud, roles: Roles, secrets: Mapping[str, str], foreign: list[Cell]) -> set[Cell]:
-    """Return what anybody of the stack may do, each action on all that is like what it is allowed on, and more."""
+    """Return the calls to try: each action of any function on all similar resources of the stack, and foreign ones."""
     every = {cell for cells in roles.cells.values() for cell in cells}
     secret = {cell for cell in every if cell.action.startswith("secretsmanager:")}
     tables = {cell.arn for cell in every if cell.action.startswith("dynamodb:") and "/index/" not in cell.arn}
@@ -231,7 +231,10 @@ def name_of(cloud: Cloud, logical_id: str) -> str:
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_function_writes_no_log_but_the_stacks(cloud: Cloud, roles: Roles, name: str) -> None:
-    """AWS's own policy for Lambda allows all, and the stack's denies them again; nobody reads or makes a log."""
+    """A function writes to its own log group only, and can neither read nor create one.
+
+    AWS's own policy for Lambda allows every log group, and the stack's policy denies all others.
+    """
     logs = as_whom(cloud, "logs", roles.keys[name])
     group, other = cloud.resource(f"{name}Logs"), cloud.resource("WebhookApiLogs")
     stream = f"rights-{uuid.uuid4().hex}"
@@ -249,7 +252,7 @@ def test_a_function_writes_no_log_but_the_stacks(cloud: Cloud, roles: Roles, nam
 
 
 def given(roles: Roles, secrets: Mapping[str, str], name: str) -> set[Cell]:
-    """Return what a function's policies allow of the matrix."""
+    """Return the calls of the matrix that a function's policies allow."""
     return {
         Cell(cell.action, secrets["connection"]) if cell.action.startswith("secretsmanager:") else cell
         for cell in roles.cells[name]
@@ -260,7 +263,7 @@ def given(roles: Roles, secrets: Mapping[str, str], name: str) -> set[Cell]:
 def test_a_function_may_do_what_it_needs_and_nothing_else(
     cloud: Cloud, roles: Roles, secrets: dict[str, str], foreign: list[Cell], name: str
 ) -> None:
-    """Its role tries every action of every function on that function's resources, and on other resources."""
+    """A function may make the calls that its policies allow, and no other call of any function."""
     own = given(roles, secrets, name)
     every = matrix(cloud, roles, secrets, foreign)
     allowed = {cell for cell in every if is_allowed(cloud, roles.keys[name], cell)}
@@ -271,7 +274,7 @@ def test_a_function_may_do_what_it_needs_and_nothing_else(
 
 
 def test_what_is_left_out_cannot_be_judged(cloud: Cloud, roles: Roles) -> None:
-    """The emulator takes an event that send_sms puts as if it was Twilio's: the template forbids that."""
+    """The emulator cannot judge the cells that are left out: it lets send_sms put an event as if it were Twilio."""
     bus = cloud.outputs["EventBusArn"]
     entry = {"EventBusName": bus, "Source": "twilio", "DetailType": "Rights", "Detail": "{}"}
     answer = as_whom(cloud, "events", roles.keys["SendSms"]).put_events(Entries=[entry])
@@ -286,7 +289,7 @@ def test_what_is_left_out_cannot_be_judged(cloud: Cloud, roles: Roles) -> None:
 
 
 def caller(cloud: Cloud) -> Keys:
-    """Return the keys of a caller, who has the policy of `examples/caller-policy.json` only."""
+    """Return the keys of a caller, who has only the policy of `examples/caller-policy.json`."""
     keys = cloud.info["caller"]
     return {"aws_access_key_id": keys["access_key_id"], "aws_secret_access_key": keys["secret_access_key"]}
 
@@ -294,7 +297,7 @@ def caller(cloud: Cloud) -> Keys:
 def test_a_caller_may_call_and_nothing_else(
     cloud: Cloud, roles: Roles, secrets: dict[str, str], foreign: list[Cell]
 ) -> None:
-    """Four actions and the send queue; not the functions beside the aliases, nor the other functions."""
+    """A caller may invoke the aliases of four functions and write to the send queue, and do nothing else."""
     own = {
         *(Cell("lambda:InvokeFunction", cloud.outputs[f"{name}FunctionArn"]) for name in FUNCTIONS if name in ACTIONS),
         Cell("sqs:SendMessage", cloud.outputs["SendQueueArn"]),
@@ -321,7 +324,7 @@ ADMINISTRATION: dict[str, Callable[[Any, Cloud], Any]] = {
 
 @pytest.mark.parametrize("service", ADMINISTRATION)
 def test_a_caller_administers_nothing(cloud: Cloud, service: str) -> None:
-    """Whoever stole the key can make no other key, read no code, log or secret, and follow no event."""
+    """With a caller's key, a thief cannot create another key, read code, logs or secrets, or follow events."""
     with pytest.raises(ClientError, match="AccessDenied"):
         ADMINISTRATION[service](as_whom(cloud, service, caller(cloud)), cloud)
 
@@ -339,7 +342,7 @@ class Route(NamedTuple):
 
 @pytest.fixture(scope="module")
 def routes(cloud: Cloud) -> list[Route]:
-    """Return the routes as the deployed APIs have them."""
+    """Return the routes of the deployed APIs."""
     gateway = cloud.client("apigatewayv2")
     keys = [
         (api, route["RouteKey"].partition(" "))
@@ -350,7 +353,7 @@ def routes(cloud: Cloud) -> list[Route]:
 
 
 def signed(keys: Credentials, region: str, route: Route, url: str, when: datetime | None = None) -> requests.Response:
-    """Make a request with an AWS signature, of another time if that is given."""
+    """Send a request with an AWS signature, of another time if that is given."""
     request = AWSRequest(route.method, url, data="{}" if route.method == "POST" else None)
     signer = SigV4Auth(keys, "execute-api", region)
     if when:
@@ -364,7 +367,7 @@ def signed(keys: Credentials, region: str, route: Route, url: str, when: datetim
 
 @pytest.fixture(scope="module")
 def stranger(cloud: Cloud) -> Credentials:
-    """Return an administrator of another account."""
+    """Return the credentials of an administrator of another account."""
     of_another = {"aws_access_key_id": "1" * 12, "aws_secret_access_key": "test"}
     iam, name = as_whom(cloud, "iam", of_another), f"stranger-{uuid.uuid4().hex}"
     everything = {"Effect": "Allow", "Action": "*", "Resource": "*"}
@@ -378,7 +381,10 @@ def stranger(cloud: Cloud) -> Credentials:
 def test_no_stranger_gets_an_answer_but_from_the_webhook(
     cloud: Cloud, routes: list[Route], stranger: Credentials, twilio_relay: FaultServer
 ) -> None:
-    """Every route without, with a wrong, an expired and a foreign account's signature; with a caller's it answers."""
+    """Every route refuses a request with a missing, wrong or expired AWS signature, or with one of another account.
+
+    With a caller's signature, the routes of the Actions API answer. Those of the webhook refuse it too.
+    """
     keys, region = cloud.info["caller"], cloud.info["region"]
     own = Credentials(keys["access_key_id"], keys["secret_access_key"])
     wrong = Credentials(keys["access_key_id"], "not-the-secret")
@@ -409,7 +415,10 @@ def test_no_stranger_gets_an_answer_but_from_the_webhook(
 
 
 def test_the_webhook_takes_no_other_accounts_signature(cloud: Cloud) -> None:
-    """None, a wrong one and one with another account's token are refused alike; Twilio's own have no date."""
+    """The webhook refuses a request with a missing or wrong signature, or with one by another account's token.
+
+    There is no expired signature to try, because Twilio's signatures have no date.
+    """
     right, foreign = cloud.target(), cloud.target(token="of-another-account")
     request = cloud.inbound(uuid.uuid4().hex).request(right)
     unsigned = tuple((name, value) for name, value in request.headers if name != SIGNATURE)
@@ -423,7 +432,7 @@ def test_the_webhook_takes_no_other_accounts_signature(cloud: Cloud) -> None:
     assert 200 == send(request, right).status
 
 
-# ---------------------------------------------------------------- whoever deploys
+# ---------------------------------------------------------------- the deployer
 
 NAME = "rights"
 OPTIONS = ("--region", "us-east-1")
@@ -444,14 +453,15 @@ CHECKED = {
     "s3:DeleteObject": "delete",
     "cloudformation:DeleteStack": "delete",
 }
-"""Actions of SAM's own calls, which the emulator checks, and the command that does; in the order of a stack's life.
+"""The actions that SAM itself calls, which the emulator checks, each with its command; in the order of a stack's life.
 
-Its CloudFormation makes resources without asking what the deployer may. Of those actions the schemas speak below.
+The emulator's CloudFormation creates resources without checking the deployer's permissions. The test with the schemas
+below covers the actions for that.
 """
 
 
 def without(action: str) -> dict[str, Any]:
-    """Return the deployer's policy with one action taken away."""
+    """Return the deployer's policy without one action."""
     document = deployer.policy(NAME)
     for statement in document["Statement"]:
         statement["Action"] = [each for each in statement["Action"] if each != action]
@@ -459,7 +469,7 @@ def without(action: str) -> dict[str, Any]:
 
 
 def sam(cloud: Cloud, folder: Path, command: str, policy: dict[str, Any] | None = None) -> None:
-    """Run a command of SAM's on a stack of its own."""
+    """Run `sam deploy` or `sam delete` on a stack that only these tests use."""
     options = DEPLOY if command == "deploy" else DELETE
     deploy.sam(folder, cloud.info["aws_endpoint_url"], NAME, command, *options, policy=policy)
 
@@ -467,10 +477,10 @@ def sam(cloud: Cloud, folder: Path, command: str, policy: dict[str, Any] | None 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("action", CHECKED)
 def test_without_one_action_the_command_fails(cloud: Cloud, folder: Path, action: str) -> None:
-    """From a stack that is not there to one that is deleted, the emulator denies what the policy does not allow."""
+    """If the policy lacks one action, the deployer cannot deploy or delete a stack: the emulator denies the call."""
     if action == "s3:PutObject":
         empty_bucket(cloud)
-    if action == "cloudformation:GetTemplateSummary":  # of a stack that is there
+    if action == "cloudformation:GetTemplateSummary":  # SAM calls it for an existing stack
         sam(cloud, folder, "deploy")
     with pytest.raises(LocalError, match=f"(?s)AccessDenied|not authorized to perform: {action}"):
         sam(cloud, folder, CHECKED[action], without(action))
@@ -478,7 +488,7 @@ def test_without_one_action_the_command_fails(cloud: Cloud, folder: Path, action
 
 @pytest.mark.timeout(300)
 def test_with_all_actions_the_stack_goes(cloud: Cloud, folder: Path) -> None:
-    """The whole policy, with which it was deployed before this, is enough to delete it too."""
+    """The whole policy is enough to delete a stack, which was deployed with it before."""
     cloudformation = cloud.client("cloudformation")
     there = cloudformation.describe_stacks(StackName=NAME)["Stacks"][0]["StackStatus"]
     sam(cloud, folder, "delete")
@@ -489,14 +499,14 @@ def test_with_all_actions_the_stack_goes(cloud: Cloud, folder: Path) -> None:
 
 
 def empty_bucket(cloud: Cloud) -> None:
-    """Delete the code that was uploaded, so that it is uploaded again."""
+    """Delete the uploaded code, so that SAM uploads it again."""
     s3 = cloud.client("s3")
     for each in s3.list_objects_v2(Bucket=deployer.BUCKET).get("Contents", []):
         s3.delete_object(Bucket=deployer.BUCKET, Key=each["Key"])
 
 
 def arns(cloud: Cloud) -> dict[str, list[str]]:
-    """Return the ARNs that the deployed stack's resources really have, by the reference's names of their types."""
+    """Return the ARNs of the deployed stack's resources, by the names of their types in AWS's reference."""
     found: dict[str, list[str]] = {}
     account = f"us-east-1:{deployer.ACCOUNT_ID}"
     stack = cloud.client("cloudformation").describe_stack_resources(StackName=cloud.info["stack_name"])
@@ -505,7 +515,7 @@ def arns(cloud: Cloud) -> dict[str, list[str]]:
         if kind in PATTERNS:
             of, pattern = PATTERNS[kind]
             last = name.rpartition("/")[2] if kind == "AWS::SQS::Queue" else name
-            if kind == "AWS::Logs::LogGroup":  # the emulator's names are others than CloudFormation's
+            if kind == "AWS::Logs::LogGroup":  # the emulator's names differ from CloudFormation's
                 last = f"{cloud.info['stack_name']}-{each['LogicalResourceId']}-0123456789AB"
             found.setdefault(of, []).append(name if name.startswith("arn:") else pattern.format(account, last))
     (bus,) = found["events:event-bus"]
@@ -534,13 +544,13 @@ PATTERNS = {
     "AWS::SQS::Queue": ("sqs:queue", "arn:aws:sqs:{}:{}"),
     "AWS::Scheduler::Schedule": ("scheduler:schedule", "arn:aws:scheduler:{}:schedule/default/{}"),
 }
-"""Types whose physical names CloudFormation makes: the reference's name, and the ARN of a name."""
+"""Types whose physical names CloudFormation makes: the type's name in AWS's reference, and the pattern of its ARNs."""
 NARROWED = {"iam:PassRole", "lambda:CreateEventSourceMapping"}
-"""The emulator's simulator knows no condition."""
+"""Actions that the policy allows on a condition, which the emulator's policy simulator does not support."""
 
 
 def decisions(cloud: Cloud, document: dict[str, Any], actions: list[str], arn: str) -> set[str]:
-    """Return which of some actions a policy allows on a resource, by the emulator's own evaluation."""
+    """Return those of the actions that a policy allows on a resource, by the emulator's own evaluation."""
     answer = cloud.client("iam").simulate_custom_policy(
         PolicyInputList=[json.dumps(document)], ActionNames=actions, ResourceArns=[arn]
     )
@@ -548,9 +558,10 @@ def decisions(cloud: Cloud, document: dict[str, Any], actions: list[str], arn: s
 
 
 def test_the_policy_covers_what_the_schemas_say(cloud: Cloud) -> None:
-    """A second opinion: each handler's action is allowed on every resource of its type that the deployed stack has.
+    """The deployer's policy allows each handler's action on every resource of its type in the deployed stack.
 
-    With any one action taken away it is not. The names are those that were really given.
+    Without the action in the policy, it is denied. The emulator's evaluation is a second opinion on the policy, and the
+    names are those of the deployed resources.
     """
     document = deployer.policy(cloud.info["stack_name"])
     handled = rights.actions(rights.transformed()) - NARROWED
@@ -580,7 +591,7 @@ def test_the_policy_covers_what_the_schemas_say(cloud: Cloud) -> None:
 
 
 def on(action: str) -> set[str]:
-    """Return the types of resource that the reference has for an action."""
+    """Return the types of resources that AWS's reference has for an action."""
     service, _, name = action.partition(":")
     reference = rights.reference(service)
     found = reference["privileges_lower_name"].get(name.lower())

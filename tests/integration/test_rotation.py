@@ -1,4 +1,4 @@
-"""Credentials are rotated by the stack's own function while messages are sent and webhooks come: none is refused."""
+"""The stack's function rotates credentials while messages are sent and webhooks arrive, and none is refused."""
 
 import json
 import threading
@@ -23,11 +23,11 @@ EVERY = 60
 STEPS = ("createSecret", "setSecret", "testSecret", "finishSecret")
 
 type Work = Callable[[], str | None]
-"""Makes one call, and returns why it was refused; None is one that went through."""
+"""A function that makes one call, and returns why it was refused, or None if it succeeded."""
 
 
 class Outcome(NamedTuple):
-    """How one call ended, and how many rotations were over when it began."""
+    """The outcome of one call, and the number of rotations that had ended when it began."""
 
     rotations: int
     refused: str | None
@@ -37,7 +37,7 @@ class Connection:
     """A connection, and its account at Twilio."""
 
     def __init__(self, cloud: Cloud, name: str, credentials: Credentials) -> None:
-        """Store it, with the API key if there is one, and let it be rotated."""
+        """Store the connection, with the account's API key if there is one, and turn on its rotation."""
         self._cloud, self.name, self.credentials = cloud, f"{name}-{uuid.uuid4().hex}", credentials
         self._manager = cloud.client("secretsmanager")
         fields = {"account_sid": credentials.account_sid, "auth_token": credentials.primary}
@@ -45,7 +45,7 @@ class Connection:
             fields |= {"api_key_sid": sid, "api_key_secret": key.secret}
         secret = json.dumps(fields | {"default_from": "+15551234567"})
         self.arn = self._manager.create_secret(Name=f"twilio/{self.name}", SecretString=secret)["ARN"]
-        # Of the emulator's answer only that the secret is to be rotated is true: it calls no function.
+        # The emulator notes that the secret is to be rotated, but does not invoke the function.
         self._manager.rotate_secret(SecretId=self.arn, RotationLambdaARN=self._function, RotationRules={})
 
     @property
@@ -62,13 +62,13 @@ class Connection:
             assert "null" == answer["Payload"].read().decode(), step
 
     def sends(self) -> str | None:
-        """Send a message, and say why that failed."""
+        """Send a message, and return the error's class, or None if it was sent."""
         given = {"to": "+15005550006", "message": "Rotation", "connection": self.name}
         answer: dict[str, Any] = self._cloud.invoke("SendSms", given)
         return answer.get("errorType")
 
     def delivers(self) -> str | None:
-        """Deliver a message that Twilio signs as it does at this moment, and say how that was answered."""
+        """Deliver a message signed with the current primary token, and return the status, or None for 200."""
         target = self._cloud.target(self.name, self.credentials.primary)
         target = target._replace(account_sid=self.credentials.account_sid)
         status = send(self._cloud.inbound(str(uuid.uuid4())).request(target), target).status
@@ -77,7 +77,7 @@ class Connection:
 
 @pytest.fixture
 def connections(cloud: Cloud, folder: Path, twilio_relay: FaultServer) -> Iterator[list[Connection]]:
-    """Put a Twilio in the emulator's place where credentials can change, with two accounts of one kind each."""
+    """Replace the emulator with a Twilio that checks credentials: one account has an API key, and one only a token."""
     key = {"SK" + "1" * 32: Key("not-a-secret")}
     accounts = [Credentials("AC" + "1" * 32, "first-token-1", key), Credentials("AC" + "2" * 32, "first-token-2", {})]
     with FaultServer() as server:
@@ -89,7 +89,7 @@ def connections(cloud: Cloud, folder: Path, twilio_relay: FaultServer) -> Iterat
 
 @pytest.mark.timeout(EVERY * (ROTATIONS + 1) + 120)
 def test_nothing_is_refused_while_credentials_are_rotated(connections: list[Connection]) -> None:
-    """Sends with a key and with a token, and webhooks of both accounts, go through before, while and after."""
+    """Sends with a key and with a token, and webhooks of both accounts, succeed before, during and after rotations."""
     before = [(each.credentials.primary, set(each.credentials.keys)) for each in connections]
     work = [make for each in connections for make in (each.sends, each.delivers)]
 
@@ -99,15 +99,16 @@ def test_nothing_is_refused_while_credentials_are_rotated(connections: list[Conn
     assert [] == [outcome for outcome in outcomes if outcome.refused]
     (_, old_keys), (old_token, _) = before
     by_key, by_token = (each.credentials for each in connections)
-    assert (2, 0) == (len(by_key.keys), len(by_key.keys.keys() & old_keys))  # the one in use, and the one before it
+    assert (2, 0) == (len(by_key.keys), len(by_key.keys.keys() & old_keys))  # the key in use, and the one before it
     assert by_token.primary != old_token
     assert by_token.secondary is None
 
 
 def under_load(work: Sequence[Work], rotate: Sequence[Callable[[], None]]) -> list[Outcome]:
-    """Make all calls, evenly over the time of all rotations, in each of which all of `rotate` run side by side.
+    """Make all calls, spread evenly over the time of the rotations, and return their outcomes.
 
-    Each rotation begins when its share of the calls has begun too, however slow they are.
+    In each rotation, all functions of `rotate` run at the same time. A rotation begins only after its share of the
+    calls has begun, even if they are slow.
     """
     pause = EVERY * (ROTATIONS + 1) / len(work)
     share = len(work) // (ROTATIONS + 1)

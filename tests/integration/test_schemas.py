@@ -1,4 +1,4 @@
-"""What the deployed stack puts on its bus fits the schemas: one event of each detail-type."""
+"""The events of the deployed stack match their schemas: one event of each detail-type."""
 
 import http.client
 import json
@@ -19,18 +19,18 @@ BY_NAME = {each.name: each for each in GENUINE}
 
 
 def received(cloud: Cloud, marker: str) -> None:
-    """Let Twilio receive a message."""
+    """Let Twilio's emulator receive a message to the number."""
     number = cloud.info["twilio"]["number"]
     cloud.twilio("POST", "/_twilio/simulate/inbound-message", To=number, From=CUSTOMER, Body=marker)
 
 
 def delivered(cloud: Cloud, marker: str) -> None:
-    """Send a message with a key, which Twilio tells of."""
+    """Send a message with a key, so that Twilio's emulator posts status callbacks."""
     cloud.invoke("SendSms", {"to": "+15005550006", "message": "Hi", "idempotency_key": marker})
 
 
 def posted(name: str, text: str) -> Callable[[Cloud, str], None]:
-    """Return what posts a webhook of a kind as Twilio would, with a mark in one of its texts."""
+    """Return a function that posts a webhook of a kind as Twilio does, with the marker in its SIDs and in one text."""
 
     def post(cloud: Cloud, marker: str) -> None:
         twilio, each = cloud.info["twilio"], BY_NAME[name]
@@ -55,7 +55,7 @@ SIDS = {"CallSid", "MessageSid", "Sid", "SmsMessageSid", "SmsSid"}
 
 
 def queued(**sms: Any) -> Callable[[Cloud, str], None]:
-    """Return what puts an input on the send queue."""
+    """Return a function that puts an input on the send queue."""
 
     def put(cloud: Cloud, marker: str) -> None:
         body = {"to": "+15005550006", "message": "Hi", "idempotency_key": marker} | sms
@@ -65,7 +65,7 @@ def queued(**sms: Any) -> Callable[[Cloud, str], None]:
 
 
 def timed_out(cloud: Cloud, marker: str) -> None:
-    """Put the record of an invocation on the send queue that may have sent, and cannot be tried again."""
+    """Put the record of a timed-out invocation on the send queue; it may have sent, and cannot be retried."""
     record = {
         "requestContext": {"requestId": marker, "functionArn": cloud.outputs["SendSmsFunctionArn"]},
         "requestPayload": {"to": "nobody", "message": marker},
@@ -76,7 +76,7 @@ def timed_out(cloud: Cloud, marker: str) -> None:
 
 
 def take_out(cloud: Cloud, marker: str) -> None:
-    """Take a test's message out of the failed queue."""
+    """Remove a test's message from the failed queue."""
     sqs, url = cloud.client("sqs"), cloud.outputs["FailedQueueUrl"]
 
     def found() -> bool:
@@ -105,13 +105,13 @@ CAUSES: dict[str, Callable[[Cloud, str], None]] = {
 
 
 def test_every_detail_type_has_a_cause() -> None:
-    """No schema is left out."""
+    """Every detail-type that has a schema has a cause in these tests."""
     assert CAUSES.keys() == DETAIL_TYPES.keys()
 
 
 @pytest.mark.parametrize("name", CAUSES)
 def test_event_fits_its_schema(cloud: Cloud, name: str) -> None:
-    """As it comes to a consumer, from the webhook or from who sends; what else comes meanwhile fits too."""
+    """An event matches its schema as a consumer receives it, and so do all other events that arrive with it."""
     marker = uuid.uuid4().hex
     with cloud.events() as bus:
         CAUSES[name](cloud, marker)

@@ -1,4 +1,4 @@
-"""Per key a message goes on the wire at most once, and everybody hears what became of it: on the real stack."""
+"""On the deployed stack, a message with a key is sent at most once, and its outcome is reported."""
 
 import json
 import uuid
@@ -19,21 +19,21 @@ LOST = "fault=500_after"
 
 @pytest.fixture
 def bus(cloud: Cloud) -> Iterator[Bus]:
-    """Return the events of the stack's bus, of both sources."""
+    """Return the events of the stack's bus, those of Twilio and those of the connector."""
     with cloud.events() as events:
         yield events
 
 
 @pytest.fixture(scope="module")
 def topic(cloud: Cloud, folder: Path) -> str:
-    """Return a topic to which the send queue is subscribed, as a parameter says."""
+    """Return a topic to which the send queue is subscribed through the parameter SendTopicArn."""
     arn: str = cloud.client("sns").create_topic(Name="sms")["TopicArn"]
     local_stack.redeploy(folder, parameters={"SendTopicArn": arn})
     return arn
 
 
 def sms(marker: str = "", **more: Any) -> dict[str, Any]:
-    """Return an input with a text and a key that no other has, which may name faults."""
+    """Return an input with a unique text and a unique key, both of which contain the marker, such as a fault's name."""
     key = ";".join(filter(None, [uuid.uuid4().hex, marker]))
     return {"to": NUMBER, "message": key, "idempotency_key": key, **more}
 
@@ -44,7 +44,7 @@ def key(given: dict[str, Any]) -> str:
 
 
 def told(bus: Bus, given: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return the detail of the event that tells what became of an input."""
+    """Wait for the event that reports an input's outcome, check its detail-type, and return its detail."""
     event = bus.wait_for(
         lambda event: event["source"] == "twilio-connector" and event["detail"]["idempotency_key"] == key(given)
     )
@@ -53,7 +53,7 @@ def told(bus: Bus, given: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def failed(cloud: Cloud, given: dict[str, Any]) -> dict[str, Any]:
-    """Return the failed queue's message of an input, and take it out."""
+    """Wait for an input's message in the failed queue, remove it, and return it."""
     sqs, url = cloud.client("sqs"), cloud.outputs["FailedQueueUrl"]
     found: list[dict[str, Any]] = []
 
@@ -71,7 +71,7 @@ def failed(cloud: Cloud, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def resolve(cloud: Cloud) -> None:
-    """Run `resolve` now rather than at the next minute."""
+    """Invoke resolve now, instead of waiting for the next minute."""
     answer = cloud.client("lambda").invoke(FunctionName=cloud.outputs["ResolveFunctionArn"], Payload=b"{}")
     assert "FunctionError" not in answer, answer["Payload"].read()
 
@@ -95,7 +95,7 @@ def asynchronously(cloud: Cloud, given: dict[str, Any]) -> None:
 
 
 def by_queue(cloud: Cloud, given: dict[str, Any]) -> None:
-    """Send by the send queue, as the documentation's caller."""
+    """Send by the send queue, as a caller with the documentation's policy."""
     cloud.client("sqs", as_caller=True).send_message(
         QueueUrl=cloud.outputs["SendQueueUrl"], MessageBody=json.dumps(given)
     )
@@ -113,7 +113,7 @@ def by_event(cloud: Cloud, given: dict[str, Any]) -> None:
 
 
 def straight_from_a_topic(cloud: Cloud, given: dict[str, Any]) -> None:
-    """Send by a notification that is delivered straight to the function."""
+    """Send by a notification that SNS delivers directly to the function."""
     notification = {"MessageId": str(uuid.uuid4()), "Message": json.dumps(given)}
     cloud.invoke("SendSms", {"Records": [{"EventSource": "aws:sns", "Sns": notification}]})
 
@@ -126,7 +126,7 @@ WAYS = [by_api, directly, asynchronously, by_queue, by_event, straight_from_a_to
 def test_a_message_whose_answer_is_lost_is_sent_once_and_found(
     cloud: Cloud, bus: Bus, way: Callable[[Cloud, dict[str, Any]], None], marker: str
 ) -> None:
-    """Twilio has it and nobody was told: a status callback says so, and asking again finds it."""
+    """A message whose answer is lost is sent once: a status callback proves it, and the next call finds it."""
     given = sms(marker)
     way(cloud, given)
     stored = eventually(lambda: cloud.stored(given["message"]), until=bool)
@@ -143,7 +143,7 @@ def test_a_message_whose_answer_is_lost_is_sent_once_and_found(
 def test_a_message_that_never_reached_twilio_is_not_sent_again(
     cloud: Cloud, bus: Bus, way: Callable[[Cloud, dict[str, Any]], None]
 ) -> None:
-    """Nobody can know that, so it stays unknown, is reported in the end, and waits for a person."""
+    """A send that never reached Twilio has an unknown outcome: it is not retried, and is reported to an operator."""
     given = sms("fault=500_before,ok")
     way(cloud, given)
     eventually(
@@ -161,7 +161,7 @@ def test_a_message_that_never_reached_twilio_is_not_sent_again(
 
 
 def age(cloud: Cloud, given: dict[str, Any], *, minutes: int) -> None:
-    """Let a key be older than it is."""
+    """Make a key's record in the ledger older by a number of minutes."""
     (item,) = records(cloud, given)
     for name in item.keys() & {"claimed_at", "lease_until", "unknown_since"}:
         item[name] = {"N": str(int(item[name]["N"]) - 60 * minutes)}
@@ -169,20 +169,23 @@ def age(cloud: Cloud, given: dict[str, Any], *, minutes: int) -> None:
 
 
 def records(cloud: Cloud, given: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return what the ledger has of a key."""
+    """Return the ledger's records of a key."""
     items = cloud.client("dynamodb").scan(TableName=cloud.resource("Ledger"))["Items"]
     return [item for item in items if item.get("idempotency_key", {}).get("S") == key(given)]
 
 
 def known(cloud: Cloud, given: dict[str, Any], connection: str = "default") -> tuple[int, dict[str, Any]]:
-    """Return what the Actions API tells of a key."""
+    """Return the status and the body of the Actions API's answer for a key."""
     query = urlencode({"connection": connection, "idempotency_key": key(given)})
     answer = cloud.api("GET", f"/sends?{query}")
     return answer.status_code, answer.json()
 
 
 def resolve_until(cloud: Cloud, given: dict[str, Any], state: str, connection: str = "default") -> dict[str, Any]:
-    """Run `resolve` until a key is in a state and somebody was told; another run may have the lease."""
+    """Invoke resolve until a key has a state and was reported, and return the API's answer for it.
+
+    One run may not be enough, because another run may hold the lease.
+    """
 
     def look() -> dict[str, Any]:
         resolve(cloud)
@@ -194,7 +197,10 @@ def resolve_until(cloud: Cloud, given: dict[str, Any], state: str, connection: s
 
 @pytest.mark.usefixtures("other_connections")
 def test_what_is_told_of_a_key(cloud: Cloud) -> None:
-    """Sent, not sent, unknown, resolved by a callback and by the list, and known to one connection alone."""
+    """The API returns a key's state: sent, not sent, unknown, or resolved by a callback or by the list.
+
+    For a key that another connection used, and for one that was never used, the API answers 404.
+    """
     sent, refused, lost, listed = sms(), sms("fault=21610_before"), sms("fault=500_before"), sms(LOST)
     listed["connection"] = "without-token"
     proven = sms("fault=500_after")
@@ -221,7 +227,7 @@ def test_what_is_told_of_a_key(cloud: Cloud) -> None:
 
 
 def test_equal_calls_at_the_same_time_send_once(cloud: Cloud) -> None:
-    """Of callers with one key one sends; the others are told that, or get its result."""
+    """Of 20 callers with the same key at the same time, one sends. The others get its result or SendInProgressError."""
     from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 for this test alone
 
     given = sms()
@@ -233,7 +239,7 @@ def test_equal_calls_at_the_same_time_send_once(cloud: Cloud) -> None:
 
 
 def test_another_input_is_a_conflict(cloud: Cloud) -> None:
-    """A key is one message."""
+    """A key with another input is refused with 422, because a key stands for one message."""
     given = sms()
     by_api(cloud, given)
     answer = cloud.api("POST", "/messages", {"to": NUMBER, "message": "x"}, headers={"Idempotency-Key": key(given)})
@@ -242,7 +248,7 @@ def test_another_input_is_a_conflict(cloud: Cloud) -> None:
 
 
 def test_without_the_ledger_nothing_is_sent(cloud: Cloud, aws_proxy: AwsProxy) -> None:
-    """Whatever keeps the claim from being written: 503, and no request."""
+    """If the claim cannot be written for any reason, the API answers 503, and nothing is sent."""
     for kind in (aws.THROTTLE, aws.DENY, aws.FAIL, aws.DROP_BEFORE):
         given = sms()
         aws_proxy.add(AwsFault(kind, operation="PutItem", contains=key(given).encode()))
@@ -257,7 +263,7 @@ def test_without_the_ledger_nothing_is_sent(cloud: Cloud, aws_proxy: AwsProxy) -
 
 
 def test_a_claim_whose_answer_is_lost_is_known(cloud: Cloud) -> None:
-    """The second attempt finds the first one's claim, and knows it for its own."""
+    """If the answer to a claim's write is lost, the second attempt recognises the claim as its own, and it sends."""
     given = sms("aws=PutItem.1.drop_after")
 
     assert "sid" in cloud.invoke("SendSms", given)
@@ -265,7 +271,7 @@ def test_a_claim_whose_answer_is_lost_is_known(cloud: Cloud) -> None:
 
 
 def test_the_last_write_is_not_needed(cloud: Cloud, aws_proxy: AwsProxy) -> None:
-    """The caller gets the message that Twilio took; the callback mends the ledger."""
+    """If the last write to the ledger fails, the caller still gets the message, and a callback completes the ledger."""
     given = sms()
     aws_proxy.add(AwsFault(aws.THROTTLE, operation="TransactWriteItems", times=2))
     sent = cloud.invoke("SendSms", given)
@@ -282,7 +288,10 @@ def test_the_last_write_is_not_needed(cloud: Cloud, aws_proxy: AwsProxy) -> None
     ["fault=kill_before", "fault=kill_after", "aws=PutItem.1.kill_after", "aws=TransactWriteItems.1.kill_before"],
 )
 def test_a_function_that_dies_sends_once(cloud: Cloud, marker: str) -> None:
-    """Whoever asks next does not send: it may have been sent, or a status callback says so."""
+    """If a function is killed during a send, the next call with the key does not send.
+
+    The call gets an error, because the message may have been sent, or the message if a status callback proved it.
+    """
     given = sms(marker)
     by_queue(cloud, given)
     eventually(lambda: is_claimed(cloud, given), until=bool)
@@ -295,12 +304,12 @@ def test_a_function_that_dies_sends_once(cloud: Cloud, marker: str) -> None:
 
 
 def is_claimed(cloud: Cloud, given: dict[str, Any]) -> bool:
-    """Tell whether the ledger has the claim of a key."""
+    """Return whether the ledger has the claim of a key."""
     return bool(records(cloud, given))
 
 
 def test_what_twilio_refuses_leaves_the_queue_at_once_and_can_be_sent_again(cloud: Cloud, bus: Bus) -> None:
-    """It is in the failed queue with its key, so that a redrive sends it once the cause is mended."""
+    """A message that Twilio refuses goes to the failed queue with its key, so that several redrives send it once."""
     given = sms("fault=21610_before,ok")
     by_queue(cloud, given)
     problem = told(bus, given, "Message Failed")["error"]
@@ -310,14 +319,14 @@ def test_what_twilio_refuses_leaves_the_queue_at_once_and_can_be_sent_again(clou
     attributes = {name: value["StringValue"] for name, value in message["MessageAttributes"].items()}
     assert ("RecipientOptedOutError", "21610") == (attributes["error"], attributes["twilio_code"])
     bus.events.clear()
-    for _ in range(3):  # as AWS moves it, under new message ids
+    for _ in range(3):  # as SQS moves it, with new message ids
         cloud.client("sqs").send_message(QueueUrl=cloud.outputs["SendQueueUrl"], MessageBody=message["Body"])
     sent = told(bus, given, "Message Sent")
     assert [sent["message"]["sid"]] == [stored["sid"] for stored in cloud.stored(given["message"])]
 
 
 def test_what_may_go_through_later_is_delivered_again(cloud: Cloud, aws_proxy: AwsProxy) -> None:
-    """A full queue of the sender's is waited for, as long as the record says."""
+    """If the sender's queue at Twilio is full, the record's visibility timeout is changed, and nothing is sent yet."""
     given = sms("fault=21611_before,ok")
     by_queue(cloud, given)
     calls = eventually(
@@ -329,7 +338,7 @@ def test_what_may_go_through_later_is_delivered_again(cloud: Cloud, aws_proxy: A
 
 
 def test_a_topic_is_sent_by_the_queue(cloud: Cloud, bus: Bus, topic: str) -> None:
-    """A notification of the topic that the parameter names is sent once, and reported as SNS's."""
+    """A notification of the topic in SendTopicArn is sent once, and reported with the caller `sns`."""
     given = sms()
     cloud.client("sns").publish(TopicArn=topic, Message=json.dumps(given))
 
@@ -338,9 +347,9 @@ def test_a_topic_is_sent_by_the_queue(cloud: Cloud, bus: Bus, topic: str) -> Non
 
 
 def test_a_failed_asynchronous_invocation_is_in_the_failed_queue(cloud: Cloud) -> None:
-    """Its record is an input of its own, with what became of the first."""
+    """Lambda's record of a failed asynchronous invocation is in the failed queue, with the input and the error."""
     given = sms("fault=21211_before")
-    # The emulator passes over the alias's configuration, not over the function's.
+    # The emulator ignores the alias's configuration, but not the function's.
     function = cloud.outputs["SendSmsFunctionArn"].removesuffix(":live")
     cloud.client("lambda").invoke(FunctionName=function, InvocationType="Event", Payload=json.dumps(given))
     record = json.loads(failed(cloud, given)["Body"])
@@ -350,7 +359,7 @@ def test_a_failed_asynchronous_invocation_is_in_the_failed_queue(cloud: Cloud) -
 
 @pytest.fixture
 def _nothing_runs_by_itself(cloud: Cloud) -> Iterator[None]:
-    """Let no schedule make calls that a test would count."""
+    """Disable all schedules, so that the test does not count their calls."""
     scheduler = cloud.client("scheduler")
     schedules = [scheduler.get_schedule(Name=each["Name"]) for each in scheduler.list_schedules()["Schedules"]]
     names = ("Name", "ScheduleExpression", "FlexibleTimeWindow", "Target")
@@ -364,8 +373,8 @@ def _nothing_runs_by_itself(cloud: Cloud) -> Iterator[None]:
 
 @pytest.mark.usefixtures("_nothing_runs_by_itself")
 def test_what_a_send_costs_at_aws(cloud: Cloud, aws_proxy: AwsProxy) -> None:
-    """Without a key a send calls nothing; with one it makes two writes."""
-    cloud.invoke("SendSms", sms())  # the secret is read
+    """A send with a key makes two writes to DynamoDB; one without a key calls no AWS service but EventBridge."""
+    cloud.invoke("SendSms", sms())  # so that the function has read the secret
     counts: list[list[str]] = []
     for given in (sms("callback=none"), sms("callback=none")):
         if counts:
@@ -378,7 +387,7 @@ def test_what_a_send_costs_at_aws(cloud: Cloud, aws_proxy: AwsProxy) -> None:
 
 
 def test_events_of_our_own_make_nothing_send(cloud: Cloud, bus: Bus) -> None:
-    """What claims to be Twilio's or the connector's own event is not sent."""
+    """An event with Twilio's or the connector's own source sends no message, even with the detail-type for a send."""
     given = sms()
     for source in ("twilio", "twilio-connector"):
         entry = {
@@ -396,7 +405,7 @@ def test_events_of_our_own_make_nothing_send(cloud: Cloud, bus: Bus) -> None:
 
 
 def test_a_keyed_message_tells_its_key_in_callbacks(cloud: Cloud, bus: Bus) -> None:
-    """The event of a status callback has the key of the message that it is about."""
+    """The event of a status callback has the key of its message."""
     given = sms()
     sid = cloud.invoke("SendSms", given)["sid"]
     cloud.twilio("POST", "/_twilio/simulate/message-status", MessageSid=sid, Status="delivered")
@@ -411,7 +420,7 @@ def test_a_keyed_message_tells_its_key_in_callbacks(cloud: Cloud, bus: Bus) -> N
 
 
 def test_records_of_a_batch_go_their_own_ways(cloud: Cloud, bus: Bus, twilio_relay: FaultServer) -> None:
-    """One that is refused, one that is lost and one that is sent, in one batch."""
+    """In one batch, a sent record, a refused one and one whose answer is lost each get their own outcome."""
     given = [sms(), sms("fault=21211_before"), sms(LOST)]
     entries = [{"Id": str(number), "MessageBody": json.dumps(each)} for number, each in enumerate(given)]
     cloud.client("sqs").send_message_batch(QueueUrl=cloud.outputs["SendQueueUrl"], Entries=entries)

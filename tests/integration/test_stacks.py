@@ -1,4 +1,4 @@
-"""Two stacks beside each other: each works alone, takes every change of a parameter, and goes without the other."""
+"""Two stacks side by side: each works alone, accepts every parameter change, and can be deleted without the other."""
 
 import json
 import uuid
@@ -24,13 +24,13 @@ TO = "+15005550006"
 
 
 class Stack(NamedTuple):
-    """A stack beside the tests' own, and how it was deployed."""
+    """A stack beside the tests' own one, and the parameters of its first deployment."""
 
     cloud: Cloud
     parameters: dict[str, str]
 
     def configuration(self, function: str, version: str = "live") -> dict[str, Any]:
-        """Return the configuration of a function, of the version that the alias points to."""
+        """Return a function's configuration, by default of the version to which the alias points."""
         arn = self.cloud.outputs[f"{function}FunctionArn"].rpartition(":")[0]
         found: dict[str, Any] = self.cloud.client("lambda").get_function_configuration(
             FunctionName=arn, Qualifier=version
@@ -38,7 +38,7 @@ class Stack(NamedTuple):
         return found
 
     def set(self, **values: str) -> None:
-        """Deploy with other parameters, and nothing else changed."""
+        """Deploy with other values of these parameters, and no other change."""
         deploy.set_parameters(self.cloud.client("cloudformation"), values, NAME)
 
     def sends(self, text: str) -> str:
@@ -64,7 +64,7 @@ def second(cloud: Cloud, folder: Path, twilio_relay: FaultServer) -> Iterator[St
 
 
 def receives(cloud: Cloud) -> bool:
-    """Post a message to a stack's webhook, and tell whether it came to its bus."""
+    """Post a message to a stack's webhook, and return whether the event on its bus has the stack's own URL."""
     text = uuid.uuid4().hex
     with cloud.events("twilio") as bus:
         answer = send(cloud.inbound(text).request(cloud.target()), cloud.target())
@@ -74,7 +74,7 @@ def receives(cloud: Cloud) -> bool:
 
 
 def test_both_send_and_receive(cloud: Cloud, second: Stack) -> None:
-    """Each has functions, APIs, tables, queues and a bus of its own."""
+    """Both stacks send and receive messages, and have no output in common, such as a function, queue or bus."""
     ours, theirs = cloud.outputs, second.cloud.outputs
     one, other = uuid.uuid4().hex, uuid.uuid4().hex
     cloud.invoke("SendSms", {"to": TO, "message": one})
@@ -90,12 +90,12 @@ def test_both_send_and_receive(cloud: Cloud, second: Stack) -> None:
 
 
 def variable(function: str, name: str) -> Callable[[Stack], Any]:
-    """Return what reads an environment variable of the version that is live."""
+    """Return a function that reads an environment variable of the live version."""
     return lambda stack: stack.configuration(function)["Environment"]["Variables"][name]
 
 
 def setting(function: str, *path: str) -> Callable[[Stack], Any]:
-    """Return what reads a setting of the version that is live."""
+    """Return a function that reads a setting of the live version."""
 
     def read(stack: Stack) -> Any:
         found: Any = stack.configuration(function)
@@ -107,7 +107,7 @@ def setting(function: str, *path: str) -> Callable[[Stack], Any]:
 
 
 def mapping(name: str) -> Callable[[Stack], Any]:
-    """Return what reads a setting of the send queue's mapping to the alias."""
+    """Return a function that reads a setting of the send queue's mapping to the alias."""
 
     def read(stack: Stack) -> Any:
         (found,) = stack.cloud.client("lambda").list_event_source_mappings(
@@ -120,7 +120,7 @@ def mapping(name: str) -> Callable[[Stack], Any]:
 
 
 def throttling(name: str) -> Callable[[Stack], Any]:
-    """Return what reads a limit of the Webhook API."""
+    """Return a function that reads a limit of the Webhook API."""
 
     def read(stack: Stack) -> Any:
         # The emulator answers with CloudFormation's names, which boto3 does not know.
@@ -132,34 +132,34 @@ def throttling(name: str) -> Callable[[Stack], Any]:
 
 
 def call_aws(service: str, url: str) -> Any:
-    """Return the JSON that the emulator answers to the deployer."""
+    """Send a GET request as the deployer, and return the JSON of the emulator's answer."""
     request = AWSRequest("GET", url)
     SigV4Auth(Credentials("test", "test"), service, "us-east-1").add_auth(request)
     return requests.get(url, headers=dict(request.headers), timeout=30).json()
 
 
 def policies(stack: Stack) -> str:
-    """Return the policy of the connections."""
+    """Return the policy document for connections, as text."""
     iam, arn = stack.cloud.client("iam"), stack.cloud.resource("ConnectionsPolicy")
     version = iam.get_policy(PolicyArn=arn)["Policy"]["DefaultVersionId"]
     return json.dumps(iam.get_policy_version(PolicyArn=arn, VersionId=version)["PolicyVersion"]["Document"])
 
 
 def reply(stack: Stack) -> str:
-    """Return how the webhook answers."""
+    """Return the value of the parameter that says how the webhook replies."""
     name = variable("Webhook", "REPLY_PARAMETER")(stack)
     return str(stack.cloud.client("ssm").get_parameter(Name=name)["Parameter"]["Value"])
 
 
 def polling(stack: Stack) -> tuple[str, str]:
-    """Return when messages are polled, and whether they are."""
+    """Return the schedule of polling, and whether it is enabled."""
     name = stack.cloud.resource("PollMessagesFunctionSchedule")
     schedule = stack.cloud.client("scheduler").get_schedule(Name=name)
     return schedule["ScheduleExpression"], schedule["State"]
 
 
 def subscriptions(stack: Stack) -> list[str]:
-    """Return the queues that a topic writes to."""
+    """Return the endpoints that are subscribed to the topic."""
     found = stack.cloud.client("sns").list_subscriptions_by_topic(TopicArn=TOPIC)["Subscriptions"]
     return [each["Endpoint"] for each in found]
 
@@ -173,7 +173,7 @@ def retention(stack: Stack) -> Any:
 
 
 def alarm_actions(stack: Stack) -> list[str]:
-    """Return whom an alarm tells."""
+    """Return the topics that an alarm notifies."""
     name = stack.cloud.resource("WebhookErrorsAlarm")
     (alarm,) = stack.cloud.client("cloudwatch").describe_alarms(AlarmNames=[name])["MetricAlarms"]
     return list(alarm["AlarmActions"])
@@ -210,11 +210,11 @@ CHANGES: dict[str, tuple[str, Callable[[Stack], Any], Any]] = {
     "AlarmTopicArn": (TOPIC, alarm_actions, [TOPIC]),
     "TwilioApiUrl": ("https://example.com", variable("RotateConnection", "TWILIO_API_URL"), "https://example.com"),
 }
-"""Another value of each parameter, where the stack has it, and what is there then."""
+"""For each parameter: another value, a function that reads it from the stack, and what that then returns."""
 
 
 def test_every_parameter_is_changed(second: Stack) -> None:
-    """The template has no other parameter than those that are changed below."""
+    """Each parameter of the template is changed below, or is listed as one whose change the emulator refuses."""
     found = second.cloud.client("cloudformation").describe_stacks(StackName=NAME)["Stacks"][0]["Parameters"]
 
     assert {parameter["ParameterKey"] for parameter in found} == CHANGES.keys() | deploy.REFUSED.keys()
@@ -222,7 +222,7 @@ def test_every_parameter_is_changed(second: Stack) -> None:
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_parameter_changed_alone_is_live(second: Stack, name: str) -> None:
-    """The deployment succeeds, there and back, and what the alias points to has what was set."""
+    """One parameter can be changed and changed back, and the live version has the new value after each deployment."""
     value, read, wanted = CHANGES[name]
     second.cloud.client("sns").create_topic(Name=TOPIC.rpartition(":")[2])
     before = parameters(second)
@@ -238,7 +238,7 @@ def test_parameter_changed_alone_is_live(second: Stack, name: str) -> None:
 
 @pytest.mark.parametrize("name", deploy.REFUSED)
 def test_parameter_is_refused_here(second: Stack, name: str) -> None:
-    """The emulator takes these other values no more than it says in the file; tests read the template for them."""
+    """The emulator refuses to change the parameters that `deploy.REFUSED` lists; tests read the template for them."""
     before = parameters(second)
     with pytest.raises(WaiterError, match="UPDATE_ROLLBACK_COMPLETE"):
         second.set(**{name: "on"})
@@ -253,12 +253,12 @@ def parameters(stack: Stack) -> dict[str, str]:
 
 
 def normal(value: Any) -> Any:
-    """Return everything as text, and lists and pairs of texts: the emulator keeps numbers as the text they came as."""
+    """Return a value as text, and a list or tuple as a list of texts, because the emulator keeps numbers as text."""
     return [*map(str, value)] if isinstance(value, list | tuple) else str(value)
 
 
 def differing(stack: Stack) -> list[str]:
-    """Return the functions that are not as the version which is live."""
+    """Return the functions whose unpublished configuration differs from the live version's."""
     names = [name.removesuffix("FunctionArn") for name in stack.cloud.outputs if name.endswith("FunctionArn")]
     return [
         name
@@ -268,13 +268,13 @@ def differing(stack: Stack) -> list[str]:
 
 
 def published(configuration: dict[str, Any]) -> dict[str, Any]:
-    """Return what of a configuration a version has."""
+    """Return the part of a configuration that belongs to a version."""
     names = ("CodeSha256", "Environment", "Timeout", "MemorySize", "Architectures", "Layers", "LoggingConfig", "Role")
     return {name: configuration.get(name) for name in names}
 
 
 def test_own_url_is_no_new_version(second: Stack) -> None:
-    """WebhookBaseUrl set to the API's own URL changes no URL, and fails no deployment."""
+    """If WebhookBaseUrl is set to the API's own URL, the deployment succeeds, and publishes no new version."""
     api = second.cloud.resource("WebhookApi")
     before = parameters(second)["WebhookBaseUrl"]
     second.set(WebhookBaseUrl="")
@@ -298,7 +298,7 @@ def test_own_url_is_no_new_version(second: Stack) -> None:
     ids=str,
 )
 def test_contradictions_are_refused_before_anything_is_made(second: Stack, values: dict[str, str]) -> None:
-    """The stack has not begun to change."""
+    """Values that contradict each other are refused before the stack begins to change."""
     events = second.cloud.client("cloudformation").describe_stack_events(StackName=NAME)["StackEvents"]
     with pytest.raises(ClientError, match="ValidationError"):
         second.set(**values)
@@ -310,7 +310,7 @@ def test_contradictions_are_refused_before_anything_is_made(second: Stack, value
 
 
 def refused_condition(cloud: Cloud) -> bool:
-    """Tell whether a function may put no event on the bus."""
+    """Return whether a webhook's event goes to the buffer, because the function may not put it on the bus."""
     text = uuid.uuid4().hex
     answer = send(cloud.inbound(text).request(cloud.target()), cloud.target())
     assert 200 == answer.status
@@ -318,7 +318,7 @@ def refused_condition(cloud: Cloud) -> bool:
 
 
 def refused_without_tls(cloud: Cloud) -> bool:
-    """Tell whether whoever may do anything to queues is denied."""
+    """Return whether an identity that may do anything to queues gets an explicit deny."""
     everything = {"Effect": "Allow", "Action": "sqs:*", "Resource": "*"}
     url = cloud.info["aws_endpoint_url"]
     keys = deployer.credentials(url, "rights-of-queues", {"Version": "2012-10-17", "Statement": [everything]})
@@ -331,7 +331,7 @@ def refused_without_tls(cloud: Cloud) -> bool:
 
 
 UNKNOWN = ("AWS::CloudWatch::CompositeAlarm/*", "AWS::Logs::QueryDefinition/*")
-"""Types with which nothing is deployed."""
+"""Resource types that the emulator does not deploy."""
 REFUSED: dict[str, Callable[[Cloud], bool]] = {
     "AWS::SQS::QueuePolicy/*/Statement/OverTlsOnly": refused_without_tls,
     "AWS::Serverless::Function/*/Condition/Null/events:source": refused_condition,
@@ -339,14 +339,14 @@ REFUSED: dict[str, Callable[[Cloud], bool]] = {
 
 
 def test_list_of_what_is_left_out_is_tried() -> None:
-    """Each entry has its trial here."""
+    """Each entry of `deploy.LEFT_OUT` is tried in one of the tests below."""
     assert deploy.LEFT_OUT.keys() == REFUSED.keys() | {*UNKNOWN}
 
 
 @pytest.mark.parametrize("pattern", UNKNOWN)
 @pytest.mark.usefixtures("second")
 def test_type_that_is_left_out_is_unknown(cloud: Cloud, folder: Path, pattern: str) -> None:
-    """With it the update of the stack fails, and is taken back."""
+    """If a resource type on the list is left in the template, the deployment fails: the emulator does not know it."""
     others = deploy.LEFT_OUT.keys() - {pattern}
     try:
         assert sorted(others) == deploy.prepare(folder, deploy.BUILT, others)
@@ -358,7 +358,7 @@ def test_type_that_is_left_out_is_unknown(cloud: Cloud, folder: Path, pattern: s
 
 @pytest.mark.parametrize("pattern", REFUSED)
 def test_what_is_left_out_is_refused(cloud: Cloud, folder: Path, second: Stack, pattern: str) -> None:
-    """With it the stack is not deployed, or does not work: the list is no longer than needed."""
+    """If a part on the list is left in the template, the stack does not work, so the list is no longer than needed."""
     others = deploy.LEFT_OUT.keys() - {pattern}
     try:
         assert sorted(others) == deploy.prepare(folder, deploy.BUILT, others)
@@ -368,11 +368,11 @@ def test_what_is_left_out_is_refused(cloud: Cloud, folder: Path, second: Stack, 
         deploy.prepare(folder, deploy.BUILT)
 
 
-# ---------------------------------------------------------------- one goes
+# ---------------------------------------------------------------- one is deleted
 
 
 def test_one_goes_and_the_other_works(cloud: Cloud, second: Stack) -> None:
-    """A stack that is deleted takes nothing of the other with it, and leaves its ledger and its failed queue."""
+    """After one stack is deleted, the other still works, and the deleted one's ledger and failed queue remain."""
     cloudformation = cloud.client("cloudformation")
     ledger, failed = second.cloud.resource("Ledger"), second.cloud.resource("FailedQueue")
     send_queue = second.cloud.resource("SendQueue")

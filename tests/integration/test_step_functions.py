@@ -1,4 +1,4 @@
-"""The Step Functions example: deployed and started as its README says, it sends once and ends as it says."""
+"""The Step Functions example, deployed and started by its README's commands: each execution sends at most once."""
 
 import json
 import os
@@ -22,7 +22,7 @@ TO = "+15005550006"
 _README = (ROOT / "examples" / "step-functions" / "README.md").read_text()
 _COMMANDS = "\n".join(re.findall(r"^```sh\n(.*?)^```$", _README, re.MULTILINE | re.DOTALL))
 _PROGRAMS = [ROOT / ".venv-sam" / "bin", ROOT / ".venv-aws" / "bin"]
-_SPEED = 200  # so many times faster do waits and retries pass
+_SPEED = 200  # waits and retries are this many times faster
 _SECONDS = 100
 
 
@@ -30,7 +30,7 @@ class Machine:
     """The deployed state machine, and what the README's last command printed."""
 
     def __init__(self, cloud: Cloud, printed: str) -> None:
-        """Take what was printed."""
+        """Take the output of the commands."""
         self._states = cloud.client("stepfunctions")
         self.first: dict[str, Any] = json.loads(printed[printed.rindex("\n{") :])
 
@@ -40,14 +40,14 @@ class Machine:
         return str(self._states.start_execution(stateMachineArn=machine, input=json.dumps(sms))["executionArn"])
 
     def end(self, execution: str) -> dict[str, Any]:
-        """Return an execution when it has ended."""
+        """Wait until an execution has ended, and return it."""
         return eventually(
             lambda: self._states.describe_execution(executionArn=execution),
             until=lambda run: run["status"] != "RUNNING",
         )
 
     def run(self, sms: Any) -> dict[str, Any]:
-        """Start an execution and wait for its end."""
+        """Start an execution, wait for its end, and return it."""
         return self.end(self.start(sms))
 
     def events(self, execution: str, kind: str) -> list[dict[str, Any]]:
@@ -58,7 +58,7 @@ class Machine:
 
 @pytest.fixture(scope="module")
 def machine(cloud: Cloud, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    """Deploy the example with the README's commands; its minutes are less than a second here."""
+    """Deploy the example with the README's commands, and shorten its waits from minutes to less than a second."""
     _set_wait_scale(cloud, 1 / _SPEED)
     try:
         yield Machine(cloud, _typed(cloud, tmp_path_factory.mktemp("home")))
@@ -73,8 +73,8 @@ def _set_wait_scale(cloud: Cloud, scale: float) -> None:
 
 
 def _typed(cloud: Cloud, home: Path) -> str:
-    """Type the README's commands, and return what they printed."""
-    # The stack on this machine has a name of its own.
+    """Run the README's commands, and return what they printed."""
+    # The local stack has a name of its own.
     commands = _COMMANDS.replace("--stack-name twilio-connector", f"--stack-name {cloud.info['stack_name']}")
     run = subprocess.run(
         ["/bin/bash", "-c", f"set -euo pipefail\n{commands}"],
@@ -103,18 +103,18 @@ def _typed(cloud: Cloud, home: Path) -> str:
 
 @pytest.fixture
 def failing(twilio_relay: FaultServer) -> FaultServer:
-    """Return the relay, which knows one refusal more."""
+    """Return the relay, with a refusal by 404 as an additional fault."""
     twilio_relay.named["404_before"] = faults.before("404", faults.NOT_FOUND)
     return twilio_relay
 
 
 def unique(fault: str = "ok") -> str:
-    """Return a text that no other test sends; the relay takes its faults from it."""
+    """Return a text that no other test sends; the relay reads its faults from it."""
     return f"From a state machine {uuid.uuid4().hex} fault={fault}"
 
 
 def sends(relay: FaultServer, text: str) -> list[Request]:
-    """Return the requests that would send this text."""
+    """Return the relay's requests to send this text."""
     return [each for each in relay.requests if each.method == "POST" and each.form.get("Body") == [text]]
 
 
@@ -137,7 +137,7 @@ def test_sent(cloud: Cloud, machine: Machine) -> None:
 
 
 def test_executions_are_two_messages(cloud: Cloud, machine: Machine) -> None:
-    """Each execution has a key of its own: the same input twice is two messages."""
+    """Two executions with the same input send two messages, because each has a key of its own."""
     sms = {"to": TO, "message": unique()}
 
     results = [machine.run(sms), machine.run(sms)]
@@ -147,7 +147,7 @@ def test_executions_are_two_messages(cloud: Cloud, machine: Machine) -> None:
 
 
 def test_key_of_the_input(cloud: Cloud, machine: Machine) -> None:
-    """Two executions with the same key in their inputs send one message."""
+    """Two executions with the same key in their inputs send one message; another input with that key fails."""
     sms = {"to": TO, "message": unique(), "idempotency_key": uuid.uuid4().hex}
 
     first, again = machine.run(sms), machine.run(sms)
@@ -171,7 +171,7 @@ def test_key_of_the_input(cloud: Cloud, machine: Machine) -> None:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_not_sent(sms: dict[str, str], error: str, cloud: Cloud, machine: Machine) -> None:
-    """What certainly was not sent ends as that, with the class as its cause, and without a wait."""
+    """If the message certainly was not sent, the execution ends as NotSent at once, with the error's class as cause."""
     text = unique()
 
     execution = machine.start({"message": text, **sms})
@@ -183,7 +183,7 @@ def test_not_sent(sms: dict[str, str], error: str, cloud: Cloud, machine: Machin
 
 
 def test_no_object(machine: Machine) -> None:
-    """An input that is no object was not sent either."""
+    """An execution whose input is not an object ends as NotSent."""
     result = machine.run("Hello")
 
     assert ("FAILED", "NotSent") == (result["status"], result["error"])
@@ -199,7 +199,7 @@ def test_no_object(machine: Machine) -> None:
     ],
 )
 def test_retried(fault: str, failures: int, cloud: Cloud, failing: FaultServer, machine: Machine) -> None:
-    """What certainly was not sent, and may be later, is sent by a later attempt, with the same key."""
+    """A message that certainly was not sent is retried with the same key, if the error may pass."""
     text = unique(fault)
 
     execution = machine.start({"to": TO, "message": text})
@@ -225,7 +225,7 @@ def test_retried(fault: str, failures: int, cloud: Cloud, failing: FaultServer, 
 def test_refused(
     fault: str, end: str, error: str, attempts: int, cloud: Cloud, failing: FaultServer, machine: Machine
 ) -> None:
-    """What Twilio refuses ends by the class of the refusal; a full queue only after the last retry."""
+    """A refused message ends by the class of the refusal; if the sender's queue is full, only after the last retry."""
     text = unique(fault)
 
     result = machine.run({"to": TO, "message": text})
@@ -236,7 +236,7 @@ def test_refused(
 
 
 def test_not_reached(failing: FaultServer, machine: Machine) -> None:
-    """While Twilio cannot be reached, it is retried; once it can, it is sent."""
+    """While Twilio cannot be reached, the send is retried. When Twilio is back, the message is sent once."""
     text = unique()
 
     with failing.refusing():
@@ -249,7 +249,7 @@ def test_not_reached(failing: FaultServer, machine: Machine) -> None:
 
 
 def test_lost_answer(cloud: Cloud, failing: FaultServer, machine: Machine) -> None:
-    """A message whose answer was lost is found, not sent again."""
+    """A message whose answer was lost is found, and not sent again."""
     text = unique("reset_after,ok")
 
     result = machine.run({"to": TO, "message": text})
@@ -260,7 +260,7 @@ def test_lost_answer(cloud: Cloud, failing: FaultServer, machine: Machine) -> No
 
 
 def test_killed(cloud: Cloud, failing: FaultServer, machine: Machine) -> None:
-    """A function that dies after Twilio took the message is asked again later, and knows from the status callback."""
+    """If the function is killed after Twilio accepted the message, a later attempt finds it by its status callback."""
     text = unique("kill_after,ok")
 
     execution = machine.start({"to": TO, "message": text})
@@ -273,7 +273,7 @@ def test_killed(cloud: Cloud, failing: FaultServer, machine: Machine) -> None:
 
 
 def test_unknown(cloud: Cloud, failing: FaultServer, machine: Machine) -> None:
-    """An outcome that stays unknown is asked for again and again, never sent again, and has an end of its own."""
+    """A send whose outcome stays unknown is looked up five more times, not sent again, and ends as OutcomeUnknown."""
     text = unique("reset_before,ok")
 
     execution = machine.start({"to": TO, "message": text})
@@ -289,8 +289,11 @@ def test_unknown(cloud: Cloud, failing: FaultServer, machine: Machine) -> None:
 
 
 def test_refused_after_unknown(cloud: Cloud, failing: FaultServer, machine: Machine) -> None:
-    """A connection that is gone by the time it asks again does not prove that nothing was sent."""
-    # Killed, so that the function does not remember the connection.
+    """If the connection is deleted before the next attempt, the execution ends as OutcomeUnknown.
+
+    The error about the connection does not prove that nothing was sent.
+    """
+    # The function is killed, so that it does not remember the connection.
     failing.named["dead_before"] = faults.before("dead", faults.hang(then=faults.AMBIGUOUS["kill"]))
     secrets = cloud.client("secretsmanager")
     name, text = f"brief-{uuid.uuid4().hex}", unique("dead_before")
@@ -308,9 +311,9 @@ def test_refused_after_unknown(cloud: Cloud, failing: FaultServer, machine: Mach
 
 
 def test_in_progress(cloud: Cloud, failing: FaultServer, machine: Machine) -> None:
-    """While another sends with the same key, an execution waits for its result."""
+    """While another caller sends with the same key, an execution waits, and then returns that caller's result."""
     failing.named["slow"] = faults.hang(then=faults.OK)
-    # A callback would tell the result before the answer does.
+    # A status callback would reveal the result before the answer does.
     sms = {"to": TO, "message": unique("slow callback=none"), "idempotency_key": uuid.uuid4().hex}
 
     with ThreadPoolExecutor() as pool:

@@ -1,4 +1,4 @@
-"""The webhook on the deployed stack: what Twilio's emulator signs arrives on the bus, and nothing else does."""
+"""The deployed stack's webhook: requests that Twilio's emulator signed are published on the bus, and no others."""
 
 import json
 import uuid
@@ -19,7 +19,7 @@ def post(url: str, fields: dict[str, str], signature: str | None) -> requests.Re
 
 
 def test_inbound_message_is_an_event(cloud: Cloud) -> None:
-    """A message to the number becomes `Message Received`, with its text as it was written."""
+    """An inbound message becomes the event `Message Received`, with its text unchanged."""
     text = f"Grüße & 100 % ' + 👍 {uuid.uuid4()}"
     with cloud.events() as bus:
         number = cloud.info["twilio"]["number"]
@@ -36,7 +36,7 @@ def test_inbound_message_is_an_event(cloud: Cloud) -> None:
 
 
 def test_status_change_is_an_event(cloud: Cloud) -> None:
-    """A status callback becomes `Message Status Changed`, with its rank."""
+    """A status callback becomes the event `Message Status Changed`, which says that the status is terminal."""
     sid = cloud.invoke("SendSms", {"to": "+15005550006", "message": f"Test {uuid.uuid4()}"})["sid"]
     with cloud.events() as bus:
         cloud.twilio("POST", "/_twilio/simulate/message-status", MessageSid=sid, Status="delivered")
@@ -48,7 +48,7 @@ def test_status_change_is_an_event(cloud: Cloud) -> None:
 
 @pytest.mark.parametrize("query", ["", "?order=7"], ids=["no query", "query"])
 def test_connection_overrides_are_not_signed(cloud: Cloud, query: str) -> None:
-    """A status callback's fragment is for Twilio alone: it is neither sent nor signed."""
+    """The fragment of a callback's URL has options for Twilio, which neither sends nor signs it: the event arrives."""
     url = f"{cloud.info['webhook_url']}{query}#rc=2&rp=all"
     sms = {"to": "+15005550006", "message": f"Test {uuid.uuid4()}", "status_callback": url}
     with cloud.events() as bus:
@@ -60,7 +60,7 @@ def test_connection_overrides_are_not_signed(cloud: Cloud, query: str) -> None:
 
 @pytest.mark.parametrize("signature", [None, "", "AAAAAAAAAAAAAAAAAAAAAAAAAAA=", "\xe9"], ids=repr)
 def test_forged_webhook_is_refused(cloud: Cloud, signature: str | None) -> None:
-    """Without Twilio's signature the answer is 403, always the same, and there is no event."""
+    """A request without Twilio's signature is answered with 403, always the same, and publishes no event."""
     with cloud.events() as bus:
         fields = {"AccountSid": cloud.info["twilio"]["account_sid"], "Body": "forged"}
         answer = post(cloud.info["webhook_url"], fields, signature)
@@ -70,14 +70,14 @@ def test_forged_webhook_is_refused(cloud: Cloud, signature: str | None) -> None:
 
 
 def test_unknown_connection_is_refused_alike(cloud: Cloud) -> None:
-    """Nobody learns which connections there are."""
+    """A request for an unknown connection gets the same 403 as a forged one, so that it reveals no names."""
     answer = post(f"{cloud.info['webhook_url']}/nobody", {"AccountSid": "AC" + "0" * 32}, "x")
 
     assert (403, '{"message":"Forbidden"}') == (answer.status_code, answer.text)
 
 
 def test_bus_and_buffer_that_refuse_are_unavailable(cloud: Cloud) -> None:
-    """An event that neither takes is answered 503, and 200 as soon as one of them takes it."""
+    """If neither EventBridge nor the buffer takes an event, the webhook answers 503, and 200 once one of them does."""
     request, target = cloud.inbound("unavailable").request(cloud.target()), cloud.target()
     iam, role = cloud.client("iam"), cloud.resource("WebhookFunctionRole")
     [name] = iam.list_role_policies(RoleName=role)["PolicyNames"]

@@ -1,4 +1,4 @@
-"""What Twilio delivers is published once, whatever fails behind the webhook, and however often Twilio delivers it."""
+"""A webhook is published once, even if AWS services fail behind the webhook and Twilio delivers it several times."""
 
 import json
 import uuid
@@ -18,11 +18,11 @@ UNAVAILABLE = Answer(503, '{"message":"Service Unavailable"}', "application/json
 NOT_TAKEN = "PutEvents.1.throttle+PutEvents.2.throttle"
 AWAY = AwsFault(aws.THROTTLE, operation="PutEvents")
 NO_TABLE = b'"deduplication_id"'
-"""What only the items of the table of published events have."""
+"""A text that only items of the table of published events contain."""
 
 
 class Begun(NamedTuple):
-    """Deliveries that meet an event which somebody began to publish, and all events in the end; by their texts."""
+    """The answers to repeated deliveries of a webhook, and all events in the end; both by the name of the case."""
 
     answers: dict[str, list[Answer]]
     events: dict[str, list[dict[str, Any]]]
@@ -37,7 +37,7 @@ def bus(cloud: Cloud) -> Iterator[Bus]:
 
 @pytest.fixture(scope="module")
 def begun(cloud: Cloud, aws_proxy: AwsProxy) -> Begun:
-    """Deliver what meets a claim that is held, and wait once until all claims have ended."""
+    """Deliver webhooks whose event is already claimed, and wait once until all claims have ended."""
     deliveries = {
         "died before the event": (2, "aws=PutEvents.1.kill_before"),
         "died after the event": (2, "aws=PutEvents.1.kill_after"),
@@ -51,7 +51,7 @@ def begun(cloud: Cloud, aws_proxy: AwsProxy) -> Begun:
         for name, (count, marker) in deliveries.items():
             texts[name] = f"{uuid.uuid4()};{marker}"
             webhook, target = cloud.inbound(texts[name]), cloud.target()
-            if name == "not noted":  # its item in the table has no text of it
+            if name == "not noted":  # its item in the table does not contain its text
                 sid = webhook.fields["MessageSid"].encode()
                 aws_proxy.add(AwsFault(aws.FAIL, operation="PutItem", contains=sid, skip=1, times=2))
             tokens = [("i-twilio-idempotency-token", str(uuid.uuid4())) for _ in range(20)]
@@ -69,25 +69,25 @@ def begun(cloud: Cloud, aws_proxy: AwsProxy) -> Begun:
 
 
 def start_processes(refused: Request, target: Target, count: int) -> None:
-    """Let so many processes of the function start, ten at a time: all at once would take too long for each."""
+    """Start processes of the function, ten at a time, because each takes too long if all start at once."""
     for width in range(10, count + 1, 10):
         with ThreadPoolExecutor(width) as pool:
             list(pool.map(lambda each: send(each, target, seconds=60), [refused] * width))
 
 
 def post(cloud: Cloud, text: str) -> Answer:
-    """Deliver a message with a text."""
+    """Deliver a message with a text to the webhook, and return the answer."""
     return send(cloud.inbound(text).request(cloud.target()), cloud.target())
 
 
 def marks(events: list[dict[str, Any]]) -> list[str | None]:
-    """Return what each event says of whether it is the only one."""
+    """Return the deduplication mark of each event, or None."""
     return [event["detail"].get("deduplication") for event in events]
 
 
 @pytest.mark.parametrize("name", ["at the same moment", "one after the other"])
 def test_the_same_delivery_is_one_event(begun: Begun, name: str) -> None:
-    """Twilio is told each time that it arrived, whatever token it gives; consumers hear it once."""
+    """Each delivery of the same webhook is answered with 200, even with another token, and one event is published."""
     assert {ACCEPTED} == set(begun.answers[name])
     assert [None] == marks(begun.events[name])
 
@@ -102,7 +102,10 @@ def test_the_same_delivery_is_one_event(begun: Begun, name: str) -> None:
     ],
 )
 def test_what_somebody_began_is_published(begun: Begun, name: str, first: int, expected: list[str | None]) -> None:
-    """Twilio's repetition is taken, and published once the claim before it ends: marked, where it may come twice."""
+    """Twilio's repeated delivery is accepted, and published when the first claim ends.
+
+    The event is marked as uncertain, because the first delivery may have published it.
+    """
     answers = begun.answers[name]
 
     assert (first, ACCEPTED) == (answers[0].status, answers[1])
@@ -110,7 +113,7 @@ def test_what_somebody_began_is_published(begun: Begun, name: str, first: int, e
 
 
 def test_what_the_bus_does_not_take_comes_from_the_buffer(cloud: Cloud, bus: Bus) -> None:
-    """Whatever Twilio's emulator signed and the bus did not take arrives once, a little later."""
+    """An event that EventBridge does not take at first is published once from the buffer, a little later."""
     faults = {
         NOT_TAKEN: None,
         "PutEvents.1.deny+PutEvents.2.deny": None,
@@ -134,7 +137,7 @@ def test_what_the_bus_does_not_take_comes_from_the_buffer(cloud: Cloud, bus: Bus
 def test_a_bus_that_takes_the_second_attempt_needs_no_buffer(
     cloud: Cloud, bus: Bus, aws_proxy: AwsProxy, fault: str
 ) -> None:
-    """One answer that is lost, or refuses, is made up for at once."""
+    """If EventBridge refuses an event or its answer is lost, a second attempt publishes it without the buffer."""
     text = f"{uuid.uuid4()};aws=PutEvents.1.{fault}"
 
     assert ACCEPTED == post(cloud, text)
@@ -144,7 +147,7 @@ def test_a_bus_that_takes_the_second_attempt_needs_no_buffer(
 
 
 def test_a_bus_that_is_away_for_a_while_loses_nothing(cloud: Cloud, bus: Bus, aws_proxy: AwsProxy) -> None:
-    """What was taken meanwhile waits in the buffer, and is published once when the bus is back."""
+    """While EventBridge is unavailable, events wait in the buffer. Each is published once when EventBridge is back."""
     aws_proxy.add(AWAY)
     texts = [str(uuid.uuid4()) for _ in range(20)]
     answers = [post(cloud, text) for text in texts]
@@ -157,7 +160,7 @@ def test_a_bus_that_is_away_for_a_while_loses_nothing(cloud: Cloud, bus: Bus, aw
 
 
 def test_bus_and_buffer_away_is_unavailable(cloud: Cloud, bus: Bus, aws_proxy: AwsProxy) -> None:
-    """Only then Twilio is told that its delivery did not arrive."""
+    """If EventBridge and the buffer are both unavailable, the webhook answers 503, and publishes nothing."""
     aws_proxy.add(AWAY)
     aws_proxy.add(AwsFault(aws.THROTTLE, operation="SendMessage"))
 
@@ -169,7 +172,7 @@ def test_bus_and_buffer_away_is_unavailable(cloud: Cloud, bus: Bus, aws_proxy: A
 def test_without_the_table_events_are_published_and_say_so(
     cloud: Cloud, bus: Bus, aws_proxy: AwsProxy, kind: aws.Kind
 ) -> None:
-    """A duplicate is better than nothing: nobody knows whether it was published before."""
+    """Without the table, events are published and marked as possible duplicates, which are better than lost events."""
     aws_proxy.add(AwsFault(kind, operation="PutItem", contains=NO_TABLE))
     text = str(uuid.uuid4())
 
@@ -179,7 +182,7 @@ def test_without_the_table_events_are_published_and_say_so(
 
 @pytest.fixture
 def connection(cloud: Cloud) -> Callable[..., str]:
-    """Return what stores tokens in a connection of its own, and returns its name."""
+    """Return a function that stores tokens in a connection of the test's own, and returns the connection's name."""
     manager, name = cloud.client("secretsmanager"), uuid.uuid4().hex
 
     def store(**tokens: str) -> str:
@@ -194,7 +197,7 @@ def connection(cloud: Cloud) -> Callable[..., str]:
 
 
 def status(cloud: Cloud, target: Target) -> int:
-    """Return how a message is answered that is signed for a target."""
+    """Deliver a message that is signed for a target, and return the answer's status."""
     return send(cloud.inbound(str(uuid.uuid4())).request(target), target).status
 
 
@@ -202,7 +205,7 @@ def status(cloud: Cloud, target: Target) -> int:
 def test_secrets_manager_away(
     cloud: Cloud, aws_proxy: AwsProxy, connection: Callable[..., str], kind: aws.Kind
 ) -> None:
-    """Without the token nothing is accepted or refused; who read it before goes on without Secrets Manager."""
+    """Without Secrets Manager, the webhook answers 503 if it has not read the token, and works if it has."""
     target = cloud.target(connection(auth_token="0" * 32), "0" * 32)
     away = AwsFault(kind, operation="GetSecretValue")
     aws_proxy.add(away)
@@ -216,7 +219,7 @@ def test_secrets_manager_away(
 
 
 def test_a_token_is_replaced_by_hand(cloud: Cloud, connection: Callable[..., str]) -> None:
-    """Both tokens are accepted from the moment when the new one is stored, and no other is."""
+    """As soon as a new token is stored, the webhook accepts the new one and the old one, and no other."""
     name, old, new, other = connection(auth_token="0" * 32), "0" * 32, "1" * 32, "2" * 32
     assert 200 == status(cloud, cloud.target(name, old))
 
@@ -228,7 +231,7 @@ def test_a_token_is_replaced_by_hand(cloud: Cloud, connection: Callable[..., str
 def test_a_container_that_starts_after_the_replacement_knows_the_old_token(
     cloud: Cloud, connection: Callable[..., str]
 ) -> None:
-    """It finds the version before in Secrets Manager."""
+    """A container that starts after the replacement accepts the old token, which it finds in Secrets Manager."""
     connection(auth_token="0" * 32)
     name = connection(auth_token="1" * 32)
 
@@ -236,7 +239,7 @@ def test_a_container_that_starts_after_the_replacement_knows_the_old_token(
 
 
 def test_the_secondary_token_signs_too(cloud: Cloud, connection: Callable[..., str]) -> None:
-    """Twilio signs with it as soon as it is promoted, which may be before the secret says so."""
+    """The webhook accepts the secondary token, because Twilio may promote it before the secret is updated."""
     name = connection(auth_token="0" * 32, secondary_auth_token="1" * 32)
 
     assert [200, 200, 403] == [status(cloud, cloud.target(name, digit * 32)) for digit in "012"]

@@ -1,4 +1,4 @@
-"""A thousand requests that Twilio did not send: each is refused alike, none becomes an event or costs much."""
+"""A thousand forged requests: all are refused, none is published, and they cause few reads of the token."""
 
 import json
 import time
@@ -15,30 +15,30 @@ from tests.mutants import CLASSES, GENUINE, Answer, Request, Target, event_2, ge
 OF_A_CLASS = 90
 OF_SHAPES = 300
 AT_ONCE = 4
-"""So many containers answer."""
+"""The number of requests at a time, and so of containers that answer."""
 REFRESH_SECONDS = 30
-"""A signature that does not hold has a container read its token anew, but no more often."""
+"""An invalid signature makes a container read its token again, but at most once in this time."""
 READS = 2
-"""The token, and the one before it."""
+"""The number of reads at a time: one of the token, and one of the token before it."""
 FORBIDDEN = Answer(403, '{"message":"Forbidden"}', "application/json")
 TOO_LARGE = Answer(413, '{"message":"Content Too Large"}', "application/json")
 
 
 def forged(target: Target) -> Iterator[Request]:
-    """Yield requests of every kind that somebody signed who does not know the token."""
+    """Yield requests of every kind, signed by somebody who does not know the token."""
     stranger = target._replace(auth_token="1" * 32)
     for name in CLASSES:
         for mutant in mutants(name, stranger, genuine_of(name, target.account_sid), count=OF_A_CLASS):
-            # Other paths and methods are API Gateway's to refuse.
+            # API Gateway refuses other paths and methods.
             if mutant.request.method.upper() in {"GET", "POST"}:
                 yield replace(mutant.request, path=target.path, host=mutant.webhook.request(target).host)
     yield replace(next(webhook for webhook in GENUINE if webhook.json).request(stranger), body=b"[" * 100_000)
 
 
 def test_a_thousand_forged_requests(cloud: Cloud, aws_proxy: AwsProxy) -> None:
-    """The answer tells nothing, no event comes of it, no log has a trace of Python's, and few tokens are read."""
+    """Forged requests get an answer without details, publish no event, log no traceback, and cause few token reads."""
     target, function = cloud.target(), cloud.outputs["WebhookFunctionArn"]
-    # It does nothing but let these calls be told from those for connections that somebody made up.
+    # A delay of 0 only marks these calls, to distinguish them from those for made-up connections.
     aws_proxy.add(AwsFault(aws.delay(0), operation="GetSecretValue", contains=b'"twilio/default"'))
     requests = list(forged(target))
     events = [shape.event for shape in shapes(target._replace(auth_token="1" * 32), GENUINE, count=OF_SHAPES)]
@@ -57,8 +57,8 @@ def test_a_thousand_forged_requests(cloud: Cloud, aws_proxy: AwsProxy) -> None:
         seconds = time.monotonic() - began
         published = bus.drain(wait=1)
 
-    unsent = answers.pop(Answer(0), 0)  # HTTP's own rules do not let them out
-    # API Gateway knows no other methods, and takes no header as long as these.
+    unsent = answers.pop(Answer(0), 0)  # the HTTP client refuses to send them
+    # API Gateway accepts no other methods, and no headers as long as these.
     gateway = {answer for answer in answers if answer.status in {400, 404, 431}}
     assert {FORBIDDEN, TOO_LARGE} == answers.keys() - gateway
     assert answers.total() - sum(answers[answer] for answer in gateway) >= 1000 - unsent

@@ -1,4 +1,4 @@
-"""What the webhook answers when it is told how, and where Twilio calls another URL than the API's own."""
+"""The webhook's replies by a function or with a text, and webhooks for another URL than the API's own."""
 
 import io
 import json
@@ -18,9 +18,9 @@ from tests.integration.cloud import Bus, Cloud, eventually
 from tests.mutants import GENUINE, Target, event_1, event_2
 
 FILES = "https://f6g7h8i9j0.execute-api.us-east-1.amazonaws.com"
-"""Where the events in `events/` were delivered."""
+"""The base URL to which the events in `events/` were delivered."""
 TOKEN = "0" * 32
-"""What they are signed with."""
+"""The auth token that signed the events in `events/`."""
 CUSTOM = "https://hooks.example.com/twilio/eu"
 NOTHING = "<Response/>"
 HANDLER = """
@@ -66,15 +66,15 @@ def reply_function(cloud: Cloud, folder: Path) -> str:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _as_before(cloud: Cloud, folder: Path) -> Iterator[None]:  # noqa: ARG001 the stack is to run
-    """Give other tests the stack that they know."""
+def _as_before(cloud: Cloud, folder: Path) -> Iterator[None]:  # noqa: ARG001 the stack must run
+    """Restore the stack's parameters for other tests."""
     yield
     local_stack.redeploy(folder, parameters={"ReplyFunctionArn": "", "AutoReply": "", "DefaultConnection": "default"})
 
 
 @pytest.fixture(scope="module")
 def asking(cloud: Cloud, folder: Path, reply_function: str) -> Target:
-    """Deploy the stack for the events in files, and for replies by a function; return where it is called."""
+    """Deploy the stack for the events in `events/`, and for replies by a function; return the webhook's target."""
     sid = cloud.info["twilio"]["account_sid"]
     secret = json.dumps({"account_sid": sid, "auth_token": TOKEN})
     cloud.client("secretsmanager").create_secret(Name="twilio/files", SecretString=secret)
@@ -85,7 +85,7 @@ def asking(cloud: Cloud, folder: Path, reply_function: str) -> Target:
 
 @pytest.fixture(scope="module")
 def telling(asking: Target, folder: Path) -> Target:
-    """Deploy it for replies by a text, behind a URL with a path; return where it is called."""
+    """Deploy the stack for replies with a text, behind a URL with a path; return the webhook's target."""
     text = "Thanks & <bye>"
     local_stack.redeploy(folder, parameters={"WebhookBaseUrl": CUSTOM, "ReplyFunctionArn": "", "AutoReply": text})
     return asking._replace(base=CUSTOM)
@@ -119,7 +119,7 @@ def answer(cloud: Cloud, event: Any) -> tuple[int, str]:
     ],
 )
 def test_a_function_replies(cloud: Cloud, asking: Target, bus: Bus, make: Any, text: str, expected: str) -> None:
-    """Its TwiML is the answer to the message; whatever it does instead, the event goes out and Twilio does nothing."""
+    """The function's TwiML is the answer; without TwiML, the answer is empty. The event is published in any case."""
     text_id = uuid.uuid4().hex
     request = cloud.inbound(f"{text}:{text_id}").request(asking)
 
@@ -139,7 +139,7 @@ def test_a_function_replies(cloud: Cloud, asking: Target, bus: Bus, make: Any, t
 def test_the_events_in_files_are_taken(
     cloud: Cloud, asking: Target, bus: Bus, name: str, detail_types: list[str]
 ) -> None:
-    """API Gateway's events as they stand in `events/` become events of the bus; only a message is replied to."""
+    """The webhook publishes API Gateway's events that are in `events/`, and replies only to the message."""
     event = json.loads((ROOT / "events" / f"{name}.json").read_text())
     status, body = answer(cloud, event)
 
@@ -150,7 +150,7 @@ def test_the_events_in_files_are_taken(
 
 
 def test_a_text_is_the_reply(cloud: Cloud, telling: Target) -> None:
-    """It is XML however it is written; and nothing but a message is answered with it."""
+    """The text of AutoReply is escaped for XML, and only a message is answered with it."""
     reply = "<Response><Message>Thanks &amp; &lt;bye&gt;</Message></Response>"
     status = next(each for each in GENUINE if each.name == "status")
 
@@ -161,7 +161,7 @@ def test_a_text_is_the_reply(cloud: Cloud, telling: Target) -> None:
 
 @pytest.mark.parametrize("make", [event_1, event_2], ids=["payload 1.0", "payload 2.0"])
 def test_a_url_with_a_path_is_signed_whole(cloud: Cloud, telling: Target, bus: Bus, make: Any) -> None:
-    """API Gateway gets less of the path than Twilio called; the URL of the event is Twilio's."""
+    """API Gateway gets only a part of the path that Twilio called. The event has the URL that Twilio called."""
     text = str(uuid.uuid4())
     request = replace(cloud.inbound(text).request(telling), path="/webhook")
 
@@ -170,8 +170,8 @@ def test_a_url_with_a_path_is_signed_whole(cloud: Cloud, telling: Target, bus: B
     assert f"{CUSTOM}/webhook" == event["detail"]["url"]
 
 
-def test_a_base_url_that_is_wrong_is_named(cloud: Cloud, telling: Target) -> None:  # noqa: ARG001 it is deployed
-    """Twilio calls the API itself: its genuine request is refused, and the log says which host it was signed for."""
+def test_a_base_url_that_is_wrong_is_named(cloud: Cloud, telling: Target) -> None:  # noqa: ARG001 deploys it
+    """If Twilio calls another host than WebhookBaseUrl, the request is refused, and the log names that host."""
     real = cloud.target(token=TOKEN)
     request = cloud.inbound(str(uuid.uuid4())).request(real)
     host = real.base.partition("://")[2].partition("/")[0]

@@ -1,1 +1,1 @@
-"""Bugs that would send or publish twice, or lose something without a word: each a patch, and the test that sees it."""
+"""Planted bugs that would send or publish twice, or lose data silently; each is a patch that names the test for it."""

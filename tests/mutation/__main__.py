@@ -1,8 +1,8 @@
-"""Mutation tests: apply each planted bug to a copy of the project, and see the test fail that the patch names.
+"""Mutation tests: apply each planted bug to a copy of the project, and check that the test that its patch names fails.
 
     python -m tests.mutation [NAME ...]
 
-The text above a patch's diff says what the bug would cost, and names its test in a line `Test: <pytest id>`.
+The text above a patch's diff describes the bug's effect, and names its test in a line `Test: <pytest id>`.
 """
 
 import os
@@ -19,11 +19,11 @@ PATCHES = Path(__file__).parent
 COPIES = ROOT / ".local" / "mutation"
 
 _TEST = re.compile(r"^Test: (\S+)$", re.MULTILINE)
-_TESTS_FAILED = 1  # pytest's exit code; any other means that no test came to say anything
+_TESTS_FAILED = 1  # pytest's exit code if tests failed; the codes of other errors do not count
 
 
 def main(names: list[str]) -> int:
-    """Return 0 if every bug is seen by its test, and no test fails without its bug."""
+    """Return 0 if every test fails with its bug, and no test fails without its bug."""
     patches = [path for path in sorted(PATCHES.glob("*.patch")) if not names or path.stem in names]
     width = max(len(path.stem) for path in patches)
     copies: SimpleQueue[Path] = SimpleQueue()
@@ -56,7 +56,7 @@ def main(names: list[str]) -> int:
 
 
 def _copy(folder: Path) -> Path:
-    """Make a copy of what git has or would add."""
+    """Copy the files that git has or would add, and return the folder."""
     shutil.rmtree(folder, ignore_errors=True)
     listed = _git("ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT).split("\0")
     for name in filter(None, listed):
@@ -67,7 +67,7 @@ def _copy(folder: Path) -> Path:
 
 
 def _plant(copy: Path, path: Path) -> str:
-    """Return `seen`, or what is wrong with a patch."""
+    """Apply a patch to a copy, and return `seen` if its test fails, or what is wrong with the patch."""
     test = _TEST.search(path.read_text())
     if test is None:
         return "names no test"
@@ -82,13 +82,13 @@ def _plant(copy: Path, path: Path) -> str:
 
 
 def _run(copy: Path, *tests: str) -> int:
-    """Return pytest's exit code for tests of a copy."""
+    """Run tests in a copy, and return pytest's exit code."""
     command = [sys.executable, "-B", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
     return subprocess.run(command, cwd=copy, capture_output=True, check=False).returncode
 
 
 def _git(*arguments: str, cwd: Path) -> str:
-    # In a subfolder of a repository, git skips patches with git's own headers, and says so to nobody.
+    # In a subfolder of a repository, git silently skips patches with git's own headers.
     variables = os.environ | {"GIT_CEILING_DIRECTORIES": str(COPIES)}
     done = subprocess.run(["git", *arguments], cwd=cwd, env=variables, capture_output=True, text=True, check=True)
     return done.stdout

@@ -1,1 +1,1 @@
-"""Tests of the template as CloudFormation gets it, which need the environments of SAM and of cfn-lint."""
+"""Tests of the template as CloudFormation gets it. They need the environments of SAM and of cfn-lint."""

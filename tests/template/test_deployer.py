@@ -1,4 +1,4 @@
-"""Whoever deploys may do what CloudFormation does for the template's resources, and no more."""
+"""The deployer's policy allows what CloudFormation does for the template's resources, and no more."""
 
 import copy
 import json
@@ -15,7 +15,10 @@ DOCUMENT = json.loads(rights.POLICY.read_text())
 STATEMENTS = DOCUMENT["Statement"]
 ALLOWED = {action for statement in STATEMENTS for action in statement["Action"]}
 LONGEST = 10240
-"""Characters of a role's inline policies, white space left out: https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_iam-quotas.html."""
+"""The maximum length of a role's inline policies, without white space.
+
+https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_iam-quotas.html
+"""
 VALUES = {
     "Region": "ap-southeast-1",
     "AccountId": "1" * 12,
@@ -26,7 +29,7 @@ VALUES = {
 
 
 def test_file_is_what_the_script_makes() -> None:
-    """The template, the schemas and the reference have nothing that the file does not have; `make policy` writes it."""
+    """The policy file is the one that `make policy` writes from the template, the schemas and the reference."""
     assert rights.text(rights.policy(TEMPLATE)) == rights.POLICY.read_text()
 
 
@@ -38,14 +41,14 @@ def with_resource(resource: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_new_type_is_refused() -> None:
-    """Somebody has to look at what its properties need."""
+    """A new resource type is refused, so that somebody checks which actions its properties need."""
     with pytest.raises(LocalError, match=r"type AWS::SNS::Topic \(New\)"):
         rights.policy(with_resource({"Type": "AWS::SNS::Topic", "Properties": {}}))
 
 
 @pytest.mark.parametrize("kind", sorted(rights.TABLE["types"]))
 def test_a_new_property_is_refused(kind: str) -> None:
-    """Of every type that the template has."""
+    """A new property is refused, for every resource type of the template."""
     with pytest.raises(LocalError, match="nothing of Newest of New"):
         rights.policy(with_resource({"Type": kind, "Properties": {"Newest": 1}}))
 
@@ -66,7 +69,7 @@ def test_a_new_property_is_refused(kind: str) -> None:
     ids=["concurrency", "provisioned", "role"],
 )
 def test_a_property_brings_its_actions(resource: dict[str, Any], more: set[str]) -> None:
-    """What only this property needs is not allowed without it; to pass a role is, since functions have roles."""
+    """An action that only one property needs is not in the policy. Passing a role is, because functions have roles."""
     assert more == rights.actions(with_resource(resource)) - ALLOWED
 
 
@@ -79,7 +82,7 @@ def test_a_property_brings_its_actions(resource: dict[str, Any], more: set[str])
     ids=["always", "on a condition"],
 )
 def test_a_property_whose_resource_is_unknown_is_refused(specification: dict[str, Any]) -> None:
-    """A key of KMS is no resource of the stack."""
+    """A property with a KMS key is refused, because the key is not a resource of the stack."""
     resource = {"Type": "AWS::DynamoDB::Table", "Properties": {"SSESpecification": specification}}
     with pytest.raises(LocalError, match="none of what kms:CreateGrant acts on"):
         rights.policy(with_resource(resource))
@@ -87,7 +90,7 @@ def test_a_property_whose_resource_is_unknown_is_refused(specification: dict[str
 
 @pytest.mark.parametrize("kind", sorted(rights.TABLE["types"]))
 def test_the_table_has_no_more_than_it_needs(kind: str) -> None:
-    """Each type is in the template, each of its properties too, and each pattern leaves out something."""
+    """Each type in the table is in the template, with exactly these properties, and each pattern matches an action."""
     resources = [each for each in TEMPLATE["Resources"].values() if each["Type"] == kind]
     entry = rights.TABLE["types"][kind]
     used = {name for each in resources for name in each.get("Properties", {})}
@@ -101,12 +104,12 @@ def test_the_table_has_no_more_than_it_needs(kind: str) -> None:
 
 
 def test_no_action_has_a_wildcard() -> None:
-    """Each is named."""
+    """The policy names each action in full."""
     assert [] == [action for action in ALLOWED if "*" in action]
 
 
 def test_everything_is_a_resource_only_where_aws_has_no_other() -> None:
-    """The service authorization reference has no type of resource for these actions, and the documentation its page."""
+    """An action on all resources has no resource type in AWS's reference, and the documentation links to its page."""
     (*everywhere,) = (action for each in STATEMENTS if each["Resource"] == "*" for action in each["Action"])
     told = (ROOT / "docs" / "security.md").read_text()
 
@@ -120,7 +123,7 @@ def test_everything_is_a_resource_only_where_aws_has_no_other() -> None:
 
 
 def test_the_stack_is_all_that_is_changed() -> None:
-    """Every other resource has the stack's name in it, or is SAM's bucket, the topic, or of a kind without names."""
+    """Every resource in the policy has the stack's name, or is SAM's bucket, the topic, or of a kind without names."""
     arns = {arn for each in STATEMENTS if each["Resource"] != "*" for arn in each["Resource"]}
     nameless = {arn for arn in arns if "<StackName>" not in arn}
 
@@ -137,16 +140,17 @@ def test_the_stack_is_all_that_is_changed() -> None:
 
 
 def test_a_role_can_hold_it() -> None:
-    """With the longest names of a region, a stack and a topic."""
+    """The policy fits into a role, even with the longest names of a region, a stack and a topic."""
     document = rights.filled(rights.POLICY.read_text(), VALUES)
 
     assert LONGEST > len("".join(document.split()))
 
 
 def test_names_are_not_shortened() -> None:
-    """CloudFormation makes them of the stack's, the resource's and up to 13 characters, with two hyphens.
+    """CloudFormation need not shorten the names of roles, functions and schedules to the maximum of 64 characters.
 
-    With the default's 16 characters they are no more than the 64 of a role, a function and a schedule.
+    A name has the stack's name, the resource's name and up to 13 characters, joined by two hyphens. The stack's default
+    name has 16 characters.
     """
     kinds = ("AWS::IAM::Role", "AWS::Lambda::Function", "AWS::Scheduler::Schedule")
     names = [name for name, each in TEMPLATE["Resources"].items() if each["Type"] in kinds]
@@ -156,6 +160,6 @@ def test_names_are_not_shortened() -> None:
 
 
 def test_a_name_that_is_not_given_is_told() -> None:
-    """Nobody deploys with a policy that has a gap."""
+    """A name that is not given is reported, so that nobody deploys with an incomplete policy."""
     with pytest.raises(LocalError, match="does not give"):
         rights.filled(rights.POLICY.read_text(), VALUES | {"StackName": "<StackName>"})

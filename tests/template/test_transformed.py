@@ -1,4 +1,4 @@
-"""After the transform: stacks side by side, updates that replace nothing, versions that follow every parameter."""
+"""The template after the SAM transform: stacks side by side, updates without replacement, and published versions."""
 
 import itertools
 import json
@@ -15,7 +15,7 @@ FUNCTIONS = of_type(TEMPLATE, "AWS::Lambda::Function")
 VERSIONS = {each["FunctionName"]["Ref"]: each for each in of_type(TEMPLATE, "AWS::Lambda::Version").values()}
 
 REPLACED = {"AWS::Lambda::Version", "AWS::Lambda::LayerVersion", "AWS::Scheduler::Schedule"}
-"""Resources that hold nothing of users'."""
+"""Resource types that hold no data of users, so that an update may replace them."""
 INNER = {
     "AWS::ApiGatewayV2::Stage",
     "AWS::Lambda::Alias",
@@ -25,7 +25,7 @@ INNER = {
     "AWS::Logs::MetricFilter",
     "AWS::SQS::QueuePolicy",
 }
-"""Resources whose names are those of their functions, APIs, queues and log groups, or count within one."""
+"""Resource types that are named after a function, API, queue or log group, or whose names are unique within one."""
 NO_LONGER = {"RotateConnectionFunctionEventInvokeConfig"}
 
 API_URL = "https://<WebhookApi>.execute-api.us-east-1.amazonaws.com"
@@ -62,7 +62,7 @@ FIVE_MORE = 5 * len("|x")
 
 
 def allowed(name: str, value: str) -> bool:
-    """Tell whether the template takes a parameter's value."""
+    """Return whether the template accepts a parameter's value."""
     parameter = TEMPLATE["Parameters"][name]
     if "AllowedValues" in parameter:
         return value in map(str, parameter["AllowedValues"])
@@ -77,7 +77,7 @@ def allowed(name: str, value: str) -> bool:
 
 
 def test_no_physical_name_is_fixed() -> None:
-    """Whatever has a name of its own has the stack's in it: two stacks of one account have nothing in common."""
+    """Every name in the template contains the stack's name, so that two stacks of an account have nothing in common."""
     resolve = Resolver(TEMPLATE)
     fixed = [
         (name, key)
@@ -91,7 +91,7 @@ def test_no_physical_name_is_fixed() -> None:
 
 
 def names(resource_type: str) -> set[str]:
-    """Return the properties that name a resource: those that AWS knows it by, and the layer's, of many versions."""
+    """Return the properties that name a resource: the identifiers in its schema, and others such as LayerName."""
     found = schema(resource_type)
     identifiers = [found["primaryIdentifier"], *found.get("additionalIdentifiers", [])]
     written = {path.removeprefix("/properties/") for each in identifiers for path in each}
@@ -101,7 +101,7 @@ def names(resource_type: str) -> set[str]:
 
 
 def test_schedules_are_named_by_cloudformation() -> None:
-    """SAM's own names would be the same in every stack of an account."""
+    """CloudFormation names the schedules, because SAM's own names would be the same in every stack of an account."""
     schedules = of_type(TEMPLATE, "AWS::Scheduler::Schedule").values()
 
     assert 2 == len(schedules)
@@ -112,7 +112,7 @@ def test_schedules_are_named_by_cloudformation() -> None:
 
 
 def test_an_update_replaces_nothing_of_users() -> None:
-    """From commit b2091fe on: tables, queues, the bus with its rules, the APIs with their URLs, and logs stay."""
+    """An update from commit b2091fe keeps tables, queues, the bus and its rules, the APIs and their URLs, and logs."""
     earlier, now = transformed(EARLIER)["Resources"], TEMPLATE["Resources"]
     kept = {
         name: resource
@@ -131,7 +131,7 @@ def test_an_update_replaces_nothing_of_users() -> None:
 
 
 def create_only(resource_type: str) -> list[str]:
-    """Return the properties by whose change a resource is replaced."""
+    """Return the properties whose change makes CloudFormation replace a resource."""
     found = schema(resource_type)
     paths: list[str] = [
         *found.get("createOnlyProperties", []),
@@ -141,7 +141,7 @@ def create_only(resource_type: str) -> list[str]:
 
 
 def at(path: str, resource: dict[str, Any]) -> Any:
-    """Return what a resource has at a path such as `/properties/Name`."""
+    """Return a resource's value at a path such as `/properties/Name`."""
     value: Any = resource.get("Properties", {})
     for key in path.removeprefix("/properties/").split("/"):
         value = value.get(key) if isinstance(value, dict) else value
@@ -149,7 +149,7 @@ def at(path: str, resource: dict[str, Any]) -> Any:
 
 
 def test_what_cannot_be_had_again_outlives_the_stack() -> None:
-    """The ledger, and the queue with the only copy of what was not sent."""
+    """The ledger and the failed queue, which has the only copy of unsent messages, are kept when a stack is deleted."""
     kept = {
         name
         for name, resource in TEMPLATE["Resources"].items()
@@ -160,7 +160,7 @@ def test_what_cannot_be_had_again_outlives_the_stack() -> None:
 
 
 def test_no_length_shrank() -> None:
-    """What commit b2091fe took for a parameter is taken still."""
+    """Each parameter still accepts the values and lengths that it accepted at commit b2091fe."""
     earlier, now = transformed(EARLIER)["Parameters"], TEMPLATE["Parameters"]
     shrunk = [
         name
@@ -178,7 +178,7 @@ def test_no_length_shrank() -> None:
 
 
 def test_every_parameter_is_tried() -> None:
-    """Each has other values here, and the template takes them."""
+    """Each parameter has other values in these tests, and the template accepts them."""
     assert TEMPLATE["Parameters"].keys() == OTHERS.keys()
     assert [] == [
         (name, value)
@@ -189,7 +189,7 @@ def test_every_parameter_is_tried() -> None:
 
 
 def settings() -> list[dict[str, str]]:
-    """Return the defaults, each parameter changed alone, and every two that are in descriptions."""
+    """Return the defaults, each parameter changed alone, and each pair of changes that are in descriptions."""
     changes = [{name: value} for name, values in OTHERS.items() for value in values]
     resolve = {name: json.dumps(VERSIONS[name]["Description"]) for name in FUNCTIONS}
     described = [each for each in changes if any(f'"{next(iter(each))}"' in text for text in resolve.values())]
@@ -199,10 +199,10 @@ def settings() -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("name", sorted(FUNCTIONS))
 def test_version_and_function_change_together(name: str) -> None:
-    """Equal descriptions are equal functions, and the reverse.
+    """The description of a function's version changes exactly when the function changes.
 
-    Another description publishes a version, which Lambda refuses where the function did not change. A function that
-    changed under the same description stays unpublished.
+    A new description publishes a version, which Lambda refuses if the function did not change. A function that changes
+    under the same description is not published.
     """
     functions: dict[str, set[str]] = {}
     descriptions: dict[str, set[str]] = {}
@@ -220,7 +220,7 @@ def test_version_and_function_change_together(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(FUNCTIONS))
 def test_description_has_room(name: str) -> None:
-    """The longest is below Lambda's 256 characters, by five parameters' codes.
+    """The longest description, with codes for five more parameters, is within Lambda's 256 characters.
 
     https://docs.aws.amazon.com/lambda/latest/api/API_PublishVersion.html
     """
@@ -236,7 +236,10 @@ def test_description_has_room(name: str) -> None:
 
 
 def test_functions_have_no_tags_of_their_own() -> None:
-    """SAM publishes a version when a tag changes, and Lambda refuses it: tags are no part of a version."""
+    """Functions have only the tag of SAM.
+
+    SAM publishes a version when a tag changes, and Lambda refuses it, because tags are not part of a version.
+    """
     sam = [{"Key": "lambda:createdBy", "Value": "SAM"}]
 
     assert [] == [name for name, function in FUNCTIONS.items() if function["Tags"] != sam]
@@ -252,19 +255,21 @@ CONTRADICTIONS = [
 
 @pytest.mark.parametrize("values", CONTRADICTIONS, ids=str)
 def test_contradictions_are_refused(values: dict[str, str]) -> None:
-    """A rule of the template says so before anything is made."""
+    """A rule of the template refuses values that contradict each other, before anything is created."""
     assert 1 == len(list(Resolver(TEMPLATE, values).rules()))
 
 
 @pytest.mark.parametrize("values", [{}, {"SendBatchSize": "11", "SendBatchWindow": "1"}], ids=str)
 def test_what_fits_is_not_refused(values: dict[str, str]) -> None:
-    """The rules take the defaults, and larger batches that may fill."""
+    """The rules accept the defaults, and larger batches that have a window to fill."""
     assert [] == list(Resolver(TEMPLATE, values).rules())
 
 
 @pytest.mark.parametrize("seconds", ["20", "30", "75", "300"])
 def test_records_come_again_after_the_invocation(seconds: str) -> None:
-    """AWS refuses a queue that delivers again before the function ends, and advises six times as long.
+    """SQS redelivers a record after six times the function's timeout at the earliest, as AWS advises.
+
+    AWS refuses a queue that redelivers before the function's timeout.
 
     https://docs.aws.amazon.com/lambda/latest/dg/services-sqs-configure.html
     """
@@ -277,7 +282,7 @@ def test_records_come_again_after_the_invocation(seconds: str) -> None:
 
 
 def test_a_new_account_keeps_half_of_its_concurrency() -> None:
-    """Of ten executions the queues take five at most, and nothing is reserved."""
+    """The queues use at most five of a new account's ten executions, and no function reserves concurrency."""
     mappings = of_type(TEMPLATE, "AWS::Lambda::EventSourceMapping").values()
     resolve = Resolver(TEMPLATE)
 
@@ -289,7 +294,7 @@ def test_a_new_account_keeps_half_of_its_concurrency() -> None:
 
 
 def test_no_alarm_on_the_age_of_a_queue() -> None:
-    """SQS's own age leaves out what was received three times: a record that is tried again does not raise it.
+    """No alarm uses SQS's own metric of the age, which leaves out records that were received three times.
 
     https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-available-cloudwatch-metrics.html
     """
@@ -301,5 +306,5 @@ def test_no_alarm_on_the_age_of_a_queue() -> None:
 
 
 def test_defaults_are_allowed() -> None:
-    """The template takes its own defaults."""
+    """The template accepts its own defaults."""
     assert [] == [(name, value) for name, value in defaults(TEMPLATE).items() if not allowed(name, value)]

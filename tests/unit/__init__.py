@@ -1,1 +1,1 @@
-"""Tests in one process, with the wire faked."""
+"""Tests in one process, with a fake network."""

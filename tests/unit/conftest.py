@@ -1,4 +1,4 @@
-"""What the tests in one process share: AWS and Twilio as servers on loopback."""
+"""Fixtures that all tests in one process share: AWS and Twilio are servers on loopback."""
 
 import json
 import random
@@ -37,14 +37,14 @@ type Log = Callable[[], list[dict[str, Any]]]
 
 @pytest.fixture(scope="session", autouse=True)
 def _authority() -> None:
-    """Let the functions know the authority that signed the fault server's good certificate."""
+    """Let the functions trust the authority that signed the fault server's valid certificate."""
     http._AUTHORITIES.join()
     http.TLS.load_verify_locations(ca_file())
 
 
 @contextmanager
 def aws(patch: pytest.MonkeyPatch) -> Iterator[AwsWire]:
-    """Put in AWS's place one with the connection `default`, as in a container that just started."""
+    """Replace AWS with a fake that has the connection `default`, and clear the caches, as in a new container."""
     with AwsWire() as wire:
         wire.secrets["twilio/default"] = json.dumps(API_KEY)
         patch.setenv("AWS_ENDPOINT_URL", wire.url)
@@ -55,39 +55,39 @@ def aws(patch: pytest.MonkeyPatch) -> Iterator[AwsWire]:
 
 @pytest.fixture
 def aws_wire(monkeypatch: pytest.MonkeyPatch) -> Iterator[AwsWire]:
-    """Return an AWS of the test's own."""
+    """Return a fake AWS for this test only."""
     with aws(monkeypatch) as wire:
         yield wire
 
 
 @pytest.fixture(autouse=True)
 def _no_call() -> None:
-    """Let the log know of no call, as before an invocation: some tests call what runs within one."""
+    """Clear the call's fields in the log, as before an invocation: some tests call code that runs within one."""
     telemetry.resume({})
 
 
 class StandardOutput:
-    """Whatever pytest has in its place while a test runs."""
+    """The standard output that pytest captures while a test runs."""
 
     def write(self, text: str) -> None:
-        """Write there."""
+        """Write to the captured standard output."""
         sys.stdout.write(text)
 
     def flush(self) -> None:
-        """Flush there."""
+        """Flush the captured standard output."""
         sys.stdout.flush()
 
 
 @pytest.fixture
 def lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Log:
-    """Return what the function wrote to its log since, line by line."""
+    """Return a function that returns the log lines since its last call."""
     monkeypatch.setattr(telemetry.logger.registered_handler, "stream", StandardOutput())
     return lambda: [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
 @pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch) -> Log:
-    """Return what gives the lines of the function's log so far."""
+    """Return a function that returns all log lines so far."""
     stream = StringIO()
     monkeypatch.setattr(telemetry.logger.registered_handler, "stream", stream)
     return lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
@@ -95,7 +95,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
 
 @pytest.fixture
 def counted() -> Iterator[Callable[[str], float]]:
-    """Return what tells how often a metric was counted in this test."""
+    """Return a function that returns how often a metric was counted in this test."""
     telemetry.metrics.metric_set.clear()
     yield lambda name: sum(telemetry.metrics.metric_set.get(name, {}).get("Value", []))
     telemetry.metrics.metric_set.clear()
@@ -103,7 +103,7 @@ def counted() -> Iterator[Callable[[str], float]]:
 
 @pytest.fixture
 def twilio(monkeypatch: pytest.MonkeyPatch, aws_wire: AwsWire) -> Iterator[FaultServer]:  # noqa: ARG001 its connections
-    """Return a Twilio that fails as told, in the place of all of Twilio's hosts."""
+    """Return a fake Twilio that fails as a test requests; it replaces all of Twilio's hosts."""
     with FaultServer() as server:
         monkeypatch.setenv("TWILIO_API_URL", server.url)
         yield server
@@ -111,39 +111,39 @@ def twilio(monkeypatch: pytest.MonkeyPatch, aws_wire: AwsWire) -> Iterator[Fault
 
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let requests and look-ups begin with half a second left, so that a test of deadlines is quick."""
+    """Let requests and look-ups start with half a second left, so that tests of deadlines are quick."""
     monkeypatch.setattr(client, "_LEAST_SECONDS_TO_CHANGE", 0.5)
     monkeypatch.setattr(aws_client, "SECONDS", 0)
 
 
 class Clock:
-    """The connector's clock, which goes on when a test tells it to."""
+    """The connector's clock, which advances only when a test advances it."""
 
     def __init__(self) -> None:
-        """Begin with the time that it is."""
+        """Start at the current time."""
         self.now = time.time()
         """Seconds since the epoch."""
         self.elapsed = 1000.0
-        """Seconds of the clock that nobody sets."""
+        """Seconds of the monotonic clock."""
 
     @property
     def date(self) -> datetime:
-        """The time as a date."""
+        """The clock's time as a date."""
         return datetime.fromtimestamp(self.now, UTC)
 
     def ago(self, **units: float) -> datetime:
-        """Return a date in the past."""
+        """Return a date that lies so many units before the clock's time."""
         return self.date - timedelta(**units)
 
     def go_on(self, seconds: float) -> None:
-        """Let so many seconds pass."""
+        """Advance the clock by so many seconds."""
         self.now += seconds
         self.elapsed += seconds
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """Set the connector's clock."""
+    """Replace the connector's clock with one that the test sets."""
     clock = Clock()
     monkeypatch.setattr(connector_clock, "now", lambda: clock.now)
     monkeypatch.setattr(connector_clock, "monotonic", lambda: clock.elapsed)
@@ -152,7 +152,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def delays(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Record how long the connector waits instead of waiting; jitter is the most it can be."""
+    """Record the connector's waits instead of waiting; jitter is always its maximum."""
     waited: list[float] = []
     monkeypatch.setattr(connector_clock, "sleep", waited.append)
     monkeypatch.setattr(random.SystemRandom, "uniform", lambda _, __, most: most)

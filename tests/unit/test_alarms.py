@@ -1,4 +1,4 @@
-"""The models of CloudWatch and SQS say what AWS says; the template's alarms and dashboard hold there."""
+"""The models of CloudWatch and SQS follow AWS's documentation, and the template's alarms and dashboard fit them."""
 
 import json
 import re
@@ -37,7 +37,7 @@ ALARM: dict[str, Any] = {
 
 
 def points(*values: tuple[float, float], metric: Metric = METRIC) -> Datapoints:
-    """Return values at minutes."""
+    """Return data points of a metric: values at minutes."""
     found = Datapoints()
     for minute, value in values:
         found.add(metric, minute * MINUTE, value)
@@ -58,12 +58,12 @@ def points(*values: tuple[float, float], metric: Metric = METRIC) -> Datapoints:
     ],
 )
 def test_alarm(change: dict[str, Any], values: list[tuple[float, float]], raised: bool) -> None:  # noqa: FBT001 expected
-    """Of the last periods enough must cross the threshold; periods without data do not."""
+    """An alarm fires if enough of its last periods cross the threshold; a period without data does not cross it."""
     assert raised == fires(ALARM | change, points(*values), 10 * MINUTE)
 
 
 def test_another_metric_raises_nothing() -> None:
-    """Namespace, name and dimensions must be the alarm's."""
+    """An alarm ignores a metric whose namespace, name or dimensions differ from its own."""
     for other in (
         METRIC._replace(name="SendQueueAge"),
         METRIC._replace(namespace="AWS/SQS"),
@@ -73,7 +73,10 @@ def test_another_metric_raises_nothing() -> None:
 
 
 def test_age_leaves_out_what_was_received_three_times() -> None:
-    """From then on the queue seems to be empty, though nobody deleted the record."""
+    """A record that was received three times no longer counts for the age of its queue.
+
+    The queue then seems to be empty, although the record was never deleted.
+    """
     found = Datapoints()
     found.queue("queue", [Waiting(0, (0, 180, 360, 540), 180)], 600)
     ages = dict(found.values[Metric.of("AWS/SQS", "ApproximateAgeOfOldestMessage", QueueName="queue")])
@@ -82,7 +85,7 @@ def test_age_leaves_out_what_was_received_three_times() -> None:
 
 
 def test_what_was_received_is_not_visible_for_a_while() -> None:
-    """A record that nobody receives stays visible."""
+    """A received record is invisible until its visibility timeout ends; a record that is not received stays visible."""
     found = Datapoints()
     found.queue("queue", [Waiting(0), Waiting(0, (60,), 180)], 300)
     visible = dict(found.values[Metric.of("AWS/SQS", "ApproximateNumberOfMessagesVisible", QueueName="queue")])
@@ -91,7 +94,7 @@ def test_what_was_received_is_not_visible_for_a_while() -> None:
 
 
 def test_embedded_metrics() -> None:
-    """A log line's values are those of its metrics, one or many."""
+    """A log line's embedded metrics are read, whether a metric has one value or a list."""
     found = Datapoints()
     line = {
         "_aws": {
@@ -131,7 +134,7 @@ def test_embedded_metrics() -> None:
     ],
 )
 def test_filter(pattern: str, line: Any, taken: bool) -> None:  # noqa: FBT001 expected
-    """A pattern compares texts of a JSON line; `&&` binds before `||`."""
+    """A filter pattern compares text values of a JSON line; `&&` binds before `||`."""
     assert taken == FilterPattern(pattern).matches(line)
 
 
@@ -139,7 +142,7 @@ def test_filter(pattern: str, line: Any, taken: bool) -> None:  # noqa: FBT001 e
     "pattern", ["", "error", '{ $.a = "x" ', '{ $.a = "x" || }', '{ ($.a = "x" }', "{ $.a }", '{ $.a = "x" "y" }']
 )
 def test_what_is_no_pattern_is_refused(pattern: str) -> None:
-    """Else it would take no line, and nobody would see it."""
+    """An invalid filter pattern is refused. Otherwise it would match no line, and nobody would notice."""
     with pytest.raises((ValueError, IndexError)):
         FilterPattern(pattern)
 
@@ -157,13 +160,16 @@ OURS = [
     for each in vars(errors).values()
     if isinstance(each, type) and issubclass(each, ConnectorError) and each is not ConnectorError
 ]
-"""All classes of errors."""
+"""All error classes of the connector."""
 DESCRIPTION = re.compile(r"([A-Za-z][^.]*\.) Runbook: (docs/operations/([a-z0-9-]+)\.md)")
 
 
 @pytest.mark.parametrize("name", [*SINGLE, *COMPOSITE])
 def test_an_alarm_says_what_happened_and_names_its_page(name: str) -> None:
-    """In one sentence of at most thirty words; the page is named as the alarm is."""
+    """An alarm's description is one sentence of at most 30 words and the path of its runbook.
+
+    The runbook's file name is the alarm's name.
+    """
     description = (SINGLE | COMPOSITE)[name]["AlarmDescription"]
     found = DESCRIPTION.fullmatch(description.replace("ReplyFunctionArn", "reply"))
 
@@ -174,12 +180,12 @@ def test_an_alarm_says_what_happened_and_names_its_page(name: str) -> None:
 
 
 def test_no_alarm_on_lambdas_errors() -> None:
-    """A wrong input that a function raises to whoever invoked it counts among them."""
+    """No alarm watches Lambda's `Errors`: they include invalid inputs, which a function raises to its caller."""
     assert [] == [name for name, alarm in SINGLE.items() if alarm["MetricName"] == "Errors"]
 
 
 def test_an_alarm_notifies_or_is_in_a_rule() -> None:
-    """One composite alarm notifies in place of all those in its rule, which must exist."""
+    """An alarm notifies, unless it is in the rule of a composite alarm, which then notifies in its place."""
     rules = [re.findall(r'ALARM\("\$\{(\w+)\}"\)', alarm["AlarmRule"]["Fn::Sub"]) for alarm in COMPOSITE.values()]
     silent = [name for name, alarm in SINGLE.items() if not alarm.get("ActionsEnabled", True)]
 
@@ -190,7 +196,7 @@ def test_an_alarm_notifies_or_is_in_a_rule() -> None:
 
 
 def test_each_function_has_a_filter_and_its_alarm() -> None:
-    """The alarm looks at the metric that the filter of the function's log counts."""
+    """Each function's log group has a metric filter, and an alarm watches the metric that the filter counts."""
     counted = {metric[:2] for _, metric in FILTERS.values()}
     own = [
         (resolve(alarm["Namespace"]), alarm["MetricName"])
@@ -204,13 +210,13 @@ def test_each_function_has_a_filter_and_its_alarm() -> None:
 
 @lambda_function
 def fails(error: Exception, _: Invocation) -> None:
-    """End with an exception."""
+    """Raise an exception at the end of an invocation."""
     raise error
 
 
 @pytest.fixture
 def written(lines: Log, context: Context) -> Callable[[Exception], list[Any]]:
-    """Return what stands in a log after an invocation that ended with an exception: our lines, and Lambda's."""
+    """Return a function that returns the log lines of an invocation that raised: the connector's and Lambda's."""
 
     def ended(error: Exception) -> list[Any]:
         with pytest.raises(ConnectorError) as raised:
@@ -223,14 +229,17 @@ def written(lines: Log, context: Context) -> Callable[[Exception], list[Any]]:
 
 
 def takes(group: str, lines: list[Any]) -> bool:
-    """Tell whether the filter of a log group takes one of these lines."""
+    """Return whether the filter of a log group matches one of these lines."""
     pattern, _ = FILTERS[group]
     return any(pattern.matches(line) for line in lines)
 
 
 @pytest.mark.parametrize("kind", OURS, ids=lambda kind: kind.__name__)
 def test_a_callers_mistake_is_no_fault(written: Callable[[Exception], list[Any]], kind: type[ConnectorError]) -> None:
-    """Of the actions only our own failures are; a function that runs by itself should end with no error at all."""
+    """An action's error counts as a fault only if the connector itself failed, not if the caller made a mistake.
+
+    For a function that no caller waits for, every error except an invalid input counts as a fault.
+    """
     error = kind(errors.Fault("to", "must be a phone number")) if kind is InvalidInputError else kind("made up")
     lines = written(error)
     fault = kind in {errors.InternalError, errors.ServiceUnavailableError}
@@ -242,7 +251,10 @@ def test_a_callers_mistake_is_no_fault(written: Callable[[Exception], list[Any]]
 
 @pytest.mark.parametrize("group", sorted(FILTERS))
 def test_an_unexpected_exception_is_a_fault(written: Callable[[Exception], list[Any]], group: str) -> None:
-    """Also one of a record of a batch, or of an API caller, which Lambda does not hear of."""
+    """An unexpected exception counts as a fault because of the connector's own log lines.
+
+    Lambda does not see the exception of a batch record or of an API call.
+    """
     *ours, _, _, _ = written(ZeroDivisionError())
 
     assert takes(group, ours)
@@ -251,13 +263,13 @@ def test_an_unexpected_exception_is_a_fault(written: Callable[[Exception], list[
 @pytest.mark.parametrize("group", sorted(FILTERS))
 @pytest.mark.parametrize("name", ["timeout", "exit", "out of memory", "import"])
 def test_a_timeout_and_a_crash_are_faults(group: str, name: str) -> None:
-    """The function itself writes nothing then."""
+    """Lambda's report of a timeout or a crash counts as a fault, because the function itself writes nothing then."""
     assert takes(group, [LAMBDA[name]])
     assert not takes(group, [LAMBDA["success"]])
 
 
 def test_lambda_writes_its_own_lines() -> None:
-    """As JSON, and with level INFO: a timeout's report is a line of level INFO or WARN.
+    """Lambda writes its own lines as JSON and from level INFO, because the report of a timeout has level INFO or WARN.
 
     https://docs.aws.amazon.com/lambda/latest/dg/monitoring-cloudwatchlogs-log-level.html
     """
@@ -273,7 +285,7 @@ TITLES = [widget["properties"]["title"] for widget in WIDGETS]
 
 
 def known(shown: Series | Search) -> bool:
-    """Tell whether somebody writes a metric: an AWS service, a filter of a log, or a function by its code."""
+    """Return whether a metric is written by an AWS service, a metric filter or a function's code."""
     own = rows(section("reference", "Metrics"))
     if isinstance(shown, Search):
         dimensions = own.get(shown.name, ["", ""])[1]
@@ -289,7 +301,7 @@ def known(shown: Series | Search) -> bool:
 
 @pytest.mark.parametrize("widget", WIDGETS, ids=TITLES)
 def test_a_widgets_metrics_are_written(widget: dict[str, Any]) -> None:
-    """Each with the dimensions that the widget names; else it would be empty for ever."""
+    """Every metric of a widget is written with the widget's dimensions; otherwise the widget would stay empty."""
     shown = list(series(widget))
 
     assert shown
@@ -298,7 +310,7 @@ def test_a_widgets_metrics_are_written(widget: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", SINGLE)
 def test_an_alarms_metric_is_written(name: str) -> None:
-    """With its dimensions."""
+    """Every alarm's metric is written with the alarm's dimensions."""
     alarm = resolve(SINGLE[name])
     dimensions = {each["Name"]: each["Value"] for each in alarm.get("Dimensions", ())}
     metric = Metric.of(alarm["Namespace"], alarm["MetricName"], **dimensions)
@@ -311,8 +323,9 @@ def test_an_alarms_metric_is_written(name: str) -> None:
 
 
 def test_the_dashboard_has_its_widgets() -> None:
-    """All that a person on call asks first, in a grid of 24 columns without holes, for the stack's own region.
+    """The dashboard shows what an on-call engineer needs first, in 12 widgets for the stack's own region.
 
+    They fill a grid of 24 columns without gaps.
     https://docs.aws.amazon.com/AmazonCloudWatch/latest/APIReference/CloudWatch-Dashboard-Body-Structure.html
     """
     squares = [
@@ -329,7 +342,7 @@ def test_the_dashboard_has_its_widgets() -> None:
 
 
 def test_gigabyte_seconds_are_of_the_functions_memory() -> None:
-    """The expression has the memory of all functions, in megabytes."""
+    """The GB-seconds expression uses the memory size that all functions share, in megabytes."""
     (widget,) = [widget for widget in WIDGETS if "GB-seconds" in widget["properties"]["title"]]
     expression = widget["properties"]["metrics"][0][0]["expression"]
 
@@ -338,7 +351,7 @@ def test_gigabyte_seconds_are_of_the_functions_memory() -> None:
 
 
 def test_the_dashboards_address_is_of_its_partition() -> None:
-    """The console of China and that of the US government have others."""
+    """The dashboard's URL has the console's host in its partition: China and the US government have their own."""
     (url,) = [each["Value"] for name, each in TEMPLATE["Outputs"].items() if name == "DashboardUrl"]
     hosts = {
         partition: urlsplit(Resolver(TEMPLATE, {"AWS::Partition": partition})(url)).hostname

@@ -1,4 +1,4 @@
-"""The order of the packages: each imports only what stands before it, and docs/architecture.md draws it."""
+"""The order of the packages: each imports only earlier ones, and docs/architecture.md shows that order."""
 
 import ast
 import re
@@ -31,12 +31,12 @@ PACKAGES = {
     "rotation": "the steps that replace a connection's credentials",
     "functions": "one file for each Lambda function, outside the layer",
 }
-"""What each package or module of the layer is for. Each imports only from itself and from those before it."""
+"""The purpose of each package or module of the layer. Each imports only from itself and from earlier ones."""
 ONLY = {
     ("publishing", "messaging"): set[str](),
     ("webhooks", "messaging"): {"messaging.idempotency"},
 }
-"""The modules that a package may import of one that stands before it, where that is not all of them."""
+"""The only modules that a package may import from an earlier package. Without an entry, all are allowed."""
 
 type Modules = dict[str, ast.Module]
 """Syntax trees by names such as `aws.client` and `functions.send_sms`; the layer's own `__init__` is left out."""
@@ -56,14 +56,14 @@ def name_of(path: Path) -> str:
 
 
 def imports(module: ast.Module, known: set[str]) -> Iterator[str]:
-    """Yield the modules that a module imports of the layer and the functions, also inside its own functions."""
+    """Yield the modules of the layer and the functions that a module imports, also within its functions."""
     for node in ast.walk(module):
         names = []
         if isinstance(node, ast.Import):
             names = [each.name for each in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, "name the package from its root"
-            # What is imported of a package is a module of it, or a name in its `__init__`.
+            # A name that is imported from a package is one of its modules, or a name in its `__init__`.
             names = [f"{node.module}.{each.name}" for each in node.names]
         for name in names:
             inner = (
@@ -73,12 +73,12 @@ def imports(module: ast.Module, known: set[str]) -> Iterator[str]:
 
 
 def graph(sources: Modules) -> dict[str, set[str]]:
-    """Return what each module imports."""
+    """Return the modules that each module imports."""
     return {name: set(imports(module, set(sources))) for name, module in sources.items()}
 
 
 def wrong(imported: dict[str, set[str]]) -> list[str]:
-    """Return the imports that go against the order, as `module -> module`."""
+    """Return the imports that violate the order, as `module -> module`."""
     order = [*PACKAGES]
     found = []
     for name, others in imported.items():
@@ -92,7 +92,7 @@ def wrong(imported: dict[str, set[str]]) -> list[str]:
 
 
 def drawing() -> str:
-    """Return the order as docs/architecture.md draws it."""
+    """Return the order of the packages as docs/architecture.md must draw it."""
     width = max(map(len, PACKAGES)) + 2
     lines = []
     for name, purpose in PACKAGES.items():
@@ -110,17 +110,20 @@ IMPORTED = graph(SOURCES)
 
 
 def test_imports_go_one_way() -> None:
-    """A module imports only from its own package and from those that stand before it."""
+    """A module imports only from its own package and from earlier packages."""
     assert [] == wrong(IMPORTED)
 
 
 def test_modules_import_each_other_in_no_circle() -> None:
-    """Within a package too, whoever reads a module has met all that it imports."""
+    """Modules have no circular imports, not even within a package.
+
+    A person can therefore read every module after all the modules that it imports.
+    """
     assert set(IMPORTED) == set(TopologicalSorter(IMPORTED).static_order())
 
 
 def test_a_name_means_one_thing() -> None:
-    """No two modules have a public class, function or type of the same name, but for the functions' `handler`."""
+    """Public classes, functions and types have unique names in all modules, except for the functions' `handler`."""
     defined = Counter(
         name
         for module in SOURCES.values()
@@ -137,18 +140,18 @@ def test_a_name_means_one_thing() -> None:
 
 
 def test_packages_are_those_that_exist() -> None:
-    """None has no place in the order, and no place is empty."""
+    """Every existing package has a place in the order, and every place names an existing package."""
     assert sorted(PACKAGES) == sorted({name.partition(".")[0] for name in SOURCES})
 
 
 def test_page_draws_the_order() -> None:
-    """The drawing in docs/architecture.md is the one that this file makes."""
+    """The page docs/architecture.md contains the drawing that this file generates."""
     (block,) = [each for each in marked("drawing") if each.page == "docs/architecture.md"]
 
     assert drawing() == block.text
 
 
-# ---------------------------------------------------------------- what these tests see
+# ---------------------------------------------------------------- tests of the checks above
 
 
 @pytest.mark.parametrize(
@@ -166,7 +169,7 @@ def test_page_draws_the_order() -> None:
     ],
 )
 def test_wrong_import_is_seen(name: str, other: str) -> None:
-    """Upwards, and into what a package is closed to."""
+    """An import of a later package, or of a module that is closed to the package, is reported."""
     assert [f"{name} -> {other}"] == wrong({name: {other}})
 
 
@@ -182,7 +185,7 @@ def test_wrong_import_is_seen(name: str, other: str) -> None:
     ],
 )
 def test_right_import_is_allowed(name: str, other: str) -> None:
-    """Downwards, and within a package."""
+    """An import of an earlier package or of the same package is allowed."""
     assert [] == wrong({name: {other}})
 
 
@@ -196,17 +199,20 @@ def test_right_import_is_allowed(name: str, other: str) -> None:
     ],
 )
 def test_every_kind_of_import_is_read(line: str) -> None:
-    """Of a module, of a name in it, and inside a function."""
+    """An import of a module, of a name in a module, or within a function is found."""
     assert ["aws.client"] == list(imports(ast.parse(line), {"aws", "aws.client", "http", "functions.send_sms"}))
 
 
 def test_other_libraries_are_left_out() -> None:
-    """A library may have the name of a module of the layer."""
+    """An import of another library is ignored, even if a module of the layer has the same name."""
     assert [] == list(imports(ast.parse("import http.client\nfrom http import client"), {"http", "client"}))
 
 
 def test_the_ways_through_the_code_are_those_of_the_code() -> None:
-    """Each function that the page names stands in the module that it names, and no way has more than ten steps."""
+    """Every function under `Three ways` in docs/architecture.md exists in the module that the page names.
+
+    No way has more than ten steps.
+    """
     ways = (ROOT / "docs" / "architecture.md").read_text().partition("## Three ways")[2]
     named = re.findall(r"`(?:\w+\.)?(\w+)`,? \(`([\w./]+?)(?:\.py)?`\)", ways)
     defined = {
@@ -222,7 +228,7 @@ def test_the_ways_through_the_code_are_those_of_the_code() -> None:
 
 
 def test_time_comes_from_one_clock() -> None:
-    """Which tests set; only timeouts of sockets are real seconds."""
+    """Only `clock` and `http` read the time: tests set the clock, and only socket timeouts use real seconds."""
     timed = {
         name
         for name, module in SOURCES.items()

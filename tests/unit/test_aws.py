@@ -1,4 +1,4 @@
-"""Do calls to AWS say whether they were refused or not answered, and do threads not wait for each other?"""
+"""Calls to AWS: their errors distinguish a refusal from a lost answer, and threads do not wait for each other."""
 
 import json
 import os
@@ -36,13 +36,13 @@ MARKER = "xqzjvmarker"
 
 
 def read() -> dict[str, Any]:
-    """Read the secret."""
+    """Read the secret of the connection `default`."""
     return aws_client.call("secretsmanager", "GetSecretValue", SecretId="twilio/default")
 
 
 @pytest.mark.usefixtures("aws_wire")
 def test_a_call_has_its_answer() -> None:
-    """As boto3 gives it."""
+    """A call returns AWS's answer as boto3 does."""
     assert "twilio/default" == read()["Name"]
 
 
@@ -50,7 +50,7 @@ def test_a_call_has_its_answer() -> None:
     "refusal", [(400, "ResourceNotFoundException"), (400, "ValidationException"), (403, "AccessDeniedException")]
 )
 def test_a_refusal_is_no_outage(aws_wire: AwsWire, refusal: tuple[int, str]) -> None:
-    """It is final, so it is asked for once, and its code is told."""
+    """A refusal is final: the call is attempted once, and the error has AWS's code."""
     aws_wire.failures["GetSecretValue"] = [refusal]
 
     with pytest.raises(aws_client.AwsError) as error:
@@ -70,7 +70,10 @@ def test_a_refusal_is_no_outage(aws_wire: AwsWire, refusal: tuple[int, str]) -> 
     ],
 )
 def test_an_outage_is_told_after_two_attempts(aws_wire: AwsWire, failure: tuple[int, str]) -> None:
-    """By status or by code; the second attempt may go through."""
+    """A failed or throttled call is attempted twice before the service counts as unavailable.
+
+    The status or the code shows the failure. One successful attempt is enough.
+    """
     aws_wire.failures["GetSecretValue"] = [failure, failure, failure, PASS]
 
     with pytest.raises(aws_client.AwsUnavailableError) as error:
@@ -83,7 +86,7 @@ def test_an_outage_is_told_after_two_attempts(aws_wire: AwsWire, failure: tuple[
 @pytest.mark.parametrize("code", sorted(aws_client._TRANSIENT))
 @pytest.mark.usefixtures("delays")
 def test_a_code_that_says_nothing_about_the_request_is_an_outage(aws_wire: AwsWire, code: str) -> None:
-    """Whatever its status is."""
+    """A code that says nothing about the request means that the service is unavailable, regardless of the status."""
     aws_wire.failures["GetSecretValue"] = [(400, code)] * 2
 
     with pytest.raises(aws_client.AwsUnavailableError):
@@ -92,7 +95,7 @@ def test_a_code_that_says_nothing_about_the_request_is_an_outage(aws_wire: AwsWi
 
 @pytest.mark.usefixtures("delays")
 def test_an_answer_that_is_lost_is_an_outage(aws_wire: AwsWire) -> None:
-    """The call may have been carried out."""
+    """A call whose answers are lost is attempted twice, and the service counts as unavailable."""
     aws_wire.failures["GetSecretValue"] = [LOST, LOST]
 
     with pytest.raises(aws_client.AwsUnavailableError):
@@ -102,7 +105,7 @@ def test_an_answer_that_is_lost_is_an_outage(aws_wire: AwsWire) -> None:
 
 @pytest.mark.usefixtures("aws_wire", "delays")
 def test_a_service_that_is_not_there_is_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the name of what went wrong, and no address."""
+    """A refused connection means that the service is unavailable. The error has the reason, but no address."""
     with closed_port() as port:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
         with pytest.raises(aws_client.AwsUnavailableError) as error:
@@ -112,7 +115,7 @@ def test_a_service_that_is_not_there_is_an_outage(monkeypatch: pytest.MonkeyPatc
 
 
 def test_an_error_shows_its_code_alone(aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is stored comes with the answer, for those who look for it."""
+    """An error's text has only the code. Stored data is in `answer`, for callers that need it."""
     refusal = {"__type": "ConditionalCheckFailedException", "message": MARKER, "Item": {"id": {"S": MARKER}}}
     monkeypatch.setattr(aws_wire, "answer", lambda *_: (400, refusal))
 
@@ -124,7 +127,10 @@ def test_an_error_shows_its_code_alone(aws_wire: AwsWire, monkeypatch: pytest.Mo
 
 
 def test_calls_do_not_wait_for_each_other(aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of a batch are there at the same time, or none is answered; each thread keeps its connection."""
+    """The calls of all threads run at the same time, because each thread has its own connection.
+
+    The fake AWS answers no call until all calls have arrived.
+    """
     all_there, answer = threading.Barrier(MAX_THREADS, timeout=10), aws_wire.answer
 
     def answer_together(operation: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
@@ -142,7 +148,7 @@ def test_calls_do_not_wait_for_each_other(aws_wire: AwsWire, monkeypatch: pytest
 
 @pytest.mark.usefixtures("delays")
 def test_a_call_takes_no_longer_than_it_says(aws_wire: AwsWire, delays: list[float]) -> None:
-    """Both attempts with all their waits, and the pause between them."""
+    """`SECONDS` is the most that a call takes: both attempts with their timeouts, and the pause between them."""
     aws_wire.failures["GetSecretValue"] = [LOST]
     read()
 
@@ -152,11 +158,11 @@ def test_a_call_takes_no_longer_than_it_says(aws_wire: AwsWire, delays: list[flo
     assert 2 == aws_wire.count("GetSecretValue")
 
 
-# Requests as AWS wants them
+# Requests in the form that AWS requires
 
 
 class Sent(NamedTuple):
-    """A request that arrived."""
+    """A request that was recorded instead of sent."""
 
     path: str
     headers: dict[str, str]
@@ -187,10 +193,10 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[Sent]:
         ("ssm", "GetParameter", "ssm", "AmazonSSM.GetParameter", "1.1"),
     ],
 )
-def test_a_service_is_spoken_to_as_boto3_does(  # the model that boto3 has of each service says how
+def test_a_service_is_spoken_to_as_boto3_does(  # botocore's model of each service is the reference
     sent: list[Sent], service: str, operation: str, host: str, target: str, version: str
 ) -> None:
-    """At its host, with its target and its version of the protocol."""
+    """A request has the service's host, target and protocol version, as in botocore's model of the service."""
     aws_client.call(service, operation)
     model = botocore.session.get_session().get_service_model(service).metadata
 
@@ -213,7 +219,7 @@ CALLS: dict[str, tuple[str, Callable[[], Any], dict[str, Any]]] = {
     "sqs": ("list_queues", lambda: aws_client.call("sqs", "ListQueues"), {}),
     "ssm": ("describe_parameters", lambda: aws_client.call("ssm", "DescribeParameters"), {}),
 }
-"""A call of each service: boto3's name of it, ours, and its parameters."""
+"""One call of each service: the name of boto3's method, our call, and the parameters of boto3's."""
 PARTITIONS = {
     "us-east-1": "amazonaws.com",
     "cn-north-1": "amazonaws.com.cn",
@@ -222,13 +228,13 @@ PARTITIONS = {
     "us-isob-east-1": "sc2s.sgov.gov",
     "eusc-de-east-1": "amazonaws.eu",
 }
-"""A region of each partition whose services botocore knows, and its suffix."""
+"""One region of each partition whose services botocore knows, and its DNS suffix."""
 NAMES = {"events": "EVENTBRIDGE", "secretsmanager": "SECRETS_MANAGER"}
 OWN, ALL = "http://127.0.0.1:2001", "http://127.0.0.1:2002/"
 
 
 def variables_of(service: str) -> dict[str, dict[str, str]]:
-    """Return sets of AWS's variables, by what they are for."""
+    """Return sets of AWS's environment variables, by their purpose."""
     own = f"AWS_ENDPOINT_URL_{NAMES.get(service, service.upper())}"
     fips, dual_stack = {"AWS_USE_FIPS_ENDPOINT": "true"}, {"AWS_USE_DUALSTACK_ENDPOINT": "True"}
     return {
@@ -250,11 +256,11 @@ def variables_of(service: str) -> dict[str, dict[str, str]]:
 
 
 SESSION = botocore.session.Session()
-"""Its clients read the environment anew; a session for each would take most of the time."""
+"""One session for all clients: each client reads the environment again, and new sessions would be slow."""
 
 
 def boto3_url(service: str) -> str:
-    """Return where boto3 sends the service's call."""
+    """Return the URL to which boto3 sends a call of the service."""
     client = SESSION.create_client(service, region_name=os.environ["AWS_REGION"])
     urls: list[str] = []
 
@@ -263,7 +269,7 @@ def boto3_url(service: str) -> str:
         return AWSResponse(request.url, 200, {}, BytesIO())
 
     client.meta.events.register_first("before-send", answer)
-    with suppress(Exception):  # the answer is none; where nothing was sent, this is seen below
+    with suppress(Exception):  # the answer is empty; the unpacking below fails if nothing was sent
         getattr(client, CALLS[service][0])(**CALLS[service][2])
     (url,) = urls
     return url
@@ -274,7 +280,10 @@ def boto3_url(service: str) -> str:
 def test_a_service_is_where_boto3_finds_it(
     sent: list[Sent], monkeypatch: pytest.MonkeyPatch, service: str, region: str
 ) -> None:
-    """In each partition, with AWS's own variables in every combination that matters."""
+    """A service's URL is the one that boto3 uses.
+
+    This holds in each partition, and for every relevant combination of AWS's own variables.
+    """
     for name, value in {"AWS_REGION": region, "URL_SUFFIX": PARTITIONS[region]}.items():
         monkeypatch.setenv(name, value)
     found = {}
@@ -300,7 +309,7 @@ def test_a_service_is_where_boto3_finds_it(
 def test_variables_that_exclude_each_other_are_told(
     sent: list[Sent], monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
 ) -> None:
-    """As boto3 does it, nothing is sent."""
+    """Variables that exclude each other raise an error before anything is sent, as in boto3."""
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(InternalError, match="AWS_USE_FIPS_ENDPOINT and AWS_USE_DUALSTACK_ENDPOINT: sqs"):
@@ -312,7 +321,10 @@ def test_variables_that_exclude_each_other_are_told(
 
 
 def test_a_function_is_invoked_by_its_arn(aws_wire: AwsWire) -> None:
-    """Whose colons are no part of a path; a failure of its own is told from Lambda's."""
+    """A function is invoked by its ARN, whose colons are escaped in the path.
+
+    If the function fails, the result is None. If Lambda refuses the call, AwsError is raised.
+    """
     arn = "arn:aws:lambda:us-east-1:123456789012:function:reply:live"
 
     assert b"null" == aws_client.invoke(arn, b'{"a":1}')
@@ -326,7 +338,10 @@ def test_a_function_is_invoked_by_its_arn(aws_wire: AwsWire) -> None:
 
 
 def test_under_snapstart_lambda_serves_the_keys(sent: list[Sent], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A snapshot has no keys; what is served expires, and is asked for again before it does."""
+    """Under SnapStart, Lambda's endpoint serves the keys, because a snapshot contains none.
+
+    Served keys expire, and are requested again before they do.
+    """
     served: list[str] = []
 
     class Endpoint(BaseHTTPRequestHandler):
@@ -359,7 +374,7 @@ def test_under_snapstart_lambda_serves_the_keys(sent: list[Sent], monkeypatch: p
 
 
 def test_keys_that_are_not_served_are_an_outage(sent: list[Sent], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing was sent, and later it may be."""
+    """If the keys are not served, nothing is sent, and AWS counts as unavailable because a later call may succeed."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setattr("botocore.utils.ContainerMetadataFetcher.RETRY_ATTEMPTS", 1)
@@ -386,7 +401,10 @@ _FROZEN = """
 
 @pytest.mark.parametrize("kind", ["on-demand", "snap-start"])
 def test_a_snapshot_has_nothing_that_must_not_be_shared(kind: str) -> None:
-    """No connection, no secret and no random numbers; but all that would be imported later."""
+    """A snapshot contains no connection, no secret and no random numbers.
+
+    Under SnapStart, it contains the imports that a function would otherwise do at its first call.
+    """
     path = os.pathsep.join(map(str, (ROOT / "functions", ROOT / "layers" / "twilio")))
     variables = {"PYTHONPATH": path, "AWS_LAMBDA_INITIALIZATION_TYPE": kind, "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-c", textwrap.dedent(_FROZEN)]
@@ -399,7 +417,7 @@ def test_a_snapshot_has_nothing_that_must_not_be_shared(kind: str) -> None:
 def test_a_request_is_signed_with_the_roles_keys(
     sent: list[Sent], monkeypatch: pytest.MonkeyPatch, token: str | None
 ) -> None:
-    """For the service and the region; the session's token is signed with it."""
+    """A request is signed with the role's keys for the service and the region, including the session token."""
     monkeypatch.setenv("AWS_REGION", "eu-central-1")
     if token:
         monkeypatch.setenv("AWS_SESSION_TOKEN", token)
@@ -420,7 +438,7 @@ def test_a_request_is_signed_with_the_roles_keys(
 def test_an_answer_that_is_no_object_is_lost(
     aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch, delays: list[float], body: bytes
 ) -> None:
-    """The call may have been carried out."""
+    """An answer that is not a JSON object counts as lost, because AWS may have carried the call out."""
     answer_requests(monkeypatch, lambda _: http.Reply(200, {}, body))
 
     with pytest.raises(aws_client.AwsResponseLostError):
@@ -434,7 +452,7 @@ def test_an_answer_that_is_no_object_is_lost(
 def test_a_refusal_without_a_code_has_its_status(
     monkeypatch: pytest.MonkeyPatch, body: bytes, status: int, kind: type[Exception]
 ) -> None:
-    """As a proxy answers."""
+    """A refusal without a code, such as that of a proxy, is named after its status."""
     answer_requests(monkeypatch, lambda _: http.Reply(status, {}, body))
 
     with pytest.raises(aws_client.AwsError, match=f"^HTTP {status}$") as error:
@@ -443,7 +461,7 @@ def test_a_refusal_without_a_code_has_its_status(
 
 
 def test_a_function_is_waited_for_longer() -> None:
-    """But less long than Twilio waits, which is 15 seconds."""
+    """The timeout for a function is longer than that for other calls, but shorter than Twilio's 15 seconds."""
     assert 10 > aws_client._CONNECT_SECONDS + aws_client.REPLY_SECONDS > aws_client.SECONDS
 
 
@@ -460,7 +478,10 @@ def test_a_function_is_waited_for_longer() -> None:
 def test_what_is_not_idempotent_is_asked_once(
     aws_wire: AwsWire, failure: tuple[int, str], operation: str, call: Callable[[], Any]
 ) -> None:
-    """An event that is put again has to say so, and a function that was asked is not asked again."""
+    """PutEvents and Invoke are not idempotent, so they are attempted only once.
+
+    The caller must mark an event that it puts again, and no function is invoked twice.
+    """
     aws_wire.failures[operation] = [failure]
 
     with pytest.raises(aws_client.AwsUnavailableError):
@@ -485,7 +506,10 @@ def test_what_may_have_been_carried_out_is_lost(
     failure: tuple[int, str],
     is_lost: bool,  # noqa: FBT001 a table
 ) -> None:
-    """Silence and 5xx; with 4xx the service says that it did nothing."""
+    """After no answer or a 5xx status, the call may have been carried out, so its answer counts as lost.
+
+    With a 4xx status the service states that it did nothing.
+    """
     aws_wire.failures["PutEvents"] = [failure]
 
     with pytest.raises(aws_client.AwsError) as error:
@@ -495,7 +519,7 @@ def test_what_may_have_been_carried_out_is_lost(
 
 @pytest.mark.usefixtures("aws_wire")
 def test_a_service_that_is_not_reached_lost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing was sent."""
+    """A refused connection does not count as a lost answer, because nothing was sent."""
     with closed_port() as port:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
         with pytest.raises(aws_client.AwsUnavailableError) as error:
@@ -506,7 +530,7 @@ def test_a_service_that_is_not_reached_lost_nothing(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("character", ["\ufffe", "\uffff"])
 def test_a_message_has_no_character_that_sqs_refuses(aws_wire: AwsWire, character: str) -> None:
-    """JSON's escapes spell it, so whoever reads it sees the same."""
+    """A character that SQS refuses is sent as a JSON escape, so that a consumer reads the same text."""
     queue.send_message(
         "https://sqs.us-east-1.amazonaws.com/123456789012/q",
         json.dumps({"a": character}, ensure_ascii=False),
@@ -523,18 +547,18 @@ def test_a_message_has_no_character_that_sqs_refuses(aws_wire: AwsWire, characte
 
 
 def test_a_call_takes_no_longer_than_there_is_time(aws_wire: AwsWire) -> None:
-    """Nor is it made again, for which no time is left."""
+    """A call ends when its `seconds` have passed, and is not retried when no time is left."""
     aws_wire.hangs = lambda _, __: True
     with Stopwatch() as took, pytest.raises(aws_client.AwsUnavailableError):
         aws_client.call("dynamodb", "GetItem", seconds=0.2, TableName="ledger", Key={"id": {"S": "1"}})
 
-    assert took.seconds < 1.9  # a whole attempt takes two
+    assert took.seconds < 1.9  # a whole attempt takes two seconds
     assert 1 == aws_wire.count("GetItem")
 
 
 @pytest.mark.parametrize("seconds", [0, -1])
 def test_a_call_without_time_is_not_made(aws_wire: AwsWire, seconds: float) -> None:
-    """It is as if nobody had answered."""
+    """A call for which no time is left is not sent, and the service counts as unavailable."""
     with pytest.raises(aws_client.AwsUnavailableError, match="no time left"):
         aws_client.call("dynamodb", "GetItem", seconds=seconds, TableName="ledger", Key={"id": {"S": "1"}})
 

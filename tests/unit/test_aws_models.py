@@ -1,4 +1,4 @@
-"""Is a call refused in tests that AWS would refuse?"""
+"""The fake AWS checks each call against botocore's service models, and fails the tests of invalid calls."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ ITEM = {"TableName": "ledger", "Item": {"id": {"S": "key"}}}
     ids=["PutEvents", "PutItem", "Invoke"],
 )
 def test_what_aws_takes(operation: str, parameters: dict[str, Any]) -> None:
-    """A call as its model wants it has no fault."""
+    """A call that conforms to its service model has no fault."""
     assert [] == faults(operation, parameters)
 
 
@@ -43,16 +43,19 @@ def test_what_aws_takes(operation: str, parameters: dict[str, Any]) -> None:
     ids=["missing", "unknown", "type", "enum", "condition", "size", "min", "max", "pattern", "invoke"],
 )
 def test_what_aws_refuses(operation: str, parameters: dict[str, Any]) -> None:
-    """Of what is missing, unknown, of another type, out of bounds or no known value there is a fault."""
+    """A call with one invalid parameter has exactly one fault.
+
+    The parameter is missing, unknown, of the wrong type, out of bounds, not in the enum, or without its condition.
+    """
     assert 1 == len(faults(operation, parameters))
 
 
 def test_a_refused_call_fails_its_test() -> None:
-    """Whatever the function makes of it."""
+    """A call that AWS would refuse fails the test, regardless of how the function handles the answer."""
     with pytest.raises(AssertionError), AwsWire() as wire:
         wire.answer("SendMessage", {"QueueUrl": "queue"})
 
 
 def test_size_of_an_item() -> None:
-    """Names and values count."""
+    """An item's size includes its names and its values."""
     assert len("id") + len('{"S": "é"}'.encode()) == item_bytes({"id": {"S": "é"}})

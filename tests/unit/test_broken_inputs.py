@@ -1,6 +1,6 @@
-"""Is every input that is wrong at one place refused by that place's name, with nothing on any wire?
+"""Every input with one invalid field is refused by that field's name, and nothing is sent to AWS or Twilio.
 
-The inputs are made from the types that the actions read them by, and broken field by field.
+The inputs are generated from the types of the actions' inputs, and one field at a time is made invalid.
 """
 
 import socket
@@ -22,7 +22,7 @@ from twilio_connector.validation.model import Input, Moment, Recipient, Sender, 
 
 from tests.conftest import Context
 
-CASES = 500  # at least, for each action
+CASES = 500  # the least number of broken inputs for each action
 
 WORDS = st.text(string.ascii_letters, min_size=1, max_size=20)
 PAIRS = st.dictionaries(WORDS, WORDS | st.integers() | st.booleans() | st.lists(WORDS), max_size=3)
@@ -33,7 +33,7 @@ NO_DATE = [*NO_TEXT, "", "today", "2030-13-01", "2030-02-30", "2030-01-01T00:00:
 
 
 class Kind(NamedTuple):
-    """What a type of our own takes, and what it does not."""
+    """Valid and invalid values of one of the connector's own types."""
 
     right: st.SearchStrategy[Any]
     wrong: list[Any]
@@ -57,7 +57,7 @@ OWN: dict[type, Kind] = {
 
 
 def right(info: Any) -> st.SearchStrategy[Any]:  # noqa: C901, PLR0911 a case for each kind of type
-    """Return values of a type."""
+    """Return valid values of a type."""
     match info:
         case inspect.UnionType(types):
             return st.one_of([right(each) for each in types if not isinstance(each, inspect.NoneType)])
@@ -85,8 +85,8 @@ def right(info: Any) -> st.SearchStrategy[Any]:  # noqa: C901, PLR0911 a case fo
     raise NotImplementedError(info)
 
 
-def wrong(info: Any) -> Iterator[Any]:  # noqa: C901 likewise
-    """Yield values that are not of a type."""
+def wrong(info: Any) -> Iterator[Any]:  # noqa: C901 a case for each kind of type
+    """Yield invalid values of a type."""
     match info:
         case inspect.UnionType(types):
             options = [each for each in types if not isinstance(each, inspect.NoneType)]
@@ -120,13 +120,13 @@ def wrong(info: Any) -> Iterator[Any]:  # noqa: C901 likewise
 
 
 def fits(info: Any, value: Any) -> bool:
-    """Tell whether a value is of another type of the same union."""
+    """Return whether a value is valid for another type of the same union."""
     kinds: dict[Any, type] = {inspect.DictType: dict, inspect.StrType: str, inspect.ListType: list}
     return isinstance(value, kinds[type(info)])
 
 
 def one_message(given: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields that go together in a message."""
+    """Return the fields that are allowed together in one message."""
     apart = {"message", "media_urls"} if given["smart_encoded"] else {"content_sid", "content_variables"}
     apart |= {"from"} if given["force_delivery"] else set()
     apart |= set() if "from" in apart else {"fallback_from"}
@@ -134,13 +134,13 @@ def one_message(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def one_key(given: dict[str, Any]) -> dict[str, Any]:
-    """Return one of the two fields that name a message."""
+    """Return the fields with only one of the two that identify a message."""
     apart = "message_sid" if len(given["connection"]) % 2 else "idempotency_key"
     return {name: value for name, value in given.items() if name != apart}
 
 
 def one_body(given: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields that go together in a request."""
+    """Return the fields that are allowed together in one request, with a valid URL."""
     apart = {"form_data", "file_data", "file_data_file_names"} if given["retry_on_all_errors"] else {"data"}
     return {name: value for name, value in given.items() if name not in apart} | {
         "url": "/Accounts/$TWILIO_ACCOUNT_SID.json"
@@ -148,7 +148,7 @@ def one_body(given: dict[str, Any]) -> dict[str, Any]:
 
 
 class Action(NamedTuple):
-    """A handler, the type of its input, how many to break, and what makes of all fields some that go together."""
+    """A handler, its input type, the number of inputs to break, and a function that picks fields allowed together."""
 
     handler: Callable[[Any, Any], Any]
     kind: type[Input]
@@ -162,13 +162,13 @@ ACTIONS = {
     "list_sms": Action(list_sms.handler, list_sms.ListSms, 7),
     "raw_request": Action(raw_request.handler, raw_request.RawRequest, 5, one_body),
 }
-# A path is more than a text of some length; and only together with the connection can a token be told from another.
+# The type of `url` is a string of some length, but not every such string is a path of Twilio's API.
 ALSO_WRONG = {"url": ["", "/", "a", "/Calls.json", "https://example.com/", "/Accounts/../x", "/Accounts/a b"]}
 
 
 @pytest.fixture
 def tried(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """Let nothing be connected to, and tell what was tried."""
+    """Refuse every connection, and return the addresses to which a connection was tried."""
     tried: list[object] = []
 
     def refuse(_: socket.socket, address: object) -> NoReturn:
@@ -184,7 +184,7 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 @pytest.mark.parametrize("times", [1, pytest.param(8, marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("name", ACTIONS)
 def test_an_input_that_is_broken_is_refused_by_that_field(name: str, tried: list[object], times: int) -> None:
-    """And by no other, whatever stands in its place; nothing is asked of AWS or Twilio."""
+    """An input with one invalid field is refused by that field's name only, and AWS and Twilio get no request."""
     action = ACTIONS[name]
     types = {field: inspect.type_info(spec.type) for field, spec in fields(action.kind).items()}
     cases = 0
@@ -221,14 +221,14 @@ def test_an_input_that_is_broken_is_refused_by_that_field(name: str, tried: list
 
 @pytest.mark.usefixtures("delays")
 def test_the_wire_is_watched(tried: list[object]) -> None:
-    """A right input comes to where it would ask AWS."""
+    """A valid input tries to connect to AWS, so the other tests would notice a connection."""
     with pytest.raises(Exception, match="Secrets Manager does not answer"):
         get_sms.handler({"message_sid": "SM" + "0" * 32}, Context())
     assert tried
 
 
 def test_types_are_all_known() -> None:
-    """A field of a type that is not broken here would be left out."""
+    """Every input field has valid and invalid values here; a field of another type would not be tested."""
     for action in ACTIONS.values():
         for spec in fields(action.kind).values():
             info = inspect.type_info(spec.type)

@@ -1,4 +1,4 @@
-"""The bundle hangs together: each function is in its five places, and the template keeps its promises."""
+"""The bundle is consistent: each function is in its five places, and the template is as the documentation says."""
 
 import itertools
 import json
@@ -21,9 +21,9 @@ ASYNCHRONOUS = {"SendSmsFunction": "FailedQueue", "RawRequestFunction": "DeadLet
 FUNCTION = "AWS::Serverless::Function"
 
 GIVEN_UP = {"BufferQueue": "BufferDeadLetterQueue"}
-"""Where SQS puts what was received too often."""
+"""Each queue with the dead-letter queue for records that were received too often."""
 MENDED = ["RecordsUnhandled", "SecretsMalformed", "CredentialsRefused", "DefaultConnectionMissing"]
-"""What somebody must mend at once."""
+"""Metrics of failures that a person must fix at once."""
 OF_LIBRARIES = {"RES_OPTIONS", "POWERTOOLS_SERVICE_NAME"}
 """Variables that libraries read: the C library's resolver, and Powertools."""
 HARMLESS = {
@@ -37,13 +37,13 @@ HARMLESS = {
     "$context.integrationStatus",
     "$context.integrationErrorMessage",
 }
-"""What access logs may hold: nothing of it has a phone number, a SID or a secret."""
+"""The variables that access logs may contain: none of them has a phone number, a SID or a secret."""
 DENIED = {"sqs:*", "logs:*"}
-"""What policies deny: calls of queues without TLS, and logs that are not the functions'."""
+"""Actions that policies deny: calls of queues without TLS, and logs that are not the functions' own."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with CloudFormation's short forms, read as their long ones."""
+    """A YAML loader that reads CloudFormation's short forms as their long ones."""
 
 
 def _long_form(loader: _Loader, tag: str, node: yaml.Node) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def of_type(kind: str) -> dict[str, Any]:
 
 
 def found(key: str, tree: Any) -> Iterator[Any]:
-    """Yield what stands under a key, wherever it is."""
+    """Yield every value of a key, at any depth."""
     for name, value in tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ():
         if name == key:
             yield value
@@ -81,12 +81,12 @@ def found(key: str, tree: Any) -> Iterator[Any]:
 
 
 def listed(value: Any) -> list[Any]:
-    """Return a list also of one."""
+    """Return a value as a list, unless it is one."""
     return value if isinstance(value, list) else [value]
 
 
 def allowed(tree: Any) -> list[str]:
-    """Return all actions that policies in a part of the template allow."""
+    """Return all actions in the policies of a part of the template, both allowed and denied ones."""
     return [action for actions in found("Action", tree) for action in listed(actions)]
 
 
@@ -100,7 +100,7 @@ def resource(name: str) -> str:
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_function_is_in_its_five_places(name: str) -> None:
-    """A function has its resource, its event, its unit tests and its line in the reference."""
+    """A function has its file, its resource, its event, its unit tests and its line in the reference."""
     assert FUNCTION == RESOURCES[resource(name)]["Type"]
     assert f"{name}.handler" == RESOURCES[resource(name)]["Properties"]["Handler"]
     assert (ROOT / "events" / f"{name}.json").is_file()
@@ -110,7 +110,10 @@ def test_function_is_in_its_five_places(name: str) -> None:
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_only_who_is_not_waited_for_imports_boto3(name: str) -> None:
-    """It takes longer to load than all else that a function does when it starts. Of the layer, `rotation` has it."""
+    """Only `rotate_connection`, for which no caller waits, imports boto3; in the layer, only `rotation` uses it.
+
+    Loading boto3 takes longer than everything else in the start of a function.
+    """
     code = f"""
 import sys, {name}
 from twilio_connector import http
@@ -126,22 +129,22 @@ http._AUTHORITIES.join()  # a thread in the midst of OpenSSL may end Python with
 
 
 def test_every_resource_has_its_function() -> None:
-    """The template has no function without a file."""
+    """Every function in the template has a file, and every file has its function."""
     assert set(map(resource, FUNCTIONS)) == of_type(FUNCTION).keys()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "events").iterdir()), ids=lambda path: path.stem)
 def test_every_event_is_of_a_function(path: Any) -> None:
-    """An event is a JSON object, and its name begins with its function's."""
+    """An event is a JSON object, and its file name begins with the name of its function."""
     assert path.stem.startswith(tuple(FUNCTIONS))
     assert isinstance(json.loads(path.read_text()), dict)
 
 
-# ---------------------------------------------------------------- what users give and get
+# ---------------------------------------------------------------- parameters and outputs
 
 
 def test_parameters_are_explained() -> None:
-    """Every parameter has a description, a group, and if it can be wrong the words that say so."""
+    """Every parameter has a description and a group; a parameter with a pattern has a description of the constraint."""
     groups = TEMPLATE["Metadata"]["AWS::CloudFormation::Interface"]["ParameterGroups"]
 
     assert sorted(PARAMETERS) == sorted(name for group in groups for name in group["Parameters"])
@@ -160,23 +163,23 @@ def test_function_arns_are_of_the_alias(name: str) -> None:
 
 
 def test_readme_tells_parameters() -> None:
-    """The reference, on which users rely, has each parameter with its default, and no other."""
+    """The reference, on which users rely, lists each parameter with its default, and no others."""
     told = {name: cells[0].strip("`") for name, cells in rows(section("reference", "Parameters")).items()}
 
     assert {name: str(parameter["Default"]) for name, parameter in PARAMETERS.items()} == told
 
 
 def test_readme_tells_outputs() -> None:
-    """The reference has each output, and no other; each has a description."""
+    """The reference lists each output, and no others. Each output has a description."""
     assert rows(section("reference", "Outputs")).keys() == TEMPLATE["Outputs"].keys()
     assert [] == [name for name, output in TEMPLATE["Outputs"].items() if not output["Description"]]
 
 
-# ---------------------------------------------------------------- who may do what
+# ---------------------------------------------------------------- permissions
 
 
 def test_nothing_is_allowed_everywhere() -> None:
-    """No policy has a wildcard as its resource, or as all actions of a service."""
+    """No policy has a wildcard as its resource, or allows all actions of a service."""
     resources = [each for value in found("Resource", RESOURCES) for each in listed(value)]
 
     assert resources
@@ -185,7 +188,7 @@ def test_nothing_is_allowed_everywhere() -> None:
 
 
 def test_queues_are_read_by_whom_lambda_delivers_to() -> None:
-    """Lambda reads a queue with the role of the function that gets its records, and nobody else reads it."""
+    """Only the function that gets a queue's records may read it, because Lambda reads it with the function's role."""
     reads = {"sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:GetQueueAttributes"}
     delivered = {
         (mapping["FunctionName"]["Ref"].removesuffix(".Alias"), mapping["EventSourceArn"]["Fn::GetAtt"][0], action)
@@ -205,7 +208,7 @@ def test_queues_are_read_by_whom_lambda_delivers_to() -> None:
 
 
 def test_connections_policy() -> None:
-    """Secrets are read below the prefix only, and a key is used through Secrets Manager only."""
+    """Secrets can be read only below the prefix, and the KMS key can be used only through Secrets Manager."""
     read, decrypt, _ = RESOURCES["ConnectionsPolicy"]["Properties"]["PolicyDocument"]["Statement"]
     arn = "arn:${AWS::Partition}:secretsmanager:${AWS::Region}:${AWS::AccountId}:secret:${ConnectionPrefix}*"
 
@@ -218,8 +221,9 @@ def test_connections_policy() -> None:
 
 
 def test_logs_of_others_are_not_written() -> None:
-    """AWS's own policy for Lambda allows all logs of the account; this one takes all away but the functions' own.
+    """Functions can write only to their own log groups, because a policy denies all others.
 
+    AWS's own policy for Lambda allows all logs of the account.
     A log group's ARN has `:*` at its end for some actions, and none for others:
     https://docs.aws.amazon.com/AmazonCloudWatch/latest/logs/iam-access-control-overview-cwl.html
     """
@@ -236,7 +240,7 @@ REPLY_ARN = "arn:${AWS::Partition}:ssm:${AWS::Region}:${AWS::AccountId}:paramete
 
 
 def test_rights_are_given_on_conditions_of_the_parameters() -> None:
-    """What only a parameter brings is allowed only with it: a key, a function or text for replies."""
+    """A key, a reply function or a reply text can be used only if the parameter for it is set."""
     conditions = {
         (action, next(iter(statement["Resource"].values())), *condition)
         for properties in of_type(FUNCTION).values()
@@ -254,7 +258,7 @@ def test_rights_are_given_on_conditions_of_the_parameters() -> None:
 
 
 def test_no_event_is_put_without_a_source() -> None:
-    """`ForAllValues` holds where the key is missing, so another condition asks for the key."""
+    """PutEvents requires a source: `ForAllValues` also holds if the key is missing, so `Null` requires the key."""
     conditions = [
         condition
         for policy in found("Policies", RESOURCES)
@@ -269,7 +273,7 @@ def test_no_event_is_put_without_a_source() -> None:
 
 
 def unconditional(statement: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return a policy's statement, and the condition on which it is there at all."""
+    """Return a policy's statement, and the condition under which the template includes it."""
     if "Fn::If" not in statement:
         return statement, []
     condition, inner, otherwise = statement["Fn::If"]
@@ -278,7 +282,7 @@ def unconditional(statement: dict[str, Any]) -> tuple[dict[str, Any], list[str]]
 
 
 def test_only_the_rule_and_the_topic_may_write_to_the_queues() -> None:
-    """No service may put anything in a queue but for the stack's rule, and the topic that the parameter names."""
+    """Only two services may send to the queues: the stack's rule, and the topic that the parameter names."""
     rule, topic, _ = RESOURCES["QueuePolicy"]["Properties"]["PolicyDocument"]["Statement"]
     condition, topic, otherwise = topic["Fn::If"]
 
@@ -291,7 +295,7 @@ def test_only_the_rule_and_the_topic_may_write_to_the_queues() -> None:
 
 
 def test_queues_are_spoken_to_over_tls_only() -> None:
-    """Each has the policy that denies everything else; the template has no topic.
+    """Each queue has the policy that denies calls without TLS. The template has no topic.
 
     https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-security-best-practices.html
     """
@@ -307,15 +311,15 @@ def test_queues_are_spoken_to_over_tls_only() -> None:
 
 
 def test_no_role_is_shared() -> None:
-    """Every function has the role that SAM makes for it alone."""
+    """Every function has its own role, which SAM creates."""
     assert [] == list(found("Role", TEMPLATE["Globals"])) + list(found("Role", RESOURCES))
 
 
-# ---------------------------------------------------------------- the front doors
+# ---------------------------------------------------------------- APIs
 
 
 def test_readme_tells_routes() -> None:
-    """The reference, on which users rely, has each function's routes through the two APIs, and no other."""
+    """The reference, on which users rely, lists each function's routes through the two APIs, and no others."""
     routes = {
         (properties["Handler"].removesuffix(".handler"), source["Properties"]["Method"], source["Properties"]["Path"])
         for properties in of_type(FUNCTION).values()
@@ -325,7 +329,7 @@ def test_readme_tells_routes() -> None:
     told = {
         (name, method, path)
         for name, (_, through, _) in rows(section("reference", "Functions")).items()
-        # `POST`, `GET /webhook` and `/webhook/{connection}` are four: each method with each path.
+        # `POST`, `GET /webhook` and `/webhook/{connection}` are four routes: each method with each path.
         for method, path in (
             itertools.product(re.findall("[A-Z]{3,}", through), re.findall(r"/[^`]*", through))
             if name == "webhook"
@@ -338,7 +342,7 @@ def test_readme_tells_routes() -> None:
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_routes_are_of_one_api(name: str) -> None:
-    """The webhook's, which ask for no signature of AWS, are in an API of their own."""
+    """The webhook's routes, which require no AWS signature, are in an API of their own."""
     apis = {
         source["Properties"]["ApiId"]["Ref"]
         for source in RESOURCES[resource(name)]["Properties"].get("Events", {}).values()
@@ -349,7 +353,10 @@ def test_routes_are_of_one_api(name: str) -> None:
 
 
 def test_actions_need_a_signature() -> None:
-    """The Actions API asks every caller for an AWS signature, and no route has a rule of its own."""
+    """The Actions API requires an AWS signature from every caller, and no route overrides this.
+
+    No function has a URL.
+    """
     apis = of_type("AWS::Serverless::HttpApi")
 
     assert {"EnableIamAuthorizer": True, "DefaultAuthorizer": "AWS_IAM"} == apis["ActionsApi"]["Auth"]
@@ -360,7 +367,7 @@ def test_actions_need_a_signature() -> None:
 
 
 def test_webhook_is_throttled() -> None:
-    """The Webhook API, open to anyone, has limits that the parameters set."""
+    """The Webhook API, which is open to anyone, has the rate limits that the parameters set."""
     assert {
         "ThrottlingRateLimit": {"Ref": "WebhookRateLimit"},
         "ThrottlingBurstLimit": {"Ref": "WebhookBurstLimit"},
@@ -369,7 +376,7 @@ def test_webhook_is_throttled() -> None:
 
 @pytest.mark.parametrize("api", ["ActionsApi", "WebhookApi"])
 def test_access_logs_hold_no_path(api: str) -> None:
-    """Access logs are JSON without path and query, which hold phone numbers and SIDs, and without headers."""
+    """Access logs are JSON without headers, and without path and query, which contain phone numbers and SIDs."""
     logs = RESOURCES[api]["Properties"]["AccessLogSettings"]
     fields = json.loads(logs["Format"])
 
@@ -381,7 +388,10 @@ def test_access_logs_hold_no_path(api: str) -> None:
 
 
 def test_lambda_never_repeats_a_send() -> None:
-    """An asynchronous invocation of what may send is not repeated, through the alias or without."""
+    """Lambda does not retry an asynchronous invocation of a function that may send.
+
+    This holds for invocations through the alias and without it.
+    """
     through_alias = {
         name: RESOURCES[name]["Properties"]["EventInvokeConfig"]["MaximumRetryAttempts"] for name in ASYNCHRONOUS
     }
@@ -395,7 +405,7 @@ def test_lambda_never_repeats_a_send() -> None:
 
 
 def test_nothing_is_given_up_without_a_trace() -> None:
-    """Every asynchronous invocation, rule, subscription, schedule and buffer has a place for failures."""
+    """Every asynchronous invocation, rule, subscription, schedule and buffer has a destination for failures."""
     asynchronous = {
         name: destination["Destination"]["Fn::GetAtt"][0]
         for name, properties in RESOURCES.items()
@@ -434,12 +444,18 @@ def test_nothing_is_given_up_without_a_trace() -> None:
 
 
 def test_sqs_moves_nothing_out_of_the_send_queue() -> None:
-    """Moved back it would have another id: what has no key of its own would be sent a second time."""
+    """The send queue has no redrive policy.
+
+    A record that was moved back would have another id, so that a record without its own key would be sent twice.
+    """
     assert "RedrivePolicy" not in RESOURCES["SendQueue"]["Properties"]
 
 
 def test_rule_and_topic_hand_over_their_ids() -> None:
-    """Neither the rule nor the subscription changes what it delivers, so its dead letters hold the id for the key."""
+    """The rule and the subscription deliver messages unchanged.
+
+    Their dead letters therefore contain the id that serves as the key.
+    """
     (rule,) = of_type("AWS::Events::Rule").values()
     (subscription,) = of_type("AWS::SNS::Subscription").values()
 
@@ -448,7 +464,7 @@ def test_rule_and_topic_hand_over_their_ids() -> None:
 
 
 def test_the_buffer_is_patient() -> None:
-    """A record comes again only after any invocation has ended, and for as long as the documentation says."""
+    """SQS redelivers a buffered record only after any invocation has ended, for as long as the documentation says."""
     buffer = RESOURCES["BufferQueue"]["Properties"]
     timeout = RESOURCES["WebhookFunction"]["Properties"].get("Timeout", TEMPLATE["Globals"]["Function"]["Timeout"])
     window = RESOURCES["BufferToWebhook"]["Properties"].get("MaximumBatchingWindowInSeconds", 0)
@@ -461,7 +477,7 @@ def test_the_buffer_is_patient() -> None:
 
 
 def test_queues_are_encrypted_and_patient() -> None:
-    """Queues have SQS's own key, under which EventBridge and SNS can write, and keep messages for 14 days."""
+    """Queues use SQS's own key, with which EventBridge and SNS can write, and keep messages for 14 days."""
     for properties in of_type("AWS::SQS::Queue").values():
         assert properties["SqsManagedSseEnabled"]
         assert 14 * 24 * 3600 == properties["MessageRetentionPeriod"]
@@ -469,7 +485,7 @@ def test_queues_are_encrypted_and_patient() -> None:
 
 @pytest.mark.parametrize("name", ["Ledger", "Deliveries"])
 def test_table(name: str) -> None:
-    """A table is encrypted, can be restored, forgets keys by itself, and costs nothing when nothing happens."""
+    """A table is encrypted, can be restored, deletes expired keys, and costs nothing while it is not used."""
     table = RESOURCES[name]["Properties"]
 
     assert "PAY_PER_REQUEST" == table["BillingMode"]
@@ -479,7 +495,7 @@ def test_table(name: str) -> None:
 
 
 def test_mapping_of_the_buffer() -> None:
-    """Of a batch only the records that the bus did not take come again."""
+    """SQS redelivers only the records of a batch that the bus did not take."""
     mapping = RESOURCES["BufferToWebhook"]["Properties"]
 
     assert {"Ref": "WebhookFunction.Alias"} == mapping["FunctionName"]
@@ -487,7 +503,7 @@ def test_mapping_of_the_buffer() -> None:
 
 
 def test_mapping_of_the_send_queue() -> None:
-    """Of a batch only the failed records come again, and parameters set the limits."""
+    """SQS redelivers only the failed records of a batch, and parameters set the limits."""
     mapping = RESOURCES["SendQueueToSendSms"]["Properties"]
 
     assert {"Ref": "SendSmsFunction.Alias"} == mapping["FunctionName"]
@@ -500,7 +516,7 @@ def test_mapping_of_the_send_queue() -> None:
 
 
 def test_the_connector_does_not_answer_itself() -> None:
-    """What the connector publishes never makes it send."""
+    """An event that the connector publishes never makes it send a message."""
     (rule,) = of_type("AWS::Events::Rule").values()
 
     assert {
@@ -513,14 +529,14 @@ def test_the_connector_does_not_answer_itself() -> None:
 
 
 def test_no_parameter_is_a_secret() -> None:
-    """Credentials stay in Secrets Manager: no parameter takes one, and nothing resolves one."""
+    """Credentials stay in Secrets Manager: no parameter takes one, and the template resolves none."""
     assert [] == [name for name in PARAMETERS if re.search("secret|token|password|auth|sid", name, re.IGNORECASE)]
     assert [] == list(found("NoEcho", PARAMETERS))
     assert "{{resolve:" not in (ROOT / "template.yaml").read_text()
 
 
 def test_environment() -> None:
-    """A variable is read by our code, and called as the parameter or resource that it refers to."""
+    """The code reads every variable, which is named after the parameter or resource to which it refers."""
     code = "".join(path.read_text() for path in DEPLOYED)
     variables = {(name, json.dumps(value)) for each in found("Variables", TEMPLATE) for name, value in each.items()}
     own = {(name, value) for name, value in variables if name not in OF_LIBRARIES}
@@ -534,12 +550,12 @@ def test_environment() -> None:
         assert (name, value) == webhook_url or [True] == [name.startswith(ref.split("::")[-1]) for ref in refers]
 
 
-# ---------------------------------------------------------------- many stacks, many deployments
+# ---------------------------------------------------------------- deployments
 
 
 @pytest.mark.parametrize("name", sorted(of_type(FUNCTION)))
 def test_alias_follows_every_change(name: str) -> None:
-    """Code, layer and settings change together: each publishes a version, to which the alias moves."""
+    """A change of code, layer or settings publishes a version, and the alias moves to it."""
     assert RESOURCES[name]["Properties"]["AutoPublishAliasAllProperties"]
     assert "live" == TEMPLATE["Globals"]["Function"]["AutoPublishAlias"]
     assert TEMPLATE["Globals"]["LayerVersion"]["PublishLambdaVersion"]
@@ -552,7 +568,10 @@ def parameters_of(condition: str) -> set[str]:
 
 
 def test_reply_is_read_at_run_time() -> None:
-    """Function and text are too long for a version's description: they are in a parameter, one after the other."""
+    """The reply function's ARN and the reply text are in one SSM parameter, on separate lines.
+
+    They are too long for a version's description.
+    """
     reply = RESOURCES["Reply"]
 
     assert ("AWS::SSM::Parameter", "HasReply") == (reply["Type"], reply["Condition"])
@@ -561,12 +580,12 @@ def test_reply_is_read_at_run_time() -> None:
     assert {"Fn::Sub": "${ReplyFunctionArn}\n${AutoReply}"} == reply["Properties"]["Value"]
 
 
-# ---------------------------------------------------------------- what operators see
+# ---------------------------------------------------------------- logs and alarms
 
 
 @pytest.mark.parametrize("name", sorted(of_type(FUNCTION)))
 def test_function_has_logs(name: str) -> None:
-    """Every function has a log group of its own, with the retention that the parameter sets."""
+    """Every function has its own log group, with the retention that the parameter sets."""
     group = RESOURCES[name]["Properties"]["LoggingConfig"]["LogGroup"]["Ref"]
 
     assert f"{name.removesuffix('Function')}Logs" == group
@@ -574,7 +593,7 @@ def test_function_has_logs(name: str) -> None:
 
 
 def test_every_log_group_is_used_once() -> None:
-    """No log group is shared, or left over."""
+    """No log group is shared or unused."""
     used = [value["Ref"] for value in found("LogGroup", RESOURCES)]
     used += [value["Fn::GetAtt"][0] for value in found("DestinationArn", RESOURCES)]
 
@@ -582,7 +601,7 @@ def test_every_log_group_is_used_once() -> None:
 
 
 def test_metrics_pass_the_log_filter() -> None:
-    """Lambda's filter lets lines of level INFO through at every LogLevel, since metrics are such lines."""
+    """Lambda's filter passes lines of level INFO at every LogLevel, because metrics are such lines."""
     logging = TEMPLATE["Globals"]["Function"]["LoggingConfig"]
 
     assert "JSON" == logging["LogFormat"]
@@ -590,7 +609,7 @@ def test_metrics_pass_the_log_filter() -> None:
 
 
 def test_alarms() -> None:
-    """What a person must look at tells the topic that the parameter names, from the first one on."""
+    """Every failure that a person must look at has an alarm, which notifies the topic that the parameter names."""
     alarms = of_type("AWS::CloudWatch::Alarm").values()
     watched = {
         (alarm["Namespace"], alarm["MetricName"], dimension["Name"], named(dimension["Value"]), alarm["Threshold"])
@@ -624,7 +643,10 @@ def test_alarms() -> None:
 
 
 def test_alarms_of_the_send_queue_last_as_long_as_their_cause() -> None:
-    """From the first count on, and until the longest time between two deliveries has passed without another."""
+    """An alarm of the send queue starts at the first count.
+
+    It lasts until the longest time between two deliveries has passed without another count.
+    """
     alarms = [
         alarm
         for alarm in of_type("AWS::CloudWatch::Alarm").values()

@@ -1,4 +1,4 @@
-"""The picture of a run's dashboard shows what the run's logs and queues say."""
+"""The picture of a run's dashboard shows the values in the run's logs and queues."""
 
 import json
 import xml.etree.ElementTree as ET
@@ -16,7 +16,7 @@ OF_CLASS = {"Namespace": "TwilioConnector", "Dimensions": [["service", "error"]]
 
 
 def embedded(directive: dict[str, Any], name: str, value: float, **more: str) -> str:
-    """Return a log line with a metric, of a stack of any name."""
+    """Return a log line with an embedded metric; the stack's name in it does not matter."""
     metrics = [{"Name": name, "Unit": "Count"}]
     aws = {"CloudWatchMetrics": [directive | {"Metrics": metrics}]}
     return json.dumps({"_aws": aws, "service": "chaos", name: [value], **more})
@@ -24,7 +24,7 @@ def embedded(directive: dict[str, Any], name: str, value: float, **more: str) ->
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """Return a run of a hundred seconds."""
+    """Return a run of 100 seconds."""
     journal = Journal(tmp_path)
     lines = [
         ("SendSmsLogs", 0, embedded(DIRECTIVE, "ApiCalls", 3)),
@@ -41,7 +41,7 @@ def run(tmp_path: Path) -> Run:
 
 
 def test_values_of_logs_and_queues(run: Run) -> None:
-    """A metric's values lie where they were written; faults are those that the template's filters count."""
+    """A metric's values are drawn at the time they were logged; the template's filters count the faults."""
     own = Metric.of("TwilioConnector", "ApiCalls", service="stack")
     depth = Metric.of("AWS/SQS", "ApproximateNumberOfMessagesVisible", QueueName="<SendQueue.QueueName>")
     faults = Metric.of("TwilioConnector/stack", "WebhookFaults")
@@ -53,7 +53,7 @@ def test_values_of_logs_and_queues(run: Run) -> None:
 
 @pytest.mark.parametrize("theme", THEMES)
 def test_picture(run: Run, theme: str) -> None:
-    """It is well-formed, has all widgets, names what has a value, and asks nobody."""
+    """A picture is well-formed, has all widgets, names each series that has values, and loads nothing."""
     text = draw(run, theme)
     shown = [each.text for each in ET.fromstring(text).iter("{http://www.w3.org/2000/svg}text")]  # noqa: S314 our own
 
@@ -64,7 +64,7 @@ def test_picture(run: Run, theme: str) -> None:
 
 
 def test_gigabyte_seconds(run: Run) -> None:
-    """Two seconds with half a gigabyte are one."""
+    """Two seconds with half a gigabyte of memory are one GB-second."""
     metric = Metric.of("AWS/Lambda", "Duration", FunctionName="<SendSmsFunction>")
     values = [value for value in run.values([metric], "Sum") if value is not None]
 
@@ -73,7 +73,7 @@ def test_gigabyte_seconds(run: Run) -> None:
 
 
 def test_a_run_without_logs_is_refused(tmp_path: Path) -> None:
-    """Its picture would be empty."""
+    """A run without log lines is refused, because its picture would be empty."""
     Journal(tmp_path).close()
 
     with pytest.raises(SystemExit, match="no log lines"):

@@ -1,4 +1,4 @@
-"""The schedule of `make chaos`: the same for the same seed, and as hard as it says."""
+"""The schedule of `make chaos`: the same seed gives the same schedule, with the promised number of faults."""
 
 import re
 from collections import Counter
@@ -29,19 +29,22 @@ KEY = re.compile(r"[!-~]{1,128}")
 
 @pytest.fixture(params=[FULL, SHORT], ids=["full", "short"])
 def size(request: pytest.FixtureRequest) -> Size:
-    """Return how much is tried."""
+    """Return the size of a run."""
     result: Size = request.param
     return result
 
 
 def test_same_seed() -> None:
-    """A seed gives one schedule, and another seed another."""
+    """The same seed gives the same schedule, and another seed gives another one."""
     assert plan(7, SHORT) == plan(7, SHORT)
     assert [send.markers for send in plan(7, SHORT)] != [send.markers for send in plan(8, SHORT)]
 
 
 def test_keys(size: Size) -> None:
-    """Each key is a key, there once, has its markers in it, and is found in its text."""
+    """Each key is valid, unique and contains its markers.
+
+    `owner` finds the key from the text and the fields of its message.
+    """
     sends = plan(7, size)
 
     assert len(sends) == len({send.key for send in sends})
@@ -54,7 +57,7 @@ def test_keys(size: Size) -> None:
 
 
 def test_channels() -> None:
-    """Each channel has its share."""
+    """Each channel has its share of the ordinary sends."""
     counts = Counter(send.channel for send in plan(7, FULL) if send.part is Part.ORDINARY)
 
     assert {channel: round(share * FULL.sends) for channel, share in SHARES.items()} == dict(counts)
@@ -62,7 +65,7 @@ def test_channels() -> None:
 
 
 def test_share_of_faults() -> None:
-    """A third of the ordinary sends is hit, in every channel."""
+    """In every channel, a third of the ordinary sends has a fault."""
     for channel in Channel:
         sends = [send for send in plan(7, FULL) if send.part is Part.ORDINARY and send.channel is channel]
         hit = sum(any(marker != "callback=none" for marker in send.markers) for send in sends)
@@ -70,7 +73,7 @@ def test_share_of_faults() -> None:
 
 
 def test_kinds_of_faults() -> None:
-    """There are far more than twenty kinds, of Twilio and of AWS, before and after, and all are known."""
+    """Twilio and AWS have more than 20 faults each, and all are known to the relay and the proxy."""
     markers = {marker for send in plan(7, FULL) for marker in send.markers}
     twilio = {name for marker in markers if marker.startswith("fault=") for name in marker[6:].split(",")}
     calls = {name for marker in markers if marker.startswith("aws=") for name in marker[4:].split("+")}
@@ -83,7 +86,7 @@ def test_kinds_of_faults() -> None:
 
 
 def test_crashes(size: Size) -> None:
-    """Each crash point has its keys; whether something was published is asked only where it would be."""
+    """Each crash point has its keys. Crashes at an event are only in channels whose sends publish events."""
     crashes = [send for send in plan(7, size) if send.part is Part.CRASH]
 
     assert dict.fromkeys(CRASHES, size.crashes) == dict(Counter(send.crash for send in crashes))
@@ -92,7 +95,7 @@ def test_crashes(size: Size) -> None:
 
 
 def test_races(size: Size) -> None:
-    """Twilio takes the message of each race, so that there is something to take twice."""
+    """Twilio accepts the message of each race, so that a second message would be a duplicate."""
     races = [send for send in plan(7, size) if send.part is Part.RACE]
 
     assert size.races == len(races)
@@ -100,13 +103,13 @@ def test_races(size: Size) -> None:
 
 
 def test_enough_keys() -> None:
-    """Three seeds have more than 5,000 keys; the small run has a tenth of one or more."""
+    """Three full runs have at least 5,000 keys, and a short run has at least a tenth of the keys of a full run."""
     assert 5000 <= sum(len(plan(seed, FULL)) for seed in range(3))
     assert len(plan(7, SHORT)) >= len(plan(7, FULL)) / 10
 
 
 def test_twins(size: Size) -> None:
-    """Twins have the same text, and one key each; in most pairs one message is lost that no callback can tell of."""
+    """Twins have the same text and different keys. In most pairs no callback to the connector is possible."""
     twins = [send for send in plan(7, size) if send.part is Part.TWIN]
     pairs = [(first, second) for first, second in zip(twins[::2], twins[1::2], strict=True)]
 
@@ -117,7 +120,10 @@ def test_twins(size: Size) -> None:
 
 
 def test_strangers(size: Size) -> None:
-    """Each answer is lost, before or after Twilio took the message, with callbacks, without, and with lost ones."""
+    """The answer to each stranger's send is lost, before or after Twilio accepts the message.
+
+    The sends have callbacks, no callbacks or lost callbacks, and all eight combinations are equally frequent.
+    """
     strangers = [send for send in plan(7, size) if send.part is Part.STRANGER]
     kinds = Counter((send.callback, "callback=none" in send.markers, "_after" in send.markers[0]) for send in strangers)
 
@@ -128,7 +134,7 @@ def test_strangers(size: Size) -> None:
 
 
 def test_outages(size: Size) -> None:
-    """What is sent in an outage comes by a queue; half of it without bus has no key of its own."""
+    """All sends in an outage come by queue. Half of those in an outage of the bus have no key of their own."""
     sends = plan(7, size)
     parts = {part: [send for send in sends if send.part is part] for part in Part}
     away, hanging, broken = parts[Part.BUS_AWAY], parts[Part.SECRET_HANGS], parts[Part.SECRET_BROKEN]
@@ -141,7 +147,10 @@ def test_outages(size: Size) -> None:
 
 
 def test_what_is_mended_ends() -> None:
-    """What the queue would try for an hour comes to an end in the time of a run."""
+    """A queued send with wrong credentials ends within the run, because they are fixed after two attempts.
+
+    Otherwise the queue would retry it for an hour.
+    """
     queued = [send for send in plan(7, FULL) if send.channel in QUEUED and send.part is Part.ORDINARY]
 
     assert not [send for send in queued if "fault=401_before" in send.markers]

@@ -1,4 +1,4 @@
-"""The relay of `make chaos`: whose message Twilio makes, and who else sends the same words."""
+"""The relay of `make chaos`: it records whose message Twilio creates, and sends strangers' messages."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,16 +17,16 @@ _FORM = {"validity_period": "ValidityPeriod", "status_callback": "StatusCallback
 
 
 class Place:
-    """A relay in front of a Twilio, and what both wrote down."""
+    """A relay in front of a fake Twilio, and the records of both."""
 
     def __init__(self, relay: Relay, twilio: FaultServer, records: Journal) -> None:
-        """Take them."""
+        """Store the relay, the fake Twilio and the journal."""
         self.relay = relay
         self.twilio = twilio
         self._records = records
 
     def send(self, send: Send, **more: str) -> int | None:
-        """Ask for a message as the connector does; return the status, None of a lost answer."""
+        """Request a message as the connector does. Return the status, or None if the answer is lost."""
         form = {"To": "+15550100000", "From": "+15551234567", "Body": send.text}
         form |= {_FORM[name]: str(value) for name, value in send.fields.items()} | more
         url = f"{self.relay.url}/2010-04-01/Accounts/AC{'0' * 32}/Messages.json"
@@ -36,13 +36,13 @@ class Place:
             return None
 
     def lines(self, name: str) -> list[dict[str, object]]:
-        """Return what is written in a file."""
+        """Return the lines of one of the journal's files."""
         return list(journal.read([self._records.folder], name))
 
 
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Place]:
-    """Give a relay."""
+    """Return a relay in front of a fake Twilio."""
     records = Journal(tmp_path)
     with FaultServer() as twilio, Relay(records) as relay:
         relay.upstream = twilio.url
@@ -52,12 +52,12 @@ def place(tmp_path: Path) -> Iterator[Place]:
 
 
 def sends(part: Part, *markers: str) -> list[Send]:
-    """Return the keys of a part that have all these markers in them."""
+    """Return the sends of a part whose keys contain all these markers."""
     return [send for send in plan(7, SHORT) if send.part is part and all(each in send.key for each in markers)]
 
 
 def test_each_twin_has_its_own_fault(place: Place) -> None:
-    """Twins are told apart though their words are the same, and each message is given to whom it was made for."""
+    """Twins have separate faults despite the same text, and each message is recorded for its own key."""
     first, second = sends(Part.TWIN, "fault=ok,500_before")[:2]
     assert first.text == second.text
 
@@ -69,7 +69,7 @@ def test_each_twin_has_its_own_fault(place: Place) -> None:
 
 @pytest.mark.parametrize(("when", "place_of_stranger"), [("first", 0), ("second", 1)])
 def test_a_stranger_sends_the_same_words(place: Place, when: str, place_of_stranger: int) -> None:
-    """Before or after the connector's own message, once, and without a callback."""
+    """A stranger sends the same text once and without a callback, before or after the connector's own message."""
     send = sends(Part.STRANGER, "_after", f"stranger={when}")[0]
 
     for _ in range(2):
@@ -83,7 +83,7 @@ def test_a_stranger_sends_the_same_words(place: Place, when: str, place_of_stran
 
 
 def test_a_stranger_where_twilio_took_nothing(place: Place) -> None:
-    """The only message is then the stranger's."""
+    """If Twilio does not accept the connector's message, the stranger's message is the only one."""
     send = sends(Part.STRANGER, "_before")[0]
 
     place.send(send)
@@ -93,7 +93,10 @@ def test_a_stranger_where_twilio_took_nothing(place: Place) -> None:
 
 
 def test_whether_twilio_calls_back(place: Place) -> None:
-    """It does where the connector asked for it and nothing takes that away; where something does, the URL is kept."""
+    """Twilio calls back if the connector requested a callback and the key has no `callback=none`.
+
+    With `callback=none`, the relay keeps the callback's URL.
+    """
     heard = sends(Part.STRANGER, "_after")
     lost, kept = (
         next(send for send in heard if ("callback=none" in send.key) is is_lost and send.callback is Callback.OURS)
@@ -109,7 +112,7 @@ def test_whether_twilio_calls_back(place: Place) -> None:
 
 
 def test_others_are_not_asked_for_their_callbacks(place: Place) -> None:
-    """A URL that the input names is nobody's proof."""
+    """A callback to a URL that the input names is not recorded, because it proves nothing to the connector."""
     send = next(send for send in sends(Part.STRANGER, "_after") if send.callback is Callback.OTHERS)
 
     place.send(send)

@@ -1,4 +1,4 @@
-"""The verdict on a run: green only for one in which nothing was violated, and which proves something."""
+"""The verdict on a run: it passes only a run that violates nothing and proves something."""
 
 import json
 import time
@@ -32,10 +32,10 @@ KEY = "api-7-00001"
 
 
 class Records:
-    """The files of a small run in which all went well."""
+    """The files of a small run in which everything went well."""
 
     def __init__(self, folder: Path, seed: int = 7) -> None:
-        """Write them."""
+        """Write the files."""
         self.folder = folder
         self._seed = seed
         self.journal = Journal(folder)
@@ -77,7 +77,7 @@ class Records:
             self.stored(f"naive-7-{number:05}", sid=f"SM-naive-{number}-again")
 
     def write(self, name: str, **line: Any) -> None:
-        """Add a line; what it says of seed 7 is of this one."""
+        """Add a line to a file. In its text, this run's seed replaces seed 7."""
         text = json.dumps(line).replace("-7-", f"-{self._seed}-")
         self.journal.write(name, **json.loads(text))
 
@@ -90,15 +90,15 @@ class Records:
         self.write(ANSWERS, **({"key": key, "input": 1, "sid": None, "error": None} | answer))
 
     def stored(self, key: str, *, sid: str | None = None) -> None:
-        """Add a message of Twilio's."""
+        """Add a message that Twilio stored."""
         self.write(TRUTH, sid=sid or f"SM-{key}", body=f"Chaos {key}")
 
     def made(self, sid: str, key: str | None, *, callback: bool = False) -> None:
-        """Add what the relay saw of a message."""
+        """Add the relay's record of a message."""
         self.write(MADE, sid=sid, key=key, callback=callback)
 
     def lost(self, key: str, *, callback: str = "ours", is_called_back: bool = False, **more: Any) -> None:
-        """Add a key whose answer was lost, and which stays unknown though Twilio has the message."""
+        """Add a key whose answer was lost, and which stays unknown although Twilio stored the message."""
         self.asked(key, callback=callback, **more)
         self.write(FAULTS, kind="reset_after", key=key)
         self.made(f"SM-{key}", key, callback=is_called_back)
@@ -107,11 +107,11 @@ class Records:
         self.happened("Message Outcome Unknown", key, error={"title": "OutcomeUnknownError"})
 
     def known(self, key: str, **told: Any) -> None:
-        """Add what the connector says of a key in the end."""
+        """Add the connector's final record of a key."""
         self.write(KNOWN, **({"key": key, "state": "sent", "evidence": "answer", "sid": None} | told))
 
     def set_aside(self, key: str) -> None:
-        """Add a record of the failed queue."""
+        """Add a record to the failed queue."""
         self.write(FAILED, body=json.dumps({"idempotency_key": key, "connection": "default"}))
 
     def happened(self, name: str, key: str, **detail: Any) -> None:
@@ -120,20 +120,20 @@ class Records:
         self.write(BUS, event=event)
 
     def reds(self) -> list[str]:
-        """Return what the verdict finds."""
+        """Return the names of the violations that the verdict finds."""
         return [row.name for row in verdict.Run(self.folder).violations() if row.keys]
 
 
 @pytest.fixture
 def records(tmp_path: Path) -> Iterator[Records]:
-    """Give the files of a run in which all went well."""
+    """Return the files of a run in which everything went well."""
     result = Records(tmp_path)
     yield result
     result.journal.close()
 
 
 def test_green(records: Records, capsys: pytest.CaptureFixture[str]) -> None:
-    """A run in which all went well is green, and its table names the bound of chance."""
+    """A run in which everything went well passes. Its table shows the confidence bound for duplicates."""
     assert 0 == verdict.judge(records.folder)
 
     said = capsys.readouterr()
@@ -170,7 +170,7 @@ def test_green(records: Records, capsys: pytest.CaptureFixture[str]) -> None:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_violations(records: Records, name: str, plant: Callable[[Records], object]) -> None:
-    """Each violation turns the verdict red, by its own name."""
+    """Each violation fails the verdict, under its own name."""
     plant(records)
 
     assert [name] == records.reds()
@@ -179,7 +179,7 @@ def test_violations(records: Records, name: str, plant: Callable[[Records], obje
 
 @pytest.mark.parametrize("error", sorted(verdict.NOTHING_SENT))
 def test_said_not_sent(records: Records, error: str) -> None:
-    """An answer that says that nothing was sent is a lie where the message is there."""
+    """An error that says that nothing was sent is a violation if Twilio stored the message."""
     records.asked("api-7-00099")
     records.stored("api-7-00099")
     records.answered("api-7-00099", answer="error", error=error)
@@ -188,14 +188,14 @@ def test_said_not_sent(records: Records, error: str) -> None:
 
 
 def test_event_said_not_sent(records: Records) -> None:
-    """So is an event, also where another says that it was sent."""
+    """An event that says that nothing was sent is a violation, even if an answer has the message's SID."""
     records.happened("Message Failed", KEY, error={"title": "TwilioRejectedError"})
 
     assert ["said not sent, but stored"] == records.reds()
 
 
 def test_redriven(records: Records) -> None:
-    """What failed, and was put back in the send queue, may be sent after all: once."""
+    """A failed send that was put back in the send queue may be sent afterwards, but only once."""
     records.asked("sqs-7-00001")
     records.happened("Message Failed", "sqs-7-00001", error={"title": "TwilioRejectedError"})
     records.write(INTENTS, key="sqs-7-00001", redriven=True)
@@ -208,7 +208,10 @@ def test_redriven(records: Records) -> None:
 
 
 def test_tried_again(records: Records) -> None:
-    """What was not sent at first may be sent later; what comes before the look-up says nothing of earlier calls."""
+    """A key that was not sent at first may be sent later.
+
+    An error from before the look-up of the key says nothing about earlier calls.
+    """
     records.asked("api-7-00099")
     records.answered("api-7-00099", answer="error", error="TwilioRateLimitError")
     records.answered("api-7-00099", answer="lost")
@@ -221,7 +224,7 @@ def test_tried_again(records: Records) -> None:
 
 
 def test_a_callback_lets_a_key_be_known(records: Records) -> None:
-    """A message that Twilio called back about may not stay unknown; one whose callbacks were lost may."""
+    """A key must not stay unknown if Twilio called back about its message; it may if the callbacks were lost."""
     records.lost("api-7-00098")
     assert [] == records.reds()
 
@@ -234,7 +237,7 @@ def test_a_callback_lets_a_key_be_known(records: Records) -> None:
 
 @pytest.mark.parametrize("callback", ["none", "others"])
 def test_the_list_lets_a_key_be_known(records: Records, callback: str) -> None:
-    """Where no callback can come, a message that is alone in the list may not stay unknown."""
+    """Without callbacks, a key must not stay unknown if its message is the only one in Twilio's list."""
     records.lost("api-7-00099", callback=callback)
     assert ["could be known, but is unknown"] == records.reds()
 
@@ -243,7 +246,7 @@ def test_the_list_lets_a_key_be_known(records: Records, callback: str) -> None:
 
 
 def test_a_stranger_with_the_same_words_leaves_a_key_unknown(records: Records) -> None:
-    """Two messages in the list cannot be told apart."""
+    """A key may stay unknown if a stranger sent the same text, because the list cannot tell the two messages apart."""
     records.lost("api-7-00099", callback="none")
     records.made("SM-copy", None)
     records.stored("api-7-00099", sid="SM-copy")
@@ -252,7 +255,10 @@ def test_a_stranger_with_the_same_words_leaves_a_key_unknown(records: Records) -
 
 
 def test_twins_in_the_list(records: Records) -> None:
-    """While both keys of the same words are open nobody knows which message is whose; proof of one shows the other."""
+    """While both twins are open, they may stay unknown, because the list cannot tell their messages apart.
+
+    Proof of one twin's message identifies the other.
+    """
     for place in range(2):
         records.lost(f"twin-7-1;n={place}", callback="none", words="twin-7-1")
     assert [] == records.reds()
@@ -262,7 +268,7 @@ def test_twins_in_the_list(records: Records) -> None:
 
 
 def test_an_unhurt_answer_lets_a_key_be_known(records: Records) -> None:
-    """A call that nothing happened to does not end in doubt."""
+    """A key that no fault hit must not stay unknown."""
     records.asked("api-7-00099")
     records.answered("api-7-00099", answer="error", error="OutcomeUnknownError")
     records.happened("Message Outcome Unknown", "api-7-00099", error={"title": "OutcomeUnknownError"})
@@ -271,7 +277,10 @@ def test_an_unhurt_answer_lets_a_key_be_known(records: Records) -> None:
 
 
 def test_the_last_word_decides(records: Records) -> None:
-    """A key that was known by an event and is unknown in the end could have stayed known."""
+    """The connector's final record of a key decides.
+
+    If an answer showed that the message was sent, the key must not be unknown in the end.
+    """
     records.known(KEY, state="unknown", evidence=None)
     records.made(f"SM-{KEY}", KEY, callback=True)
 
@@ -279,7 +288,10 @@ def test_the_last_word_decides(records: Records) -> None:
 
 
 def test_a_strangers_message_on_the_list(records: Records, capsys: pytest.CaptureFixture[str]) -> None:
-    """What only the list shows may be a stranger's where no callback can come: it is counted in a row of its own."""
+    """If no callback can come, the list may show a stranger's message as the connector's.
+
+    The verdict counts such keys in a separate row, and they are not a violation.
+    """
     records.known("stranger-7-00000", evidence="list", sid="SM-of-a-stranger")
 
     assert 0 == verdict.judge(records.folder)
@@ -287,14 +299,14 @@ def test_a_strangers_message_on_the_list(records: Records, capsys: pytest.Captur
 
 
 def test_a_strangers_message_is_no_proof(records: Records) -> None:
-    """The same, said on a callback, is a lie."""
+    """A stranger's message is a violation if the connector claims that a callback proved it."""
     records.happened("Message Sent", "stranger-7-00000", message={"sid": "SM-of-a-stranger"}, evidence="callback")
 
     assert ["said sent on proof, not stored"] == records.reds()
 
 
 def test_another_keys_message(records: Records) -> None:
-    """What another key sent is never the last word on this one, whatever it rests on."""
+    """The final record of a key must not name another key's message, on any evidence."""
     records.asked("api-7-00099", callback="none")
     records.known("api-7-00099", evidence="list", sid=f"SM-{KEY}")
     records.answered("api-7-00099", answer="error", error="OutcomeUnknownError")
@@ -304,7 +316,7 @@ def test_another_keys_message(records: Records) -> None:
 
 
 def test_put_back_and_set_aside_again(records: Records) -> None:
-    """A record may come to the failed queue once more for each time that it was put back."""
+    """A record may enter the failed queue once more for each time that it was put back."""
     records.set_aside(KEY)
     records.write(INTENTS, key=KEY, redriven=True)
     records.set_aside(KEY)
@@ -316,9 +328,12 @@ def test_put_back_and_set_aside_again(records: Records) -> None:
 def test_what_a_killed_process_had_besides(
     records: Records,
     seconds: int,
-    is_caught: bool,  # noqa: FBT001 it is what is expected
+    is_caught: bool,  # noqa: FBT001 the expected result
 ) -> None:
-    """A key in an outage that another key's kill caught is not given up; a kill at another time is no excuse."""
+    """A key in an outage does not count as given up if another key's kill ended its process.
+
+    A kill at another time is not an excuse.
+    """
     records.asked("hang-7-00000", part="secret_hangs", channel="sqs")
     records.happened("Message Outcome Unknown", "hang-7-00000", error={"title": "OutcomeUnknownError"})
     claimed_at = datetime.fromtimestamp(time.time() - seconds, UTC).isoformat()
@@ -330,16 +345,19 @@ def test_what_a_killed_process_had_besides(
 @pytest.mark.parametrize(
     ("asked", "killed", "twice"),
     [
-        ((100.0, 135.0), 100.1, False),  # killed by another record, and delivered again
+        ((100.0, 135.0), 100.1, False),  # another record's kill caused the redelivery
         ((100.0,), 100.1, True),  # one delivery, two reports
-        ((100.0, 135.0), 120.0, True),  # nothing was killed while the batch was under way
+        ((100.0, 135.0), 120.0, True),  # no kill happened while the batch was in progress
         ((100.0, 135.0), 136.0, True),
     ],
 )
 def test_a_killed_batch_is_delivered_again(
     records: Records, asked: tuple[float, ...], killed: float, *, twice: bool
 ) -> None:
-    """A record that was reported is reported once more, if Twilio was asked before and after the kill."""
+    """A record may be reported twice if another record's kill ended its batch.
+
+    Twilio must have been asked for the message both before and after the kill.
+    """
     for _ in range(2):
         records.set_aside(KEY)
     for at in asked:
@@ -350,7 +368,7 @@ def test_a_killed_batch_is_delivered_again(
 
 
 def test_a_disturbed_way_to_the_failed_queue(records: Records) -> None:
-    """Where nobody can tell whether a record is in the failed queue, it may be there twice."""
+    """A record may be in the failed queue twice if a fault leaves it unknown whether the first attempt succeeded."""
     records.write(FAULTS, kind="SendMessage.drop_after", key=KEY)
     for _ in range(2):
         records.set_aside(KEY)
@@ -369,21 +387,21 @@ def test_a_disturbed_way_to_the_failed_queue(records: Records) -> None:
     ],
 )
 def test_void_where_an_outage_is_missing(records: Records, name: str, reason: str) -> None:
-    """A run in which something did not fail, or nobody was in the way, is void."""
+    """A run is void if an outage, a stranger, a concurrent run of `resolve` or a send without a key is missing."""
     (records.folder / f"{name}.jsonl").write_text("")
 
     assert reason in verdict.Run(records.folder).void()
 
 
 def test_void_where_no_index_was_behind(records: Records) -> None:
-    """So is one whose indexes were never behind."""
+    """A run is void if no index was ever behind its table."""
     records.journal.state(seed=7, finished=True, outdated=0, void=[])
 
     assert ["no index was behind its table"] == verdict.Run(records.folder).void()
 
 
 def test_three_seeds(records: Records, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Several runs are judged together: a violation in one of them is one of all."""
+    """Several runs are judged together, and a violation in one of them fails all."""
     other = Records(tmp_path / "other", seed=8)
     with closing(other.journal):
         assert 0 == verdict.judge(records.folder, other.folder)
@@ -401,7 +419,7 @@ def test_three_seeds(records: Records, tmp_path: Path, capsys: pytest.CaptureFix
     ],
 )
 def test_void(records: Records, capsys: pytest.CaptureFixture[str], reason: str, line: dict[str, Any]) -> None:
-    """A run that says of itself that it proves nothing is void."""
+    """A run is void if its own record says that it did not finish or proves nothing."""
     records.journal.state(seed=7, outdated=1, **line)
 
     assert 1 == verdict.judge(records.folder)
@@ -419,7 +437,7 @@ def test_void(records: Records, capsys: pytest.CaptureFixture[str], reason: str,
     ],
 )
 def test_void_without(records: Records, capsys: pytest.CaptureFixture[str], name: str, reason: str) -> None:
-    """A run without sends, without faults, or whose faults defeat nobody, is void."""
+    """A run is void if it has no sends, no faults, or only faults that the naive client survives."""
     (records.folder / f"{name}.jsonl").write_text("")
     for other in {ANSWERS, BUS, TRUTH} if name == INTENTS else set[str]():
         (records.folder / f"{other}.jsonl").write_text("")
@@ -429,5 +447,5 @@ def test_void_without(records: Records, capsys: pytest.CaptureFixture[str], name
 
 
 def test_no_run(tmp_path: Path) -> None:
-    """A folder without a run proves nothing."""
+    """A folder without a run fails, because it proves nothing."""
     assert 1 == verdict.judge(tmp_path)

@@ -27,7 +27,7 @@ NAME = "hook-7-00001"
 
 
 def units(size: Size) -> list[Unit]:
-    """Return all that is delivered."""
+    """Return all units that are delivered."""
     return [unit for stage in plan(7, size).values() for unit in stage]
 
 
@@ -37,13 +37,16 @@ def hooks(size: Size) -> dict[str, Hook]:
 
 
 def test_same_seed() -> None:
-    """A seed gives one schedule, and another seed another."""
+    """The same seed gives the same schedule, and another seed gives another one."""
     assert plan(7, SHORT) == plan(7, SHORT)
     assert plan(7, SHORT) != plan(8, SHORT)
 
 
 def test_size() -> None:
-    """There are thousands of webhooks of every kind; one in five comes again, half of these at the same moment."""
+    """There are 1,500 ordinary webhooks, of every kind.
+
+    One in five is delivered twice, half of these at the same moment.
+    """
     ordinary = [unit for unit in units(FULL) if unit.hooks[0].part is Part.ORDINARY]
     twice = [unit.at_once for unit in ordinary if len(unit.hooks) == 2]
 
@@ -56,7 +59,7 @@ def test_size() -> None:
 
 @pytest.mark.parametrize("size", [FULL, SHORT], ids=["full", "short"])
 def test_orders(size: Size) -> None:
-    """The four statuses of a message come in each order that there is."""
+    """The four statuses of a message arrive in every possible order."""
     orders = Counter(
         tuple(hook.status for hook in unit.hooks) for unit in units(size) if unit.hooks[0].part is Part.ORDER
     )
@@ -66,7 +69,10 @@ def test_orders(size: Size) -> None:
 
 @pytest.mark.parametrize(("size", "elsewhere"), [(FULL, True), (SHORT, False)], ids=["full", "short"])
 def test_crashes_come_while_nothing_is_away(size: Size, *, elsewhere: bool) -> None:
-    """One of each kind before, and one after: else a short run may hit none, and prove nothing."""
+    """Each kind of crash happens once before the outages and once after them.
+
+    Otherwise a short run might have no crash, and prove nothing.
+    """
     stages = {
         stage: Counter(hook.crash for unit in units for hook in unit.hooks if hook.crash)
         for stage, units in plan(7, size).items()
@@ -78,7 +84,10 @@ def test_crashes_come_while_nothing_is_away(size: Size, *, elsewhere: bool) -> N
 
 
 def test_faults() -> None:
-    """A third is hit, by more than twenty kinds, before and after, and all are known; so is each crash point."""
+    """A third of the ordinary webhooks has a fault, and each crash point has its webhooks.
+
+    There are more than 20 kinds of faults, and the proxy knows all of them.
+    """
     every = hooks(FULL).values()
     calls = {name for hook in every for marker in hook.markers for name in marker.removeprefix("aws=").split("+")}
 
@@ -90,7 +99,10 @@ def test_faults() -> None:
 
 
 def test_what_the_connector_makes_of_them(aws_wire: AwsWire, context: Any) -> None:
-    """It takes each kind; the names of its events stand in them, and the table calls them what the proxy looks for."""
+    """The connector accepts each kind of webhook, and its events contain the expected names.
+
+    The ids in the table are those that the proxy looks for.
+    """
     for kind in dict.fromkeys(KINDS):
         hook = next(hook for hook in hooks(SHORT).values() if hook.kind == kind and hook.markers)
         aws_wire.calls.clear()
@@ -109,7 +121,10 @@ def test_what_the_connector_makes_of_them(aws_wire: AwsWire, context: Any) -> No
 
 
 def test_other_readings(aws_wire: AwsWire, context: Any) -> None:
-    """Of most forms there is another reading whose signature holds; the connector refuses it after the genuine one."""
+    """Most forms have another reading whose signature is valid.
+
+    The connector accepts the genuine webhook, and refuses the other reading after it.
+    """
     forged = [unit.hooks[0] for unit in units(SHORT) if unit.is_forged]
     readings = [(hook, reading) for hook in forged if (reading := hook.another_reading(TARGET))]
     assert len(readings) > len(forged) / 2 > 20
@@ -122,7 +137,7 @@ def test_other_readings(aws_wire: AwsWire, context: Any) -> None:
 
 
 def test_control() -> None:
-    """The naive receiver gets the same, under other names, and nothing kills it."""
+    """The naive receiver gets the same webhooks under other names, and no fault kills it."""
     naive = [unit.hooks[0] for unit in control(units(FULL), 500)]
 
     assert 500 == len({hook.key for hook in naive})
@@ -135,7 +150,7 @@ class Records:
     """The files of a run whose webhooks were all published."""
 
     def __init__(self, folder: Path, seed: int = 7) -> None:
-        """Write them."""
+        """Write the files."""
         self.folder = folder
         self._seed = seed
         self.journal = Journal(folder)
@@ -160,7 +175,7 @@ class Records:
                 self.happened(f"{webhooks.NAIVE}-7-{number:05}", source=webhooks.NAIVE)
 
     def write(self, name: str, **line: Any) -> None:
-        """Add a line; what it says of seed 7 is of this one."""
+        """Add a line to a file. In its text, this run's seed replaces seed 7."""
         text = json.dumps(line).replace("-7-", f"-{self._seed}-")
         self.journal.write(name, **json.loads(text))
 
@@ -184,7 +199,7 @@ class Records:
         self.write(HOOK_ANSWERS, hook=hook, began=began, status=status)
 
     def forged(self, name: str, status: int = 403) -> None:
-        """Add another reading of a webhook's signed text."""
+        """Add a delivery of another reading of a webhook's signed text."""
         self.write(FORGED, hook=name, status=status)
 
     def injected(self, name: str | None, *kinds: str) -> None:
@@ -200,11 +215,11 @@ class Records:
         self.write(BUS, event={"id": event_id, "source": source, "detail-type": "Message Received", "detail": detail})
 
     def published(self) -> Published:
-        """Return what the verdict reads."""
+        """Return the webhooks as the verdict reads them."""
         return Published(self.folder)
 
     def reds(self) -> list[str]:
-        """Return what the verdict finds."""
+        """Return the names of the violations that the verdict finds."""
         return [row.name for row in self.published().violations() if row.keys]
 
 
@@ -219,14 +234,14 @@ def _message(place: int, status: str, **other: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def records(tmp_path: Path) -> Iterator[Records]:
-    """Give the files of a run in which all went well."""
+    """Return the files of a run in which everything went well."""
     result = Records(tmp_path)
     yield result
     result.journal.close()
 
 
 def test_green(records: Records) -> None:
-    """A run in which all went well has no violation, and proves something."""
+    """A run in which everything went well has no violation, and is not void."""
     assert ([], []) == (records.reds(), records.published().void())
 
 
@@ -255,21 +270,21 @@ def test_green(records: Records) -> None:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_violations(records: Records, name: str, plant: Callable[[Records], object]) -> None:
-    """Each violation turns the verdict red, by its own name."""
+    """Each violation fails the verdict, under its own name."""
     plant(records)
 
     assert [name] == records.reds()
 
 
 def test_an_event_of_nobody(records: Records) -> None:
-    """What nobody delivered has no place on the bus."""
+    """An event on the bus counts as a stranger's if its webhook was never delivered."""
     records.happened("hook-8-00001")
 
     assert ["hook-8-00001"] == records.published().strangers
 
 
 def test_marked_events_may_come_again(records: Records) -> None:
-    """An event that says that it may not be the only one is no violation, before or after the other."""
+    """A second event is not a violation if it is marked as a possible duplicate."""
     for mark in ("unavailable", "uncertain"):
         records.happened(NAME, mark=mark)
 
@@ -277,7 +292,10 @@ def test_marked_events_may_come_again(records: Records) -> None:
 
 
 def test_an_event_that_only_the_emulator_causes_is_there_once(records: Records) -> None:
-    """Twilio's emulator delivers as well, with names of its own."""
+    """An event from Twilio's emulator, whose webhooks have other names, must not be published twice.
+
+    A mark as a possible duplicate would allow a second event.
+    """
     records.happened("SM1:sent", parameters=_EMULATORS)
     assert [] == records.reds()
 
@@ -286,14 +304,20 @@ def test_an_event_that_only_the_emulator_causes_is_there_once(records: Records) 
 
 
 def test_an_event_of_the_emulator_in_other_words(records: Records) -> None:
-    """An event that has no webhook's name has the names that Twilio's emulator uses, or somebody cut its text."""
+    """An event without a webhook's name must have the parameter names of Twilio's emulator.
+
+    Other names mean that somebody split the signed text differently.
+    """
     records.happened("SM1:sent", parameters=_EMULATORS | {"BodyChaos": "key"})
 
     assert ["a reading that Twilio did not send"] == records.reds()
 
 
 def test_another_reading_that_nothing_stood_against(records: Records) -> None:
-    """Where the memory was away, or the genuine webhook never came through, another reading may be the first."""
+    """Another reading may be accepted if the connector has no memory of the genuine webhook.
+
+    DynamoDB was unavailable then, or the genuine webhook was never accepted.
+    """
     records.delivered("hook-7-00002")
     records.happened("hook-7-00002", mark="unavailable")
     records.forged("hook-7-00002", status=200)
@@ -312,14 +336,14 @@ def test_another_reading_that_nothing_stood_against(records: Records) -> None:
     ],
 )
 def test_void_where_nobody_tried(records: Records, name: str, reason: str) -> None:
-    """Webhooks prove nothing where nobody forged one, or no callback came while DynamoDB was away."""
+    """A run is void if nobody forged a webhook, or if no callback came while DynamoDB was unavailable."""
     (records.folder / f"{name}.jsonl").write_text("")
 
     assert [reason] == records.published().void()
 
 
 def test_what_was_never_accepted_is_not_lost(records: Records) -> None:
-    """Twilio was told that it did not arrive."""
+    """A webhook that was never accepted is not lost, because Twilio's delivery got an error."""
     records.delivered("hook-7-00002", status=503)
     records.injected("hook-7-00002", "PutEvents.throttle", "SendMessage.fail")
 
@@ -346,9 +370,9 @@ def test_what_explains_a_failure(
     monkeypatch: pytest.MonkeyPatch,
     status: int | None,
     kinds: list[str],
-    is_explained: bool,  # noqa: FBT001 it is what is expected
+    is_explained: bool,  # noqa: FBT001 the expected result
 ) -> None:
-    """Only a bus and a buffer that were both away, or a killed process, let a delivery fail."""
+    """A delivery may fail only if the bus and the buffer both failed, or if its process was killed."""
     monkeypatch.setattr("time.time", lambda: 1.5)
     records.delivered(NAME, status=status)
     records.injected(NAME, *kinds)
@@ -365,9 +389,12 @@ def test_a_machine_that_is_too_slow_for_the_buffer(
     monkeypatch: pytest.MonkeyPatch,
     kind: str,
     seconds: int,
-    is_explained: bool,  # noqa: FBT001 it is what is expected
+    is_explained: bool,  # noqa: FBT001 the expected result
 ) -> None:
-    """Without the bus, a buffer that does not answer in time is away, though nobody took it away."""
+    """A delivery may also fail if the bus failed and the buffer did not answer in time.
+
+    The machine is too slow then, and the buffer needs no fault of its own.
+    """
     monkeypatch.setattr("time.time", lambda: 1.0 + seconds)
     records.delivered(NAME, status=503)
     records.injected(NAME, kind)
@@ -381,9 +408,12 @@ def test_a_token_that_cannot_be_read_explains_what_was_under_way(
     records: Records,
     monkeypatch: pytest.MonkeyPatch,
     at: float,
-    is_explained: bool,  # noqa: FBT001 it is what is expected
+    is_explained: bool,  # noqa: FBT001 the expected result
 ) -> None:
-    """Reading a token has no key: only the time tells whose it was."""
+    """A token that could not be read explains only the failed deliveries of that time.
+
+    Reading a token has no key, so that only the time shows which delivery it was for.
+    """
     monkeypatch.setattr("time.time", lambda: 1.5)
     records.delivered(NAME, status=503)
     monkeypatch.setattr("time.time", lambda: at)
@@ -402,7 +432,7 @@ def test_a_token_that_cannot_be_read_explains_what_was_under_way(
     ],
 )
 def test_void_without(records: Records, name: str, reason: str) -> None:
-    """Webhooks prove nothing where none was delivered, or no fault hit."""
+    """A run is void if no webhook was delivered, if no fault hit one, or if no event was marked."""
     (records.folder / f"{name}.jsonl").write_text("")
     if name == HOOKS:
         for other in (HOOK_ANSWERS, FORGED, FAULTS, BUS):
@@ -412,14 +442,17 @@ def test_void_without(records: Records, name: str, reason: str) -> None:
 
 
 def test_void_where_the_naive_receiver_loses_nothing(records: Records) -> None:
-    """The faults must defeat somebody."""
+    """A run is void if even the naive receiver loses no event, because the faults were then too weak."""
     records.happened(f"{webhooks.NAIVE}-7-00000", source=webhooks.NAIVE)
 
     assert ["the naive receiver lost 0 per 1,000: faults do not bite"] == records.published().void()
 
 
 def test_void_where_marks_have_no_cause(records: Records) -> None:
-    """What nobody injected must hardly hit: else the record is not that of the run."""
+    """A run is void if many events are marked without a fault on record.
+
+    The record of the faults is then not that of the run.
+    """
     for number in range(500, 596):
         records.happened(f"hook-7-{number:05}", mark="uncertain", message=_message((number - 500) // 4, "queued"))
 
@@ -430,7 +463,10 @@ def test_void_where_marks_have_no_cause(records: Records) -> None:
 def test_what_waited_for_the_bus_may_be_published_without_the_table(
     records: Records, mark: str, unexplained: int
 ) -> None:
-    """The table is away next, and then an event of the buffer is marked; but only as that makes it."""
+    """An event that was buffered in the outage of the bus may be published in that of the table, which follows.
+
+    Only the mark `unavailable` is explained by that.
+    """
     for number in range(600, 660):
         records.delivered(f"hook-7-{number:05}", stage=Stage.BUS_AWAY)
         records.happened(f"hook-7-{number:05}", mark=mark)
@@ -439,7 +475,7 @@ def test_what_waited_for_the_bus_may_be_published_without_the_table(
 
 
 def test_void_where_many_are_given_up(records: Records) -> None:
-    """What Twilio gives up must be rare."""
+    """A run is void if Twilio gives up many webhooks, because that must be rare."""
     for number in range(900, 910):
         records.delivered(f"hook-7-{number:05}", status=503)
 

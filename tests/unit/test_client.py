@@ -1,4 +1,4 @@
-"""Every end a request can have: the error it is, what of it is kept, and how many requests it took."""
+"""Every way in which a request can end: the error, what the error keeps, and the number of requests."""
 
 import json
 import logging
@@ -53,7 +53,7 @@ TOKEN_AUTH = (ACCOUNT_SID, AUTH_TOKEN)
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the read timeout be short."""
+    """Shorten the read timeout."""
     defaults = Twilio.request.__kwdefaults__ or {}
     monkeypatch.setitem(defaults, "timeout", 0.2)
 
@@ -69,19 +69,19 @@ def get(context: Context | None = None) -> Any:
 
 
 def known() -> None:
-    """Read the connection, so that what follows has its time for itself."""
+    """Read the connection in advance, so that the next request has all the time for itself."""
     client.CONNECTIONS.get("twilio/", "default")
 
 
 def failure(action: Callable[..., Any], *arguments: Any, **more: Any) -> ConnectorError:
-    """Return the error that an action ends with."""
+    """Return the error that an action raises."""
     with pytest.raises(ConnectorError) as caught:
         action(*arguments, **more)
     return caught.value
 
 
 def status(code: int, fault: Fault) -> Fault:
-    """Give a fault another status than the normal one."""
+    """Return a fault whose answer has another status."""
 
     def act(exchange: Exchange) -> None:
         exchange.normal = exchange.normal._replace(status=code)
@@ -91,7 +91,7 @@ def status(code: int, fault: Fault) -> Fault:
 
 
 class Ends(NamedTuple):
-    """How a change and a read end, and with how many requests."""
+    """A fault, and for a change and a read: the error that it causes and the number of requests."""
 
     fault: Fault
     send: type[ConnectorError]
@@ -101,17 +101,17 @@ class Ends(NamedTuple):
 
 
 def refused(fault: Fault, error: type[ConnectorError], requests: int = 1) -> Ends:
-    """Return an end that is the same for both."""
+    """Return an end that is the same for a change and a read."""
     return Ends(fault, error, requests, error, requests)
 
 
 def unknown(fault: Fault, got: int = 3) -> Ends:
-    """Return an end that leaves a change in doubt, and after which a read is made again."""
+    """Return an end with an unknown outcome for a change, and with `got` requests for a read."""
     return Ends(fault, OutcomeUnknownError, 1, TwilioUnavailableError, got)
 
 
 def auth_failure(code: int) -> Fault:
-    """Answer that the credentials are wrong with another status than 401."""
+    """Return a fault that reports wrong credentials with another status than 401."""
     return replace(faults.status(code, twilio_code=20003), name=f"status_{code}_20003")
 
 
@@ -158,7 +158,7 @@ ENDS = [
         Ends(fault, OutcomeUnknownError, 1, ResponseTooLargeError, 1)
         for fault in (faults.ENDLESS, faults.huge(7), faults.gzip_bomb(64))
     ),
-    # An error counts by its status, whatever becomes of its body.
+    # An error's status decides, even if its body is lost or too large.
     *(
         refused(status(400, fault), TwilioRejectedError)
         for fault in (faults.ENDLESS, faults.drip("body"), faults.cut("body"), faults.huge(7))
@@ -171,7 +171,7 @@ ENDS = [
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("ends", ENDS, ids=lambda ends: ends.fault.name)
 def test_a_change_ends_so(twilio: FaultServer, ends: Ends) -> None:
-    """What may have been carried out is not sent again."""
+    """A change that may have been carried out is not retried."""
     twilio.script(ends.fault)
     error = failure(send)
 
@@ -181,7 +181,7 @@ def test_a_change_ends_so(twilio: FaultServer, ends: Ends) -> None:
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("ends", ENDS, ids=lambda ends: ends.fault.name)
 def test_a_read_ends_so(twilio: FaultServer, ends: Ends) -> None:
-    """What only reads is made again where that can help."""
+    """A read is retried if a retry can help."""
     twilio.script(ends.fault)
     error = failure(get)
 
@@ -217,20 +217,20 @@ def test_an_api_caller_is_told(
     http: int,
     retryable: bool,  # noqa: FBT001
 ) -> None:
-    """The status and the advice are those of the error's class."""
+    """An API caller gets the status and the `retryable` flag of the error's class."""
     twilio.script(fault)
     answer = send_sms.handler(event("send_sms_api"), context)
 
     assert (http, retryable) == (answer["statusCode"], json.loads(answer["body"])["retryable"])
 
 
-# Never sent
+# Requests that were never sent
 
 
 def test_a_closed_port_is_tried_three_times(
     aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch, delays: list[float]
 ) -> None:
-    """Nothing was sent, so even a change is tried again."""
+    """After a refused connection even a change is retried, because nothing was sent."""
     with closed_port() as port:
         monkeypatch.setenv("TWILIO_API_URL", f"http://127.0.0.1:{port}")
         errors = [failure(send), failure(get)]
@@ -244,7 +244,7 @@ def test_a_closed_port_is_tried_three_times(
 def test_a_name_that_does_not_resolve_is_tried_three_times(
     monkeypatch: pytest.MonkeyPatch, delays: list[float]
 ) -> None:
-    """DNS fails; AWS is found all the same."""
+    """A host that DNS cannot resolve is tried three times. Requests to AWS still work."""
     real = socket.getaddrinfo
     asked: list[str] = []
 
@@ -262,7 +262,7 @@ def test_a_name_that_does_not_resolve_is_tried_three_times(
 
 @pytest.mark.usefixtures("aws_wire", "hurried")
 def test_a_connection_that_nobody_accepts_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The function answers before it is killed."""
+    """A connection that is never accepted times out, so that the function answers before Lambda kills it."""
     known()
     with black_hole() as port:
         monkeypatch.setenv("TWILIO_API_URL", f"http://127.0.0.1:{port}")
@@ -276,7 +276,7 @@ def test_a_connection_that_nobody_accepts_ends_in_time(monkeypatch: pytest.Monke
 @pytest.mark.parametrize("kind", ["self_signed", "wrong_host", "expired", "untrusted"])
 @pytest.mark.usefixtures("aws_wire")
 def test_a_bad_certificate_is_final(monkeypatch: pytest.MonkeyPatch, kind: Tls) -> None:
-    """One attempt, nothing sent, no second try."""
+    """An invalid certificate is final: the client connects once, sends nothing and does not retry."""
     with FaultServer(tls=kind) as server:
         monkeypatch.setenv("TWILIO_API_URL", server.url)
         errors = [failure(send), failure(get)]
@@ -287,7 +287,7 @@ def test_a_bad_certificate_is_final(monkeypatch: pytest.MonkeyPatch, kind: Tls) 
 
 @pytest.mark.usefixtures("aws_wire")
 def test_a_handshake_that_broke_off_is_tried_again(monkeypatch: pytest.MonkeyPatch, delays: list[float]) -> None:
-    """It is not final, and the message is sent once."""
+    """A broken TLS handshake is not final: the client retries it, and sends the message once."""
     with FaultServer(tls="good") as server:
         monkeypatch.setenv("TWILIO_API_URL", server.url)
         server.script(faults.CLOSE_IN_HANDSHAKE, faults.RESET_IN_HANDSHAKE, faults.OK)
@@ -301,7 +301,7 @@ def test_a_handshake_that_broke_off_is_tried_again(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_request_is_not_begun_when_the_time_is_too_short(twilio: FaultServer) -> None:
-    """Nothing is sent that could not be answered."""
+    """No request is sent if too little time is left for its answer."""
     errors = [failure(send, Context(seconds)) for seconds in (1.4, 0)]
 
     assert [ServiceUnavailableError] * 2 == [type(error) for error in errors]
@@ -309,7 +309,10 @@ def test_a_request_is_not_begun_when_the_time_is_too_short(twilio: FaultServer) 
 
 
 def test_a_change_is_not_begun_when_its_answer_could_come_too_late(twilio: FaultServer) -> None:
-    """Nobody would know its outcome; a read has no such outcome."""
+    """A change is not sent if its answer could come too late, because its outcome would then be unknown.
+
+    A read has no such outcome, and is sent.
+    """
     known()
     error = failure(send, Context(5.9))
 
@@ -318,7 +321,10 @@ def test_a_change_is_not_begun_when_its_answer_could_come_too_late(twilio: Fault
 
 
 def test_a_connection_is_not_read_when_that_could_take_too_long(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """Lambda would end the function, and SQS deliver again what was sent before."""
+    """A connection is not read if that could take longer than the function may run.
+
+    Lambda would end the function, and SQS would redeliver the records that were already sent.
+    """
     error = failure(send, Context(7.9))
 
     assert ServiceUnavailableError is type(error)
@@ -335,7 +341,7 @@ def test_a_connection_is_not_read_when_that_could_take_too_long(twilio: FaultSer
 def test_the_answer_comes_before_the_function_is_killed(
     twilio: FaultServer, action: Callable[[Context], Any], fault: Fault
 ) -> None:
-    """The read timeout is no longer than the time that remains."""
+    """The read timeout is at most the time that remains, so that the function answers before Lambda kills it."""
     known()
     twilio.script(fault)
     with Stopwatch() as took:
@@ -350,7 +356,7 @@ def test_the_answer_comes_before_the_function_is_killed(
 def test_an_api_caller_is_answered_before_the_api_gives_up(
     twilio: FaultServer, event: LoadEvent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However long the function might run."""
+    """An API caller is answered before API Gateway's timeout, even if the function may run longer."""
     known()
     monkeypatch.setattr(invocation_handler, "API_SECONDS", 1.7)
     twilio.script(faults.hang())
@@ -375,11 +381,14 @@ def test_an_api_caller_is_answered_in_time_whatever_hangs_at_aws(
     hanging: tuple[str, int],
     status: int,
 ) -> None:
-    """Before the request or after it: what the ledger could not note, it finds out later."""
+    """An API caller is answered in time, even if a call to AWS hangs before or after the request.
+
+    An outcome that could not be stored is found later.
+    """
     operation, before = hanging
     if operation != "GetSecretValue":
         known()
-    if operation == "GetItem":  # a claim that is withdrawn
+    if operation == "GetItem":  # the read before a claim is withdrawn
         aws_wire.failures["PutItem"] = [(500, "InternalServerError")] * 2
     aws_wire.hangs = lambda called, times: called == operation and times >= before
     monkeypatch.setattr(invocation_handler, "API_SECONDS", 1.8)
@@ -393,7 +402,7 @@ def test_an_api_caller_is_answered_in_time_whatever_hangs_at_aws(
     assert aws_wire.count(operation) > before
 
 
-# Sent again
+# Retries
 
 
 @pytest.mark.parametrize(
@@ -414,7 +423,7 @@ def test_what_passes_is_waited_for(
     script: list[Fault],
     waited: list[float],
 ) -> None:
-    """A fault that passes within three attempts is not seen by the caller."""
+    """The caller does not notice a temporary failure that ends within three attempts."""
     twilio.script(*script, faults.OK)
 
     assert "queued" == action()["status"]
@@ -423,7 +432,7 @@ def test_what_passes_is_waited_for(
 
 @pytest.mark.usefixtures("impatient")
 def test_a_read_that_timed_out_is_made_again(twilio: FaultServer) -> None:
-    """A new connection brings the answer."""
+    """A read that times out is retried on a new connection."""
     twilio.script(faults.hang(), faults.drip("body"), faults.OK)
 
     assert "queued" == get()["status"]
@@ -447,7 +456,7 @@ RETRY_AFTER: dict[str, list[float]] = {
 
 @pytest.mark.parametrize("kind", faults.RETRY_AFTER)
 def test_each_kind_of_retry_after(twilio: FaultServer, delays: list[float], kind: str) -> None:
-    """What says something is honoured, what is too long is left to the caller, and the rest is no matter."""
+    """A valid Retry-After is honoured, one that is too long is left to the caller, and an invalid one is ignored."""
     twilio.script(faults.too_many(faults.RETRY_AFTER[kind]))
     error = failure(send)
     expected = RETRY_AFTER[kind]
@@ -462,7 +471,7 @@ def test_each_kind_of_retry_after(twilio: FaultServer, delays: list[float], kind
 def test_an_api_caller_is_told_when_to_come_again(
     twilio: FaultServer, event: LoadEvent, context: Context, header: str | None, told: str
 ) -> None:
-    """Retry-After is passed on where Twilio sent one; else it is a second."""
+    """An API caller gets Twilio's Retry-After, or one second if Twilio sent none that is valid."""
     twilio.script(faults.too_many(header))
     answer = send_sms.handler(event("send_sms_api"), context)
 
@@ -472,7 +481,7 @@ def test_an_api_caller_is_told_when_to_come_again(
 
 @pytest.mark.usefixtures("hurried")
 def test_a_wait_that_outlasts_the_function_is_not_begun(twilio: FaultServer, delays: list[float]) -> None:
-    """The caller is told at once."""
+    """A wait that would outlast the function is not started, and the caller gets the error immediately."""
     known()
     twilio.script(faults.too_many("1"))
     error = failure(send, Context(2.4))
@@ -486,7 +495,7 @@ def test_a_wait_that_outlasts_the_function_is_not_begun(twilio: FaultServer, del
 
 
 def test_a_full_queue_is_not_waited_for(twilio: FaultServer, delays: list[float]) -> None:
-    """It takes minutes, whatever Retry-After says."""
+    """A full sender queue is not retried, regardless of Retry-After, because it takes minutes to empty."""
     twilio.script(faults.status(429, twilio_code=21611, headers={"Retry-After": "1"}))
     error = failure(send)
 
@@ -512,7 +521,7 @@ def rotated(aws_wire: AwsWire) -> tuple[str, str]:
 def test_rotated_credentials_are_read_and_used(
     twilio: FaultServer, aws_wire: AwsWire, action: Callable[[], Any]
 ) -> None:
-    """A 401 was not processed, so the request is sent once more."""
+    """After a 401, the request is sent once more with the rotated credentials, because Twilio did not process it."""
     get()
     new = rotated(aws_wire)
     twilio.reset()
@@ -527,7 +536,7 @@ def test_rotated_credentials_are_read_and_used(
 def test_credentials_that_stay_wrong_are_tried_twice(
     twilio: FaultServer, aws_wire: AwsWire, delays: list[float], action: Callable[[], Any]
 ) -> None:
-    """They are read anew once and no more."""
+    """Refused credentials are read again only once, and the request is sent twice."""
     twilio.script(faults.UNAUTHORIZED)
     error = failure(action)
 
@@ -540,7 +549,7 @@ def test_credentials_that_stay_wrong_are_tried_twice(
 
 
 def test_new_credentials_leave_all_retries(twilio: FaultServer, delays: list[float]) -> None:
-    """The renewal is not one of the three attempts."""
+    """The request with renewed credentials does not count as one of the three attempts."""
     twilio.script(faults.too_many(), faults.UNAUTHORIZED, faults.too_many(), faults.OK)
 
     assert "queued" == send()["status"]
@@ -548,7 +557,7 @@ def test_new_credentials_leave_all_retries(twilio: FaultServer, delays: list[flo
 
 
 def test_a_forbidden_20003_is_not_renewed(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """Only a 401 says that the credentials may be old."""
+    """Credentials are read again only after a 401, because only a 401 says that they may be outdated."""
     twilio.script(faults.status(403, twilio_code=20003))
     error = failure(send)
 
@@ -560,7 +569,7 @@ def test_a_forbidden_20003_is_not_renewed(twilio: FaultServer, aws_wire: AwsWire
 
 
 def test_credentials_that_are_gone_when_renewed(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """The secret was deleted in the meantime."""
+    """If the secret was deleted before a 401, the caller gets ConnectionNotFoundError."""
     get()
     del aws_wire.secrets["twilio/default"]
     twilio.reset()
@@ -570,7 +579,10 @@ def test_credentials_that_are_gone_when_renewed(twilio: FaultServer, aws_wire: A
 
 
 def test_credentials_that_are_given_are_used_as_they_are(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """They are not looked up, and not renewed; another of Twilio's hosts gets the path alone."""
+    """Given credentials are used without reading or renewing a secret.
+
+    A request to another of Twilio's hosts has only the given path.
+    """
     given = Connection(account_sid=ACCOUNT_SID, auth_token="given")
     twilio.script(faults.UNAUTHORIZED)
     error = failure(
@@ -587,7 +599,10 @@ def test_credentials_that_are_given_are_used_as_they_are(twilio: FaultServer, aw
 
 
 def test_old_credentials_are_kept_while_secrets_manager_is_away(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """They cannot be renewed, and Twilio has the last word on them."""
+    """If Secrets Manager is unavailable after a 401, the old credentials are tried once more.
+
+    They cannot be renewed, so Twilio's second answer decides.
+    """
     get()
     twilio.reset()
     aws_wire.failures["GetSecretValue"] = [(400, "ThrottlingException")] * 9
@@ -607,7 +622,7 @@ def test_old_credentials_are_kept_while_secrets_manager_is_away(twilio: FaultSer
 def test_both_kinds_of_connection_sign_in(
     twilio: FaultServer, aws_wire: AwsWire, secret: dict[str, str], credentials: tuple[str, str]
 ) -> None:
-    """An API key stands in for the account, whose SID stays in the path."""
+    """An API key signs in for the account, and the path still has the account's SID."""
     aws_wire.secrets["twilio/other"] = json.dumps(secret)
     send(connection="other")
 
@@ -627,7 +642,10 @@ def test_both_kinds_of_connection_sign_in(
 def test_each_region_has_its_host(
     aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch, region: str | None, host: str
 ) -> None:
-    """Its full name is resolved and named in TLS; what then cannot prove to be it learns nothing."""
+    """Each region has its own host, whose full name is resolved and sent in the TLS handshake.
+
+    A server that cannot prove that it is this host receives no credentials.
+    """
     secret = API_KEY | ({"region": region} if region else {})
     aws_wire.secrets["twilio/default"] = json.dumps(secret)
     monkeypatch.setenv("TWILIO_API_URL", "")
@@ -643,7 +661,7 @@ def test_each_region_has_its_host(
 
 @responses.activate
 def test_the_regional_host_gets_the_request(aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the host proves who it is, it gets the whole request."""
+    """The region's host gets the whole request."""
     aws_wire.secrets["twilio/default"] = json.dumps(API_KEY | {"region": "ie1"})
     monkeypatch.setenv("TWILIO_API_URL", "")
     responses.add_passthru(aws_wire.url)
@@ -656,11 +674,11 @@ def test_the_regional_host_gets_the_request(aws_wire: AwsWire, monkeypatch: pyte
     assert {"To": ["+15005550006"], "From": ["+15551234567"], "Body": ["Hello"]} == parse_qs(body.decode())
 
 
-# What is sent, and what is kept
+# Contents of requests and errors
 
 
 def test_a_form_is_written_as_twilio_reads_it(twilio: FaultServer) -> None:
-    """Booleans are words, lists repeat the field, moments are in UTC, objects are JSON."""
+    """In a form, booleans are words, lists repeat the field, and times are in UTC."""
     send(
         messaging_service_sid="MG" + "0" * 32,
         message="caf\u00e9 & =+%\n\U0001f44d",
@@ -689,7 +707,7 @@ def test_a_form_is_written_as_twilio_reads_it(twilio: FaultServer) -> None:
 
 
 def test_one_connection_serves_many_calls(twilio: FaultServer) -> None:
-    """Sends and reads share it."""
+    """Sends and reads share one connection."""
     for action in (send, get, send, get):
         action()
 
@@ -698,7 +716,7 @@ def test_one_connection_serves_many_calls(twilio: FaultServer) -> None:
 
 @pytest.fixture
 def logged() -> Iterator[list[str]]:
-    """Collect what is logged."""
+    """Return the log messages, as they are added."""
     lines: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
@@ -711,7 +729,7 @@ def logged() -> Iterator[list[str]]:
 def test_an_error_keeps_what_twilio_said(
     twilio: FaultServer, event: LoadEvent, context: Context, logged: list[str]
 ) -> None:
-    """Status, code and request id stand in its message; Twilio's text is for API callers only."""
+    """An error's message has status, code and request id. Only API callers get Twilio's own text."""
     text = "The 'To' number +15005550006 is not valid."
     twilio.script(faults.status(400, twilio_code=21211, message=text))
     error = failure(send)
@@ -754,7 +772,7 @@ def test_an_error_keeps_what_twilio_said(
     ],
 )
 def test_an_error_body_of_any_kind_is_read(twilio: FaultServer, body: str | bytes, details: TwilioDetails) -> None:
-    """What is not Twilio's is left out."""
+    """Every kind of error body is read, and content that is not Twilio's is left out."""
     twilio.script(faults.status(400, body=body, headers={"Twilio-Request-Id": "RQ<script>"}))
     error = failure(send)
 
@@ -762,7 +780,7 @@ def test_an_error_body_of_any_kind_is_read(twilio: FaultServer, body: str | byte
 
 
 def test_an_unknown_outcome_says_why(twilio: FaultServer) -> None:
-    """The reason is in the message, in our own words."""
+    """The message of an unknown outcome has the reason, in the connector's own words."""
     reasons: list[str] = []
     for fault in (faults.status(503), faults.RESET_AFTER_READ, faults.html(201), faults.huge(7)):
         twilio.script(fault)
@@ -776,17 +794,17 @@ def test_an_unknown_outcome_says_why(twilio: FaultServer) -> None:
     ] == reasons
 
 
-# Chosen retries
+# Retries that the caller chooses
 
 
 def request(method: str, retries: Retries | None = None, **more: Any) -> client.Answer:
-    """Make a request of no action's own."""
+    """Send a request as a caller that chooses its own retries."""
     more |= {"retries": retries} if retries else {}
     return Twilio(None, Deadline(30)).request(method, "Calls.json", **more)
 
 
 def test_answers_may_come_compressed(twilio: FaultServer) -> None:
-    """A page of a list is hundreds of kilobytes of repeated names."""
+    """Answers may be compressed, because a page of a list has hundreds of kilobytes of repeated names."""
     get()
 
     assert "gzip, deflate" == twilio.requests[0].header("Accept-Encoding")
@@ -796,7 +814,7 @@ CHOSEN = Retries(limit=2, when=lambda _: True, delay=lambda _: 0.0)
 
 
 def test_attempts_are_those_on_the_wire(twilio: FaultServer) -> None:
-    """What was never sent does not count."""
+    """`attempts` counts the requests on the wire."""
     twilio.script(faults.status(500), faults.OK)
 
     assert 2 == request("POST", CHOSEN).attempts
@@ -805,7 +823,7 @@ def test_attempts_are_those_on_the_wire(twilio: FaultServer) -> None:
 
 @pytest.mark.usefixtures("aws_wire")
 def test_attempts_without_a_connection_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A handshake is no request."""
+    """A failed TLS handshake does not count as an attempt, because no request was sent."""
     with FaultServer(tls="good") as server:
         monkeypatch.setenv("TWILIO_API_URL", server.url)
         server.script(faults.CLOSE_IN_HANDSHAKE, faults.OK)
@@ -816,7 +834,10 @@ def test_attempts_without_a_connection_do_not_count(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("last", [faults.NOT_FOUND, faults.status(400), faults.too_many()], ids=lambda f: f.name)
 @pytest.mark.parametrize("first", [faults.status(500), faults.RESET_AFTER_READ], ids=lambda f: f.name)
 def test_a_chosen_repetition_of_a_change_stays_in_doubt(twilio: FaultServer, first: Fault, last: Fault) -> None:
-    """That the last attempt was refused does not say what the first one did."""
+    """A change that the caller retries keeps an unknown outcome, even if Twilio refuses the last attempt.
+
+    The refusal does not say what the first attempt did.
+    """
     twilio.script(first, last)
 
     assert OutcomeUnknownError is type(failure(request, "POST", CHOSEN))
@@ -827,7 +848,10 @@ def test_a_chosen_repetition_of_a_change_stays_in_doubt(twilio: FaultServer, fir
 
 
 def test_a_repetition_that_cannot_begin_leaves_a_change_in_doubt(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """That the credentials are gone by then does not say what the first attempt did."""
+    """A change keeps an unknown outcome if its retry fails because the credentials are gone.
+
+    The missing credentials do not say what the first attempt did.
+    """
     get()
     twilio.reset()
     del aws_wire.secrets["twilio/default"]
@@ -842,7 +866,10 @@ def test_a_repetition_that_cannot_begin_leaves_a_change_in_doubt(twilio: FaultSe
 def test_time_that_runs_out_between_attempts_leaves_a_change_in_doubt(
     twilio: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A wait that took longer than it should does not unmake the first attempt."""
+    """A change keeps an unknown outcome if the time runs out during a wait.
+
+    The first attempt may have been carried out.
+    """
     deadline = Deadline(30)
     monkeypatch.setattr(clock, "sleep", lambda _: setattr(deadline, "_seconds", 0))
     twilio.script(faults.status(500))
@@ -876,7 +903,7 @@ SHAPES = {
 def test_a_message_that_is_not_answered_for_is_sent_once(
     twilio: FaultServer, event: LoadEvent, context: Context, delays: list[float], shape: str
 ) -> None:
-    """Whoever calls: one request, and an answer that says that the outcome is unknown."""
+    """A message without an answer is sent once, and every kind of caller learns that its outcome is unknown."""
     twilio.script(faults.hang())
     if status := SHAPES[shape]:
         answer = send_sms.handler(event(shape), context)
@@ -897,7 +924,10 @@ def test_a_message_that_is_not_answered_for_is_sent_once(
 def test_a_message_of_a_queue_that_is_not_answered_for_is_not_given_back(
     twilio: FaultServer, event: LoadEvent, context: Context
 ) -> None:
-    """SQS would deliver it again; the other records of the batch go their own ways."""
+    """A queued message without an answer is not returned to SQS, which would redeliver it.
+
+    The other records of the batch are processed independently.
+    """
     texts = ["a fault=hang", "b", "c fault=status_429", "d fault=hang", "e"]
     bodies = [json.dumps(SEND | {"message": text}) for text in texts]
     answer = send_sms.handler(sqs(event, *bodies, "{}"), context)
@@ -908,7 +938,7 @@ def test_a_message_of_a_queue_that_is_not_answered_for_is_not_given_back(
 
 @pytest.mark.usefixtures("impatient")
 def test_the_whole_example_batch_is_sent_once(twilio: FaultServer, event: LoadEvent, context: Context) -> None:
-    """A body that is a notification or an event of its own is sent once too."""
+    """Each record of the example batch is sent once, even if its body is a notification or an event."""
     twilio.script(faults.hang())
     batch = event("send_sms_sqs")
 
@@ -917,7 +947,7 @@ def test_the_whole_example_batch_is_sent_once(twilio: FaultServer, event: LoadEv
 
 
 def test_every_error_has_a_class_of_its_own() -> None:
-    """The rows above are all that can come from Twilio; the others have tests of their own."""
+    """`ENDS` has every error that can come from Twilio; the other errors have tests of their own."""
     rows = {error for ends in ENDS for error in (ends.send, ends.get)}
     others = {
         "ConnectionInvalidError",

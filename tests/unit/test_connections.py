@@ -1,4 +1,4 @@
-"""Are connections read rarely, kept for a bounded time, and never shown?"""
+"""Connections are read rarely, kept for a bounded time, and never show their secrets."""
 
 import json
 import threading
@@ -46,7 +46,7 @@ pytestmark = pytest.mark.usefixtures("delays")
 
 @pytest.fixture
 def connections() -> Connections:
-    """Return what a container knows when it starts."""
+    """Return the connections of a container that has just started."""
     return Connections()
 
 
@@ -56,14 +56,14 @@ def parse(**fields: Any) -> Connection:
 
 
 def wrong(fields: dict[str, Any] | str) -> str:
-    """Return what is wrong with a secret."""
+    """Return the error message for an invalid secret."""
     with pytest.raises(ConnectionInvalidError) as refusal:
         parse_secret("default", fields if isinstance(fields, str) else json.dumps(fields))
     return str(refusal.value)
 
 
 def told(fields: dict[str, Any]) -> str:
-    """Return what is told of a secret, which may be right."""
+    """Return the text that is shown for a secret, which may be valid."""
     try:
         return repr(parse_secret("default", json.dumps(fields)))
     except ConnectionInvalidError as error:
@@ -71,15 +71,15 @@ def told(fields: dict[str, Any]) -> str:
 
 
 def throttle(wire: AwsWire, times: int = 1, code: str = "InternalServiceError") -> None:
-    """Make so many look-ups fail, both attempts of each."""
+    """Make so many look-ups fail, in both attempts of each."""
     wire.failures["GetSecretValue"] = [(400, code)] * 2 * times
 
 
-# What a secret may hold
+# Contents of a secret
 
 
 def test_an_api_key_is_a_connection() -> None:
-    """The auth token beside it is for webhooks."""
+    """Requests to Twilio use the API key; the auth token in the same secret is only for webhooks."""
     connection = parse(**API_KEY)
 
     assert ("SK" + "0" * 32, "not-a-secret") == connection.basic_auth
@@ -88,7 +88,10 @@ def test_an_api_key_is_a_connection() -> None:
 
 
 def test_a_shared_key_validates_webhooks_without_an_auth_token() -> None:
-    """That is the set-up with the fewest rights: neither key can do all that an auth token can."""
+    """A connection with an API key and a shared key can validate webhooks without an auth token.
+
+    This is the set-up with the fewest rights: neither key can do everything that an auth token can.
+    """
     fields = {name: value for name, value in API_KEY.items() if name != "auth_token"}
     connection = parse(**fields, shared_keys={"SK" + "2" * 32: "not-a-shared-secret"})
 
@@ -99,31 +102,31 @@ def test_a_shared_key_validates_webhooks_without_an_auth_token() -> None:
 
 @pytest.mark.parametrize("keys", [["x"], {"SK2": 7}, {"SK2": ""}, {"SK 2": "x"}, {"": "x"}, "x"])
 def test_malformed_shared_keys_are_named(keys: Any) -> None:
-    """Neither a key nor its secret is repeated."""
+    """The error for malformed shared keys contains neither a key nor its secret."""
     message = "connection default: shared_keys must be an object: SID of a Twilio SharedKey to its secret"
 
     assert message == wrong(TOKEN | {"shared_keys": keys})
 
 
 def test_an_auth_token_is_a_connection() -> None:
-    """Twilio takes the account SID as its user."""
+    """A connection with an auth token signs in with its account SID as the user."""
     assert (ACCOUNT_SID, AUTH_TOKEN) == parse(**TOKEN).basic_auth
 
 
 def test_an_api_key_alone_signs_nothing() -> None:
-    """Webhooks are refused then, never skipped."""
+    """A connection with only an API key has no webhook token, so that its webhooks are always refused."""
     key = {name: API_KEY[name] for name in ("account_sid", "api_key_sid", "api_key_secret")}
 
     assert [] == parse(**key).webhook_tokens
 
 
 def test_both_tokens_sign() -> None:
-    """While they are rotated, the first one first."""
+    """While the auth tokens are rotated, both may sign webhooks. The first one is tried first."""
     assert [AUTH_TOKEN, "new"] == parse(**TOKEN, secondary_auth_token="new").webhook_tokens
 
 
 def test_a_connection_acts_for_its_subaccounts() -> None:
-    """And for its own account."""
+    """A connection may act for its own account and for its subaccounts."""
     assert {ACCOUNT_SID, SUBACCOUNT} == parse(**TOKEN, subaccount_sids=[SUBACCOUNT]).account_sids
     assert {ACCOUNT_SID} == parse(**TOKEN).account_sids
 
@@ -138,7 +141,7 @@ def test_a_connection_acts_for_its_subaccounts() -> None:
     ],
 )
 def test_a_region_has_its_host(region: str | None, url: str) -> None:
-    """With the edge in it: the short names are dead."""
+    """A region's host name contains its edge, because Twilio's short names no longer work."""
     assert url == parse(**TOKEN, region=region).api_url
 
 
@@ -154,7 +157,7 @@ def test_a_region_has_its_host(region: str | None, url: str) -> None:
     ids=["unknown", "null", "senders", "national", "no subaccounts"],
 )
 def test_other_fields_are_welcome(more: dict[str, Any]) -> None:
-    """Unknown ones are ignored, and null is the same as absent."""
+    """Unknown fields of a secret are ignored, and null is the same as absent."""
     assert ACCOUNT_SID == parse(**TOKEN | more).account_sid
 
 
@@ -204,7 +207,7 @@ def test_other_fields_are_welcome(more: dict[str, Any]) -> None:
     ],
 )
 def test_what_is_wrong_with_a_secret_is_told(fields: dict[str, Any] | str, message: str) -> None:
-    """All of it at once, by field."""
+    """One error message has all faults of a secret, by field."""
     assert f"connection default: {message}" == wrong(fields)
 
 
@@ -215,12 +218,12 @@ def test_what_is_wrong_with_a_secret_is_told(fields: dict[str, Any] | str, messa
     )
 )
 def test_no_value_of_a_secret_is_told(secret: dict[str, Any]) -> None:
-    """Whatever is wrong with it."""
+    """No error message or representation contains a value of the secret."""
     assert MARKER not in told(secret)
 
 
 def test_a_connection_does_not_show_its_secrets() -> None:
-    """However it is printed, and wherever it is held."""
+    """No printed form of a connection, or of an object that contains it, shows its secrets."""
     connection = parse(**API_KEY | {"api_key_secret": MARKER, "auth_token": MARKER, "secondary_auth_token": MARKER})
     known = twilio_connections._Known(connection, 0, 0)
 
@@ -229,11 +232,11 @@ def test_a_connection_does_not_show_its_secrets() -> None:
     assert MARKER not in f"{connection}{connection!r}{[connection]}{known}"
 
 
-# How often it is read
+# How often a secret is read
 
 
 def test_a_secret_has_the_prefix_and_the_name(connections: Connections, aws_wire: AwsWire) -> None:
-    """Nothing else is asked for."""
+    """A look-up reads only the secret that has the prefix and the name."""
     aws_wire.secrets["other/support"] = json.dumps(TOKEN)
     connections.get("other/", "support")
 
@@ -241,7 +244,7 @@ def test_a_secret_has_the_prefix_and_the_name(connections: Connections, aws_wire
 
 
 def test_a_secret_is_kept_for_five_minutes(connections: Connections, aws_wire: AwsWire, clock: Clock) -> None:
-    """Then it is read again."""
+    """A secret is read again after five minutes, and not before."""
     counts = []
     for seconds in (0, FRESH_SECONDS - 1, 1, FRESH_SECONDS - 1, 1):
         clock.go_on(seconds)
@@ -253,7 +256,7 @@ def test_a_secret_is_kept_for_five_minutes(connections: Connections, aws_wire: A
 
 
 def test_a_changed_secret_is_seen(connections: Connections, aws_wire: AwsWire, clock: Clock) -> None:
-    """After the five minutes."""
+    """A changed secret is used after five minutes."""
     connections.get("twilio/", "default")
     aws_wire.secrets["twilio/default"] = json.dumps(TOKEN)
     before = connections.get("twilio/", "default").basic_auth
@@ -264,7 +267,7 @@ def test_a_changed_secret_is_seen(connections: Connections, aws_wire: AwsWire, c
 
 
 def test_names_and_prefixes_are_kept_apart(connections: Connections, aws_wire: AwsWire) -> None:
-    """Each has its own account."""
+    """Connections of different names and prefixes are kept apart, because each has its own account."""
     aws_wire.secrets |= {
         "twilio/other": json.dumps(TOKEN | {"account_sid": SUBACCOUNT}),
         "tw/default": json.dumps(TOKEN),
@@ -276,7 +279,7 @@ def test_names_and_prefixes_are_kept_apart(connections: Connections, aws_wire: A
 
 @pytest.mark.parametrize("exists", [True, False], ids=["found", "not found"])
 def test_many_who_ask_at_once_make_one_look_up(connections: Connections, aws_wire: AwsWire, *, exists: bool) -> None:
-    """The others wait for what it brings."""
+    """Callers that ask at the same time share one look-up and its result."""
     threads = 16
     barrier = threading.Barrier(threads)
 
@@ -295,10 +298,10 @@ def test_many_who_ask_at_once_make_one_look_up(connections: Connections, aws_wir
 
 
 class Hanging:
-    """Secrets Manager hangs with the secret of one name, until it is released."""
+    """A Secrets Manager that does not return one secret until it is released."""
 
     def __init__(self, wire: AwsWire, name: str = "twilio/default") -> None:
-        """Take the wire over."""
+        """Replace the answers of the fake AWS."""
         self.asked = threading.Event()
         self._released = threading.Event()
         self._name, self._answer = name, wire.answer
@@ -311,24 +314,24 @@ class Hanging:
         return self._answer(operation, body)
 
     def release(self) -> None:
-        """Let it answer."""
+        """Let Secrets Manager answer."""
         self._released.set()
 
 
 class Waited(Future[Connection]):
-    """A look-up that tells how many wait for it."""
+    """A look-up that counts the callers that wait for it."""
 
     waiting = threading.Semaphore(0)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Wait."""
+        """Count a caller, and wait."""
         self.waiting.release()
         return super().exception(timeout)
 
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a call take as long as a test needs on a busy machine."""
+    """Let a call to AWS take as long as a test needs on a busy machine."""
     monkeypatch.setattr(aws_client, "_READ_SECONDS", 20)
 
 
@@ -337,7 +340,10 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_failed_look_up_is_shared_by_all_who_waited(
     connections: Connections, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch, *, again: bool
 ) -> None:
-    """Each would else wait for a failure of its own, one after the other, longer than the function runs."""
+    """All callers that wait for a look-up share its failure.
+
+    Otherwise each would wait for its own failure, one after the other, for longer than the function may run.
+    """
     monkeypatch.setattr(twilio_connections, "Future", Waited, raising=False)
     monkeypatch.setattr(Waited, "waiting", threading.Semaphore(0))
     hanging, others = Hanging(aws_wire), 7
@@ -362,12 +368,15 @@ def test_a_failed_look_up_is_shared_by_all_who_waited(
         errors = {each.result() for each in [first, *rest]}
 
     assert {"Secrets Manager does not answer (InternalServiceError)"} == errors
-    assert 2 == aws_wire.count("GetSecretValue")  # the attempts of one call
+    assert 2 == aws_wire.count("GetSecretValue")  # both attempts of one call
 
 
 @pytest.mark.usefixtures("patient")
 def test_whoever_waits_for_a_look_up_keeps_their_own_time(connections: Connections, aws_wire: AwsWire) -> None:
-    """However long the one has that asks."""
+    """A caller that waits for another caller's look-up waits no longer than its own time allows.
+
+    The other caller may have more time.
+    """
     hanging = Hanging(aws_wire)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(connections.get, "twilio/", "default")
@@ -385,7 +394,7 @@ def test_whoever_waits_for_a_look_up_keeps_their_own_time(connections: Connectio
 
 @pytest.mark.usefixtures("patient")
 def test_a_hanging_look_up_holds_up_no_other_name(connections: Connections, aws_wire: AwsWire) -> None:
-    """Strangers may make up as many as they like."""
+    """A hanging look-up does not block other names, because strangers can invent as many names as they like."""
     hanging = Hanging(aws_wire, "twilio/other")
     with ThreadPoolExecutor(2) as pool:
         other = pool.submit(connections.get, "twilio/", "other")
@@ -400,7 +409,7 @@ def test_a_hanging_look_up_holds_up_no_other_name(connections: Connections, aws_
 
 
 def test_a_look_up_that_has_no_time_is_not_shared(connections: Connections, aws_wire: AwsWire) -> None:
-    """It is not begun, and the next one that has time begins one."""
+    """A look-up without enough time is not started. The next caller with enough time starts one."""
     with pytest.raises(ServiceUnavailableError, match="too little time"):
         connections.get("twilio/", "default", seconds=1)
 
@@ -411,7 +420,7 @@ def test_a_look_up_that_has_no_time_is_not_shared(connections: Connections, aws_
 def test_a_fault_of_ours_ends_a_look_up_too(
     connections: Connections, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody waits for it for ever."""
+    """An unexpected exception also ends a look-up, so that no caller waits for it forever."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://[")
     with pytest.raises(ValueError, match="IPv6"):
         connections.get("twilio/", "default")
@@ -421,14 +430,14 @@ def test_a_fault_of_ours_ends_a_look_up_too(
     assert 1 == aws_wire.count("GetSecretValue")
 
 
-# What is counted, for alarms
+# Metrics for alarms
 
 
 @pytest.mark.parametrize("name", ["default", "other"])
 def test_a_malformed_secret_is_counted(
     connections: Connections, aws_wire: AwsWire, counted: Callable[[str], float], name: str
 ) -> None:
-    """Of whatever name: it is there, and somebody must mend it."""
+    """A malformed secret is counted under any name, because it exists and somebody must fix it."""
     aws_wire.secrets[f"twilio/{name}"] = "{}"
     with pytest.raises(ConnectionInvalidError):
         connections.get("twilio/", name)
@@ -441,7 +450,7 @@ def test_a_malformed_secret_is_counted(
 def test_only_the_default_connection_is_counted_as_missing(
     connections: Connections, aws_wire: AwsWire, counted: Callable[[str], float], name: str, times: int, code: str
 ) -> None:
-    """Another name may be one caller's mistake."""
+    """Only a missing default connection is counted, because another missing name may be a caller's mistake."""
     aws_wire.failures["GetSecretValue"] = [(400, code)]
     with pytest.raises(ConnectionNotFoundError):
         connections.get("twilio/", name)
@@ -452,7 +461,7 @@ def test_only_the_default_connection_is_counted_as_missing(
 def test_an_outage_is_not_counted_as_a_fault_of_the_secret(
     connections: Connections, aws_wire: AwsWire, counted: Callable[[str], float]
 ) -> None:
-    """Nobody can mend it."""
+    """An outage of Secrets Manager is not counted, because the stack's owner cannot fix it."""
     throttle(aws_wire)
     with pytest.raises(ServiceUnavailableError):
         connections.get("twilio/", "default")
@@ -473,7 +482,7 @@ def test_an_outage_is_not_counted_as_a_fault_of_the_secret(
 def test_a_refusal_of_secrets_manager_has_its_error(
     connections: Connections, aws_wire: AwsWire, code: str, error: type[ConnectorError]
 ) -> None:
-    """The message has AWS's code, and the cause is not chained."""
+    """The message of a refused look-up has AWS's code, and the cause is not chained."""
     aws_wire.failures["GetSecretValue"] = [(400, code)] * 2
 
     with pytest.raises(error, match=code) as refusal:
@@ -484,7 +493,7 @@ def test_a_refusal_of_secrets_manager_has_its_error(
 
 
 def test_a_missing_secret_is_named(connections: Connections, aws_wire: AwsWire) -> None:
-    """With its prefix, as it stands in Secrets Manager."""
+    """The error for a missing secret has its full name in Secrets Manager, including the prefix."""
     aws_wire.secrets.clear()
 
     with pytest.raises(ConnectionNotFoundError, match="connection default: there is no secret twilio/default, or"):
@@ -492,7 +501,7 @@ def test_a_missing_secret_is_named(connections: Connections, aws_wire: AwsWire) 
 
 
 def test_a_binary_secret_is_no_connection(connections: Connections, aws_wire: AwsWire) -> None:
-    """The remedy is told."""
+    """A binary secret is invalid, and the error says how to fix it."""
     aws_wire.secrets["twilio/default"] = b"AAAA"
 
     with pytest.raises(ConnectionInvalidError, match="connection default: the secret is binary, and must be text"):
@@ -500,7 +509,10 @@ def test_a_binary_secret_is_no_connection(connections: Connections, aws_wire: Aw
 
 
 def test_throttling_is_tried_twice_and_then_unavailable(connections: Connections, aws_wire: AwsWire) -> None:
-    """Nothing was sent, so the caller may try again."""
+    """A throttled look-up is attempted twice, and Secrets Manager then counts as unavailable.
+
+    Nothing was sent, so the caller may retry.
+    """
     throttle(aws_wire, 1, "ThrottlingException")
 
     with pytest.raises(ServiceUnavailableError, match="ThrottlingException"):
@@ -511,7 +523,7 @@ def test_throttling_is_tried_twice_and_then_unavailable(connections: Connections
 def test_a_service_that_is_away_is_unavailable(
     connections: Connections, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No answer is no refusal."""
+    """If Secrets Manager cannot be reached, it is unavailable; the connection does not count as missing."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     aws_wire.secrets.clear()
 
@@ -519,14 +531,14 @@ def test_a_service_that_is_away_is_unavailable(
         connections.get("twilio/", "default")
 
 
-# What is remembered of failures
+# Failures in memory
 
 
 @pytest.mark.parametrize("secret", [None, "{}"], ids=["missing", "invalid"])
 def test_a_failed_look_up_is_remembered_for_a_short_while(
     connections: Connections, aws_wire: AwsWire, clock: Clock, secret: str | None
 ) -> None:
-    """Then it is tried again, and the mended secret is seen."""
+    """A failed look-up is remembered for 30 seconds. After that, the fixed secret is found."""
     aws_wire.secrets.clear()
     if secret:
         aws_wire.secrets["twilio/default"] = secret
@@ -545,7 +557,7 @@ def test_a_failed_look_up_is_remembered_for_a_short_while(
 
 
 def test_each_caller_gets_an_error_of_its_own(connections: Connections, aws_wire: AwsWire) -> None:
-    """A shared one would gather the traces of all."""
+    """Each caller gets its own error, because a shared one would collect the tracebacks of all callers."""
     aws_wire.secrets.clear()
     errors = []
     for _ in range(3):
@@ -557,7 +569,7 @@ def test_each_caller_gets_an_error_of_its_own(connections: Connections, aws_wire
 
 
 def test_unavailability_is_not_remembered(connections: Connections, aws_wire: AwsWire) -> None:
-    """The next look-up may go through."""
+    """An unavailable Secrets Manager is not remembered, because the next look-up may succeed."""
     throttle(aws_wire)
     with pytest.raises(ServiceUnavailableError):
         connections.get("twilio/", "default")
@@ -568,7 +580,7 @@ def test_unavailability_is_not_remembered(connections: Connections, aws_wire: Aw
 def test_a_secret_is_used_while_secrets_manager_is_away(
     connections: Connections, aws_wire: AwsWire, clock: Clock
 ) -> None:
-    """It is asked again only now and then."""
+    """A secret is used while Secrets Manager is unavailable, which is asked only every 30 seconds."""
     connections.get("twilio/", "default")
     throttle(aws_wire, 1000)
     counts = []
@@ -581,7 +593,7 @@ def test_a_secret_is_used_while_secrets_manager_is_away(
 
 
 def test_a_secret_is_not_used_for_ever(connections: Connections, aws_wire: AwsWire, clock: Clock) -> None:
-    """An hour after it was read last it may have been taken back."""
+    """A secret is used for at most about an hour after its last read, because it may have been revoked."""
     connections.get("twilio/", "default")
     throttle(aws_wire, 1000)
     began = clock.elapsed
@@ -598,7 +610,7 @@ def test_a_secret_is_not_used_for_ever(connections: Connections, aws_wire: AwsWi
 def test_a_stale_secret_is_fresh_again_when_it_is_read(
     connections: Connections, aws_wire: AwsWire, clock: Clock
 ) -> None:
-    """The pause ends after half a minute."""
+    """A stale secret is read again 30 seconds after the failed look-up."""
     connections.get("twilio/", "default")
     throttle(aws_wire)
     clock.go_on(FRESH_SECONDS)
@@ -613,7 +625,7 @@ def test_a_stale_secret_is_fresh_again_when_it_is_read(
 def test_a_secret_that_is_gone_is_not_used(
     connections: Connections, aws_wire: AwsWire, clock: Clock, secret: str | None
 ) -> None:
-    """Whoever deletes it takes the credentials back."""
+    """A deleted or invalid secret is no longer used, because its owner revokes the credentials by deleting it."""
     connections.get("twilio/", "default")
     aws_wire.secrets.clear()
     if secret:
@@ -625,7 +637,7 @@ def test_a_secret_that_is_gone_is_not_used(
 
 
 def test_what_is_remembered_is_bounded(connections: Connections, aws_wire: AwsWire) -> None:
-    """Made-up names do not fill the memory."""
+    """The number of remembered names is bounded, so that invented names do not fill the memory."""
     for number in range(501):
         with pytest.raises(ConnectionNotFoundError):
             connections.get("twilio/", f"name{number}")
@@ -638,7 +650,7 @@ def test_what_is_remembered_is_bounded(connections: Connections, aws_wire: AwsWi
 
 
 def ask_as_stranger(connections: Connections, name: str) -> str:
-    """Return what a stranger gets: an account or the name of an error."""
+    """Return a stranger's result: an account SID or the name of an error."""
     try:
         return connections.get("twilio/", name, unauthenticated=True).account_sid
     except ConnectorError as error:
@@ -646,7 +658,7 @@ def ask_as_stranger(connections: Connections, name: str) -> str:
 
 
 def test_strangers_cannot_run_up_look_ups(connections: Connections, aws_wire: AwsWire, clock: Clock) -> None:
-    """Six hundred in a minute, whatever names they make up."""
+    """Strangers can cause at most 600 look-ups per minute, regardless of the names that they invent."""
     answers = []
     for number in range(700):
         answers.append(ask_as_stranger(connections, f"name{number}"))
@@ -660,45 +672,43 @@ def test_strangers_cannot_run_up_look_ups(connections: Connections, aws_wire: Aw
 
 
 def test_strangers_do_not_keep_others_out(connections: Connections, aws_wire: AwsWire, clock: Clock) -> None:
-    """Neither those who are no strangers nor a connection that is known."""
-    aws_wire.secrets["twilio/other"] = json.dumps(TOKEN)
-    ask_as_stranger(connections, "default")
-    for number in range(50):
-        ask_as_stranger(connections, f"name{number}")
+    """Strangers at their limit block neither authenticated callers nor a connection that is already known."""
+    aws_wire.secrets |= dict.fromkeys(("twilio/known", "twilio/other"), json.dumps(TOKEN))
+    ask_as_stranger(connections, "known")
     clock.go_on(FRESH_SECONDS - 1)
-    for number in range(50, 100):
-        ask_as_stranger(connections, f"name{number}")
+    answers = [ask_as_stranger(connections, f"name{number}") for number in range(601)]
     clock.go_on(1)
 
-    assert ACCOUNT_SID == ask_as_stranger(connections, "default")
+    assert "ServiceUnavailableError" == answers[-1]
+    assert [ACCOUNT_SID] * 2 == [ask_as_stranger(connections, name) for name in ("default", "known")]
     assert ACCOUNT_SID == connections.get("twilio/", "other").account_sid
 
 
 def test_one_name_costs_a_stranger_one_look_up(connections: Connections, aws_wire: AwsWire) -> None:
-    """It is remembered."""
+    """Repeated requests of a stranger for one name cause one look-up, because its result is remembered."""
     answers = {ask_as_stranger(connections, "nobody") for _ in range(50)}
 
     assert {"ConnectionNotFoundError"} == answers
     assert 1 == aws_wire.count("GetSecretValue")
 
 
-# After a signature that does not hold
+# After an invalid signature
 
 
 def store(wire: AwsWire, *tokens: str) -> None:
-    """Store another version of the secret, with these tokens."""
+    """Store another version of the secret with these tokens."""
     wire.previous["twilio/default"] = str(wire.secrets["twilio/default"])
     names = ("auth_token", "secondary_auth_token")
     wire.secrets["twilio/default"] = json.dumps({"account_sid": ACCOUNT_SID} | dict(zip(names, tokens, strict=False)))
 
 
 def get(connections: Connections) -> Connection:
-    """Return the connection."""
+    """Return the default connection."""
     return connections.get("twilio/", "default")
 
 
 def refresh(connections: Connections, seconds: float = 100) -> list[str] | None:
-    """Return the tokens of the connection that is read anew, if it is."""
+    """Return the connection's tokens if its secret is read again, or None."""
     connection = connections.refresh("twilio/", "default", seconds=seconds)
     return connection.webhook_tokens if connection else None
 
@@ -709,12 +719,15 @@ def tokens(connections: Connections) -> list[str]:
 
 
 def stages(wire: AwsWire) -> list[str]:
-    """Return which versions were read."""
+    """Return the stages of the versions that were read."""
     return [body["VersionStage"] for called, body in wire.calls if called == "GetSecretValue"]
 
 
 def test_a_secret_is_read_anew_for_a_signature(connections: Connections, aws_wire: AwsWire) -> None:
-    """It may be signed with a new token; the others who ask get that too."""
+    """A secret is read again after an invalid signature, because a new token may have signed the webhook.
+
+    Other callers then get the new token, too.
+    """
     get(connections)
     store(aws_wire, "new")
 
@@ -723,7 +736,10 @@ def test_a_secret_is_read_anew_for_a_signature(connections: Connections, aws_wir
 
 
 def test_a_secret_is_read_anew_every_half_minute(connections: Connections, aws_wire: AwsWire, clock: Clock) -> None:
-    """However many signatures do not hold: anybody can send one."""
+    """A secret is read again at most every 30 seconds, regardless of the number of invalid signatures.
+
+    Anybody can send one.
+    """
     get(connections)
     counts = []
     for seconds in (0, 0, REFRESH_SECONDS - 0.1, 0.1, REFRESH_SECONDS - 0.1, 0.1):
@@ -735,7 +751,7 @@ def test_a_secret_is_read_anew_every_half_minute(connections: Connections, aws_w
 
 
 def test_a_thousand_signatures_read_a_secret_once(connections: Connections, aws_wire: AwsWire) -> None:
-    """Also where they come at the same time."""
+    """A thousand invalid signatures cause one read of the secret, even if they arrive at the same time."""
     get(connections)
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda _: refresh(connections), range(1000)))
@@ -744,7 +760,10 @@ def test_a_thousand_signatures_read_a_secret_once(connections: Connections, aws_
 
 
 def test_each_connection_is_read_anew_for_itself(connections: Connections, aws_wire: AwsWire) -> None:
-    """Somebody else's strangers do not keep a new token out."""
+    """The limit on reading a secret again is separate for each connection.
+
+    Strangers that use one connection do not delay another connection's new token.
+    """
     aws_wire.secrets["twilio/other"] = json.dumps(TOKEN)
     refresh(connections)
 
@@ -759,7 +778,10 @@ def test_each_connection_is_read_anew_for_itself(connections: Connections, aws_w
 def test_a_secret_that_cannot_be_read_anew_is_used_as_it_is(
     connections: Connections, aws_wire: AwsWire, failure: tuple[int, str]
 ) -> None:
-    """Until it is no longer fresh; nor is it asked for again at once."""
+    """If a secret cannot be read again, the version in memory is used until it is no longer fresh.
+
+    The next invalid signature does not cause another read immediately.
+    """
     get(connections)
     aws_wire.failures["GetSecretValue"] = [failure] * 2
 
@@ -770,7 +792,7 @@ def test_a_secret_that_cannot_be_read_anew_is_used_as_it_is(
 
 
 def test_without_time_a_secret_is_not_read_anew(connections: Connections, aws_wire: AwsWire) -> None:
-    """The answer would come too late."""
+    """A secret is not read again if its answer could come too late."""
     get(connections)
 
     assert refresh(connections, seconds=6.9) is None
@@ -778,7 +800,7 @@ def test_without_time_a_secret_is_not_read_anew(connections: Connections, aws_wi
 
 
 def test_a_broken_secret_is_not_taken(connections: Connections, aws_wire: AwsWire) -> None:
-    """For a signature that does not hold nobody loses the connection."""
+    """An invalid signature never replaces the connection in memory with a broken secret."""
     get(connections)
     aws_wire.secrets["twilio/default"] = "{}"
 
@@ -792,7 +814,10 @@ def test_a_broken_secret_is_not_taken(connections: Connections, aws_wire: AwsWir
 def test_a_token_that_was_replaced_is_good_for_an_hour(
     connections: Connections, aws_wire: AwsWire, clock: Clock, how: str
 ) -> None:
-    """However and whenever the container found out: Twilio signs with the old one until the new one is promoted."""
+    """A replaced token is accepted for an hour, regardless of how and when the container noticed the change.
+
+    Twilio signs with the old token until the new one is promoted.
+    """
     old = get(connections)
     store(aws_wire, "new")
     aws_wire.secret_age = 0
@@ -805,7 +830,7 @@ def test_a_token_that_was_replaced_is_good_for_an_hour(
         clock.go_on(FRESH_SECONDS)
         get(connections)
     at_once = tokens(connections)
-    clock.go_on(end - 10 - clock.elapsed)  # versions are dated by another clock
+    clock.go_on(end - 10 - clock.elapsed)  # 10 seconds of tolerance: another clock dates versions
     before = tokens(connections)
     clock.go_on(20)
 
@@ -816,7 +841,10 @@ def test_a_token_that_was_replaced_is_good_for_an_hour(
 def test_who_finds_out_too_late_does_not_take_the_old_token(
     connections: Connections, aws_wire: AwsWire, clock: Clock
 ) -> None:
-    """A container may have had nothing to do for hours."""
+    """A container that notices the change more than an hour later does not accept the old token.
+
+    It may have been idle for hours.
+    """
     get(connections)
     store(aws_wire, "new")
     clock.go_on(2 * PREVIOUS_SECONDS)
@@ -829,12 +857,12 @@ def test_who_finds_out_too_late_does_not_take_the_old_token(
 def test_each_token_that_was_replaced_is_good_for_an_hour(
     connections: Connections, aws_wire: AwsWire, clock: Clock
 ) -> None:
-    """A second change takes nothing from the first."""
+    """Each replaced token is accepted for an hour; a later change does not shorten that."""
     seen = []
     get(connections)
     for token, seconds in (("b", 1000), ("c", 1000), ("d", PREVIOUS_SECONDS - 2000)):
         store(aws_wire, token)
-        aws_wire.secret_age = 1000 - clock.elapsed  # it is stored now
+        aws_wire.secret_age = 1000 - clock.elapsed  # stored at the clock's current time
         clock.go_on(FRESH_SECONDS)
         seen.append(tokens(connections))
         clock.go_on(seconds - FRESH_SECONDS)
@@ -845,7 +873,10 @@ def test_each_token_that_was_replaced_is_good_for_an_hour(
 
 
 def test_a_token_that_comes_back_is_there_once(connections: Connections, aws_wire: AwsWire, clock: Clock) -> None:
-    """As the present one; the secondary that was taken out is an old one."""
+    """A token that is restored is listed once, as the current one.
+
+    A secondary token that was removed counts as replaced.
+    """
     store(aws_wire, AUTH_TOKEN, "secondary")
     aws_wire.secret_age = 0
     get(connections)
@@ -859,7 +890,7 @@ def test_a_token_that_comes_back_is_there_once(connections: Connections, aws_wir
 
 
 def test_an_account_has_no_tokens_of_another(connections: Connections, aws_wire: AwsWire) -> None:
-    """Each connection has its own."""
+    """Each connection has its own replaced tokens."""
     get(connections)
     store(aws_wire, "new")
     refresh(connections)
@@ -875,7 +906,10 @@ def test_a_container_that_starts_finds_the_tokens_before(
     age: float,
     expected: bool,  # noqa: FBT001 a table
 ) -> None:
-    """In the version before, if the present one is younger than an hour; else that is not even read."""
+    """A new container accepts the tokens of the previous version if the current one is younger than an hour.
+
+    Otherwise it does not read the previous version.
+    """
     store(aws_wire, "new")
     aws_wire.secret_age = age
     get(connections)
@@ -888,7 +922,10 @@ def test_a_container_that_starts_finds_the_tokens_before(
 def test_the_tokens_before_are_good_until_the_secret_is_an_hour_old(
     connections: Connections, aws_wire: AwsWire, clock: Clock
 ) -> None:
-    """Not for an hour from when they were found; within it the version before is read once."""
+    """Previous tokens are accepted until the current version is an hour old, regardless of when they were read.
+
+    Within that hour the previous version is read once.
+    """
     store(aws_wire, "new")
     aws_wire.secret_age = PREVIOUS_SECONDS - 100
     refresh(connections)
@@ -903,7 +940,7 @@ def test_the_tokens_before_are_good_until_the_secret_is_an_hour_old(
 
 
 def test_a_container_that_saw_a_change_needs_no_version_before(connections: Connections, aws_wire: AwsWire) -> None:
-    """It knows the tokens."""
+    """A container that noticed the change knows the old tokens, and does not read the previous version."""
     get(connections)
     store(aws_wire, "new")
     aws_wire.secret_age = 0
@@ -917,7 +954,7 @@ def test_a_container_that_saw_a_change_needs_no_version_before(connections: Conn
 def test_a_version_before_that_is_none_is_no_fault(
     connections: Connections, aws_wire: AwsWire, previous: str | None
 ) -> None:
-    """A secret that was never changed has none."""
+    """A missing or invalid previous version is not an error: a secret that was never changed has none."""
     aws_wire.secret_age = 0
     if previous is not None:
         aws_wire.previous["twilio/default"] = previous
@@ -929,7 +966,7 @@ def test_a_version_before_that_is_none_is_no_fault(
 def test_without_time_the_version_before_is_not_read(
     connections: Connections, aws_wire: AwsWire, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The present one took it."""
+    """The previous version is not read if reading the current one used up the time."""
     store(aws_wire, "new")
     aws_wire.secret_age = 0
     read = aws_wire._GetSecretValue
@@ -947,7 +984,7 @@ def test_without_time_the_version_before_is_not_read(
 
 
 def test_a_refused_connection_is_read_anew(connections: Connections, aws_wire: AwsWire) -> None:
-    """The secret may have been rotated since."""
+    """A connection whose credentials were refused is read again, because its secret may have been rotated."""
     old = connections.get("twilio/", "default")
     aws_wire.secrets["twilio/default"] = json.dumps(TOKEN)
 
@@ -957,7 +994,7 @@ def test_a_refused_connection_is_read_anew(connections: Connections, aws_wire: A
 
 
 def test_many_that_were_refused_make_one_look_up(connections: Connections, aws_wire: AwsWire) -> None:
-    """Whoever comes second finds the new credentials."""
+    """Many callers with refused credentials cause one look-up; later callers find the new credentials."""
     old = connections.get("twilio/", "default")
     aws_wire.secrets["twilio/default"] = json.dumps(TOKEN)
     with ThreadPoolExecutor(8) as pool:
@@ -968,14 +1005,14 @@ def test_many_that_were_refused_make_one_look_up(connections: Connections, aws_w
 
 
 def test_a_name_that_was_forgotten_can_be_renewed(connections: Connections, aws_wire: AwsWire) -> None:
-    """The memory is bounded."""
+    """A connection that is no longer in memory can be renewed, because the memory is bounded."""
     assert ACCOUNT_SID == connections.renew("twilio/", "default", parse(**TOKEN)).account_sid
     assert 1 == aws_wire.count("GetSecretValue")
 
 
 def test_a_rotated_secret_is_found_by_a_401(twilio: FaultServer, aws_wire: AwsWire, context: Context) -> None:
-    """The request is tried once more: a 401 was not processed."""
-    from get_sms import handler  # noqa: PLC0415 the handler is what makes the request
+    """After a 401, the secret is read again and the request is sent once more, because Twilio did not process it."""
+    from get_sms import handler  # noqa: PLC0415 the handler sends the request
 
     handler({"message_sid": "SM" + "0" * 32}, context)
     aws_wire.secrets["twilio/default"] = json.dumps(TOKEN)
@@ -988,8 +1025,8 @@ def test_a_rotated_secret_is_found_by_a_401(twilio: FaultServer, aws_wire: AwsWi
 
 
 def test_credentials_that_stay_wrong_are_told(twilio: FaultServer, aws_wire: AwsWire, context: Context) -> None:
-    """After one more look and one more try."""
-    from get_sms import handler  # noqa: PLC0415 the handler is what makes the request
+    """Credentials that stay wrong cause an error after one more read and one more request."""
+    from get_sms import handler  # noqa: PLC0415 the handler sends the request
 
     twilio.script(faults.UNAUTHORIZED)
 
@@ -1002,8 +1039,8 @@ def test_credentials_that_stay_wrong_are_told(twilio: FaultServer, aws_wire: Aws
 
 
 def ask(context: Context, **more: Any) -> str:
-    """Ask Twilio for a message, and return how that ended."""
-    from get_sms import handler  # noqa: PLC0415 the handler is what makes the request
+    """Request a message from Twilio, and return `ok` or the name of the error."""
+    from get_sms import handler  # noqa: PLC0415 the handler sends the request
 
     try:
         handler({"message_sid": "SM" + "0" * 32} | more, context)
@@ -1020,7 +1057,10 @@ def test_refused_credentials_are_left_alone_for_half_a_minute(
     counted: Callable[[str], float],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Twilio is not asked again with them; each time that it refuses them is counted."""
+    """Refused credentials are not used for 30 seconds.
+
+    Each time that Twilio refuses them is counted.
+    """
     monkeypatch.setattr(telemetry, "flush", lambda: None)
     twilio.script(faults.UNAUTHORIZED)
     counts = []
@@ -1036,8 +1076,8 @@ def test_refused_credentials_are_left_alone_for_half_a_minute(
 def test_the_error_of_credentials_that_are_left_alone_says_what_twilio_said(
     twilio: FaultServer, aws_wire: AwsWire, context: Context
 ) -> None:
-    """With its code and the request that it refused."""
-    from get_sms import handler  # noqa: PLC0415 the handler is what makes the request
+    """The error for credentials that are not used has the code and the request id of Twilio's refusal."""
+    from get_sms import handler  # noqa: PLC0415 the handler sends the request
 
     twilio.script(faults.UNAUTHORIZED)
     ask(context)
@@ -1050,7 +1090,7 @@ def test_the_error_of_credentials_that_are_left_alone_says_what_twilio_said(
 def test_mended_credentials_are_found_after_that(
     twilio: FaultServer, aws_wire: AwsWire, context: Context, clock: Clock
 ) -> None:
-    """With the first request after half a minute."""
+    """Fixed credentials are used by the first request after 30 seconds."""
     twilio.script(faults.UNAUTHORIZED)
     ask(context)
     aws_wire.secrets["twilio/default"] = json.dumps(TOKEN)
@@ -1063,7 +1103,7 @@ def test_mended_credentials_are_found_after_that(
 
 
 def test_other_credentials_are_not_left_alone(twilio: FaultServer, aws_wire: AwsWire, context: Context) -> None:
-    """Only those that Twilio refused."""
+    """Only the credentials that Twilio refused stay unused."""
     aws_wire.secrets["twilio/other"] = json.dumps(TOKEN)
     twilio.script(faults.UNAUTHORIZED, faults.UNAUTHORIZED, faults.OK)
 
@@ -1080,7 +1120,10 @@ def test_a_401_that_a_refresh_mends_leaves_nothing_alone(
     counted: Callable[[str], float],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It is the ordinary way in which a rotation is found."""
+    """After a 401 that new credentials resolve, no credentials stay unused.
+
+    This is the ordinary way in which a rotation is noticed.
+    """
     monkeypatch.setattr(telemetry, "flush", lambda: None)
     get(client.CONNECTIONS)
     aws_wire.secrets["twilio/default"] = json.dumps(TOKEN)
@@ -1091,8 +1134,11 @@ def test_a_401_that_a_refresh_mends_leaves_nothing_alone(
 
 
 def test_a_raw_request_is_always_made(twilio: FaultServer, aws_wire: AwsWire, context: Context) -> None:
-    """What it asks for may be refused to good credentials: a standard key may not read keys."""
-    from raw_request import handler  # noqa: PLC0415 the handler is what makes the request
+    """A raw request is always sent, even after a 401.
+
+    Twilio may refuse it although the credentials are right: a standard key may not read keys.
+    """
+    from raw_request import handler  # noqa: PLC0415 the handler sends the request
 
     twilio.script(faults.UNAUTHORIZED)
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""Which deliveries are published, what stands in the table after each step, and what an answer that is lost changes."""
+"""Which deliveries are published, what the table contains after each step, and the effects of lost answers."""
 
 import threading
 import time
@@ -32,7 +32,7 @@ DENIED = (400, "AccessDeniedException")
 FAILED = (500, "InternalServerError")
 
 
-# The rules: one line for each that asks, one column for each thing that may stand there. `?` is uncertain.
+# The rules: one line for each source of a claim, one column for each item in the table. `?` is uncertain.
 
 RULES = """
            absent   expired  begun    overdue  kept       kept?      done
@@ -53,7 +53,7 @@ STANDS: dict[str, Seen | None] = {
 
 
 def rules() -> list[tuple[str, str, str]]:
-    """Return who asks, what stands there and what is expected, of each field of the table."""
+    """Return the source, the item and the expected result of each field of the table of rules."""
     first, *lines = RULES.strip("\n").splitlines()
     return [
         (asks, stands, expected)
@@ -63,13 +63,13 @@ def rules() -> list[tuple[str, str, str]]:
 
 
 def test_the_table_is_whole() -> None:
-    """Each that asks meets each thing that may stand there."""
+    """The rules cover every combination of a source and an item."""
     assert {(asks, stands) for asks in ("Twilio", "buffer") for stands in STANDS} == {rule[:2] for rule in rules()}
 
 
 @pytest.mark.parametrize(("asks", "stands", "expected"), rules())
 def test_the_rules(asks: str, stands: str, expected: str) -> None:
-    """All of them."""
+    """A claim's result is that of the table of rules."""
     assert ClaimResult[expected] is claim_result(STANDS[stands], NOW, buffered=asks == "buffer")
 
 
@@ -77,7 +77,10 @@ def test_the_rules(asks: str, stands: str, expected: str) -> None:
 @pytest.mark.parametrize("buffered", [False, True])
 @pytest.mark.parametrize("uncertain", [False, True])
 def test_what_is_expired_says_nothing(state: EventState, buffered: bool, uncertain: bool) -> None:  # noqa: FBT001 a table
-    """Whatever it is: DynamoDB deletes it days later. Until its last second it counts."""
+    """An expired item has no effect in any state, because DynamoDB deletes it only days later.
+
+    The item counts until `expires_at`.
+    """
     seen = Seen(state, "other", NOW - 100, NOW, uncertain)
 
     assert ClaimResult.FIRST is claim_result(seen, NOW, buffered=buffered)
@@ -86,7 +89,7 @@ def test_what_is_expired_says_nothing(state: EventState, buffered: bool, uncerta
 
 
 def test_a_lease_ends_in_its_last_second() -> None:
-    """Not a moment before."""
+    """A lease ends exactly at `lease_until`, and not earlier."""
     assert ClaimResult.BUSY is claim_result(BEGUN, BEGUN.lease_until - 0.001, buffered=False)
     assert ClaimResult.AGAIN is claim_result(BEGUN, BEGUN.lease_until, buffered=False)
 
@@ -101,25 +104,28 @@ def test_a_lease_ends_in_its_last_second() -> None:
     ],
 )
 def test_a_key_is_of_an_account_and_an_id(detail: dict[str, Any]) -> None:
-    """It tells neither, and has one length."""
+    """An event's key depends only on its account and its deduplication id.
+
+    The key reveals neither, and has a fixed length.
+    """
     assert KEY != event_key(Event("Message Received", detail))
     assert 64 == len(event_key(Event("Message Received", detail)))
     assert KEY == event_key(EVENT._replace(detail=EVENT.detail | {"parameters": {}}))
 
 
-# On the wire
+# Calls to DynamoDB
 
 
 @pytest.fixture
 def table(aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch) -> Deduplication:
-    """Return the table, at noon."""
+    """Return the table of published events, with the clock half a second after `NOW`."""
     assert [] == aws_wire.calls
     set_clock(monkeypatch, NOW + 0.5)
     return Deduplication("deliveries")
 
 
 def set_clock(monkeypatch: pytest.MonkeyPatch, now: float) -> None:
-    """Set the clock by which leases end."""
+    """Set the clock that decides when leases end."""
     monkeypatch.setattr(clock, "now", lambda: now)
 
 
@@ -129,12 +135,12 @@ def claimed(table: Deduplication, *, buffered: bool = False) -> PublishClaim:
 
 
 def stands(wire: AwsWire) -> dict[str, Any]:
-    """Return the item of the event, without its types."""
+    """Return the event's item, without DynamoDB's types."""
     return {name: next(iter(value.values())) for name, value in wire.deliveries[KEY].items()}
 
 
 def stand(wire: AwsWire, name: str) -> None:
-    """Let something stand there."""
+    """Store the item of that name."""
     seen = STANDS[name]
     if seen:
         Deduplication("deliveries")._put(KEY, EVENT, seen, {})
@@ -142,7 +148,7 @@ def stand(wire: AwsWire, name: str) -> None:
 
 
 def test_a_claim_is_one_conditional_write(table: Deduplication, aws_wire: AwsWire) -> None:
-    """No reading before."""
+    """A claim is one conditional write, without a read before it."""
     claim = claimed(table)
     ((operation, body),) = aws_wire.calls
 
@@ -155,7 +161,10 @@ def test_a_claim_is_one_conditional_write(table: Deduplication, aws_wire: AwsWir
 
 
 def test_what_stands_in_the_table(table: Deduplication, aws_wire: AwsWire) -> None:
-    """In whole seconds, no sooner over than it was asked for; nothing of the event but its id."""
+    """A claim's item has times in whole seconds, and a lease that is no shorter than requested.
+
+    Of the event, it contains only the id.
+    """
     claim = claimed(table)
 
     assert {
@@ -171,7 +180,7 @@ def test_what_stands_in_the_table(table: Deduplication, aws_wire: AwsWire) -> No
 
 
 def test_each_claim_has_its_own_nonce(table: Deduplication, aws_wire: AwsWire) -> None:
-    """By which it is told from all others."""
+    """Each claim has its own nonce, which distinguishes it from all others."""
     one = claimed(table)
     aws_wire.deliveries.clear()
 
@@ -182,7 +191,7 @@ def test_each_claim_has_its_own_nonce(table: Deduplication, aws_wire: AwsWire) -
 def test_the_rules_on_the_wire(
     table: Deduplication, aws_wire: AwsWire, asks: str, stands_there: str, expected: str
 ) -> None:
-    """Who may publish holds the item; who may not leaves it as it is."""
+    """A claim that may publish owns the item; any other claim leaves the item unchanged."""
     stand(aws_wire, stands_there)
     before = dict(aws_wire.deliveries)
     claim = claimed(table, buffered=asks == "buffer")
@@ -195,7 +204,7 @@ def test_the_rules_on_the_wire(
 
 
 def test_who_is_busy_says_until_when(table: Deduplication, aws_wire: AwsWire) -> None:
-    """Asked again before, it would be busy again."""
+    """A busy claim returns the end of the lease, because an earlier retry would be busy again."""
     stand(aws_wire, "begun")
 
     assert BEGUN.lease_until == claimed(table).free_at
@@ -204,7 +213,7 @@ def test_who_is_busy_says_until_when(table: Deduplication, aws_wire: AwsWire) ->
 def test_only_one_of_many_claims_stands(
     table: Deduplication, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They all ask at the same moment."""
+    """Exactly one of many simultaneous claims succeeds."""
     all_there, answer = threading.Barrier(8, timeout=10), aws_wire.answer
     first = threading.local()
 
@@ -224,7 +233,7 @@ def test_only_one_of_many_claims_stands(
 
 
 def test_a_claim_whose_answer_is_lost_is_ours(table: Deduplication, aws_wire: AwsWire) -> None:
-    """The call is made again by itself, and finds what it wrote."""
+    """A claim whose answer is lost is retried, and the retry finds the item that the claim wrote."""
     aws_wire.failures["PutItem"] = [LOST]
 
     assert ClaimResult.FIRST is claimed(table).verdict
@@ -233,9 +242,12 @@ def test_a_claim_whose_answer_is_lost_is_ours(table: Deduplication, aws_wire: Aw
 
 @pytest.mark.parametrize("stands_there", ["absent", "expired", "overdue", "kept", "kept?"])
 def test_a_lost_answer_does_not_change_the_verdict(table: Deduplication, aws_wire: AwsWire, stands_there: str) -> None:
-    """What is uncertain stays so."""
+    """A lost answer does not change a claim's result.
+
+    An uncertain event stays uncertain.
+    """
     stand(aws_wire, stands_there)
-    # The condition is first that nothing is there, and then on what is.
+    # The first write requires that there is no item, the second one that the found item is unchanged.
     aws_wire.failures["PutItem"] = [LOST] if stands_there == "absent" else [PASS, LOST]
     claim = claimed(table, buffered=True)
 
@@ -247,7 +259,10 @@ def test_a_lost_answer_does_not_change_the_verdict(table: Deduplication, aws_wir
 def test_without_the_table_nobody_knows(
     table: Deduplication, aws_wire: AwsWire, log: Log, failures: list[tuple[int, str]]
 ) -> None:
-    """Nor is it an error to the delivery; one line says why."""
+    """If the table is unavailable, the claim returns UNAVAILABLE instead of raising an error.
+
+    One log line has the reason.
+    """
     aws_wire.failures["PutItem"] = [*failures]
 
     assert PublishClaim(ClaimResult.UNAVAILABLE) == claimed(table)
@@ -256,7 +271,10 @@ def test_without_the_table_nobody_knows(
 
 
 def test_a_claim_that_was_written_unheard_holds_off_the_next(table: Deduplication, aws_wire: AwsWire) -> None:
-    """The event went out as `unavailable`, so whoever comes later says that it may have."""
+    """A claim that was written, and whose answers were lost, makes the next claim busy.
+
+    Its event was published as `unavailable`, so a later delivery must be marked as a possible duplicate.
+    """
     aws_wire.failures["PutItem"] = [LOST] * 2
     claimed(table)
 
@@ -267,7 +285,7 @@ def test_a_claim_that_was_written_unheard_holds_off_the_next(table: Deduplicatio
 def test_what_somebody_takes_over_first_is_theirs(
     table: Deduplication, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch, stands_there: str
 ) -> None:
-    """Between the look and the write."""
+    """Another process can take the item over between our read and our write; it then owns the item."""
     stand(aws_wire, stands_there)
     put = aws_wire._PutItem
     theirs = {"nonce": {"S": "theirs"}, "state": {"S": "begun"}} | {
@@ -288,7 +306,7 @@ def test_what_somebody_takes_over_first_is_theirs(
 def test_an_item_that_is_gone_meanwhile_is_claimed(
     table: Deduplication, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """DynamoDB deletes what is expired whenever it comes to it."""
+    """An expired item may disappear during a claim, because DynamoDB deletes it at any time. The claim succeeds."""
     stand(aws_wire, "expired")
     put = aws_wire._PutItem
 
@@ -323,7 +341,10 @@ def test_an_item_that_is_gone_meanwhile_is_claimed(
 def test_a_damaged_item_says_nothing(
     table: Deduplication, aws_wire: AwsWire, log: Log, name: str, value: dict[str, Any] | None
 ) -> None:
-    """The event is published, and says that nobody knows; what is there is left to people."""
+    """A damaged item makes the claim UNAVAILABLE, so that the event is published with that mark.
+
+    The item stays unchanged for a person to examine.
+    """
     stand(aws_wire, "begun")
     aws_wire.deliveries[KEY].pop(name)
     if value is not None:
@@ -335,11 +356,11 @@ def test_a_damaged_item_says_nothing(
     assert ["ServiceUnavailableError"] == [line["error"] for line in log()]
 
 
-# What is noted
+# Notes about published and buffered events
 
 
 def test_what_is_on_the_bus_is_done(table: Deduplication, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For a day from then on."""
+    """A published event is noted as done for 30 days from then on, and later claims of it are duplicates."""
     claim = claimed(table)
     set_clock(monkeypatch, NOW + 20)
     table.note_done(EVENT, claim)
@@ -354,7 +375,10 @@ def test_what_is_on_the_bus_is_done(table: Deduplication, aws_wire: AwsWire, mon
 def test_what_is_on_the_bus_is_done_whatever_the_table_says(
     table: Deduplication, aws_wire: AwsWire, stands_there: str
 ) -> None:
-    """Somebody else may have taken the claim over: the event is out all the same."""
+    """A published event is noted as done regardless of the item in the table.
+
+    Another process may have taken the claim over, but the event is on the bus.
+    """
     claim = claimed(table)
     aws_wire.deliveries.clear()
     stand(aws_wire, stands_there)
@@ -369,7 +393,10 @@ def test_what_is_in_the_buffer_is_kept(
     aws_wire: AwsWire,
     uncertain: bool,  # noqa: FBT001 a table
 ) -> None:
-    """Twilio's next delivery is a duplicate, and the buffer's may be published at once."""
+    """After an event is noted as kept, Twilio's next delivery is a duplicate.
+
+    The buffer's delivery may publish the event at once.
+    """
     table.note_kept(EVENT, claimed(table), uncertain=uncertain)
 
     assert ("kept", uncertain) == (stands(aws_wire)["state"], stands(aws_wire)["uncertain"])
@@ -381,7 +408,10 @@ def test_what_is_in_the_buffer_is_kept(
 def test_what_is_kept_does_not_undo_what_somebody_else_did(
     table: Deduplication, aws_wire: AwsWire, log: Log, stands_there: str
 ) -> None:
-    """The claim ended, and they took it over, which is no surprise."""
+    """A note that an event is kept does not overwrite another process's item.
+
+    The lease ended and the other process took the claim over. That is expected, so nothing is logged.
+    """
     claim = claimed(table)
     stand(aws_wire, stands_there)
     before = stands(aws_wire)
@@ -392,7 +422,7 @@ def test_what_is_kept_does_not_undo_what_somebody_else_did(
 
 @pytest.mark.parametrize("verdict", [ClaimResult.UNAVAILABLE, ClaimResult.BUSY, ClaimResult.DUPLICATE])
 def test_without_a_claim_nothing_is_noted(table: Deduplication, aws_wire: AwsWire, verdict: ClaimResult) -> None:
-    """It belongs to somebody else, if to anybody."""
+    """Without a claim nothing is noted, because the event belongs to another process or to none."""
     table.note_done(EVENT, PublishClaim(verdict))
     table.note_kept(EVENT, PublishClaim(verdict), uncertain=True)
 
@@ -404,7 +434,10 @@ def test_without_a_claim_nothing_is_noted(table: Deduplication, aws_wire: AwsWir
 def test_a_note_that_fails_is_no_error(
     table: Deduplication, aws_wire: AwsWire, log: Log, failures: list[tuple[int, str]], state: EventState
 ) -> None:
-    """The event is where it is; the next delivery finds out when the claim ends."""
+    """A note that fails is logged, and raises no error.
+
+    The event stays where it is, and the next delivery learns its state when the claim ends.
+    """
     claim = claimed(table)
     aws_wire.failures["PutItem"] = [*failures]
     if state is EventState.DONE:
@@ -422,7 +455,7 @@ def test_a_note_whose_answer_is_lost_holds(
     log: Log,
     uncertain: bool,  # noqa: FBT001 a table
 ) -> None:
-    """It is written twice, to the same effect."""
+    """A note whose answer is lost is written twice, with the same result."""
     claim = claimed(table)
     aws_wire.failures["PutItem"] = [LOST]
     table.note_kept(EVENT, claim, uncertain=uncertain)
@@ -431,7 +464,7 @@ def test_a_note_whose_answer_is_lost_holds(
 
 
 def test_the_clock_is_that_of_the_epoch(aws_wire: AwsWire) -> None:
-    """DynamoDB deletes by it."""
+    """`expires_at` is in seconds since the epoch, because DynamoDB deletes items by that time."""
     claimed(Deduplication("deliveries"))
 
     assert time.time() + RETENTION_SECONDS - 60 < int(stands(aws_wire)["expires_at"]) <= time.time() + RETENTION_SECONDS

@@ -1,7 +1,8 @@
-"""Deliveries, crashes, the buffer, clocks, lost answers in every order: what is promised of events holds after each.
+"""A stateful test of the event publisher: its promises hold in every order of deliveries, crashes and faults.
 
-Outbox, table and rules are the real ones; DynamoDB, bus and buffer are kept in memory. Each delivery of Twilio's or of
-the buffer is a function that stops before and after each of its calls, so that others can act in between.
+The publisher, the deduplication table and its rules are the real ones. DynamoDB, the bus and the buffer are kept in
+memory. Each delivery, from Twilio or from the buffer, is a function. It stops before and after each of its calls, so
+that other functions can act in between.
 """
 
 import logging
@@ -51,7 +52,7 @@ KEY = event_key(EVENT)
 
 type Faults = Mapping[str, Sequence[str]]
 
-# What goes wrong with a function's calls, in order.
+# Possible faults of a function's calls, by operation; each list has one fault per call, in order.
 FAULTS: dict[str, list[list[str]]] = {
     "PutItem": [
         *([[]] * 5),
@@ -76,7 +77,7 @@ FAULTS: dict[str, list[list[str]]] = {
     ],
     "SendMessage": [[], [], ["denied"], ["lost"], ["swallowed"]],
 }
-# The last step of a delivery that the bus takes is the seventh, of one that is kept the eleventh.
+# A delivery that the bus takes has seven steps; one that goes to the buffer has eleven.
 STEPS = st.sampled_from([20, 20, 20, 20, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10])
 REST = st.sampled_from([20, 20, 0, 1, 2])
 SOME_FAULTS = st.fixed_dictionaries({name: st.sampled_from(faults) for name, faults in FAULTS.items()})
@@ -86,45 +87,45 @@ SETTINGS = settings(
 
 
 class Function(Actor):
-    """An invocation, which Lambda ends when its time is over."""
+    """One invocation, which the test ends at its timeout, as Lambda does."""
 
     def __init__(self, work: Callable[[], None], faults: Faults) -> None:
-        """Begin now."""
+        """Start the work; `faults` are the faults of its calls, by operation."""
         self.faults_of = {name: list(each) for name, each in faults.items()}
         self.ends_at = Deliveries.elapsed + LEASE
         super().__init__(lambda _: work())
 
     def fault(self, operation: str) -> str:
-        """Return what goes wrong with this call."""
+        """Return the fault of the next call of an operation, or an empty text."""
         faults = self.faults_of.get(operation)
         return faults.pop(0) if faults else ""
 
 
 class Entry(NamedTuple):
-    """What is on the bus, and since when."""
+    """An event on the bus: the time at which it was put there, and its `deduplication` mark."""
 
     at: float
     mark: str | None
 
 
 class Accepted(NamedTuple):
-    """A delivery that Twilio was told is done."""
+    """The time of a delivery for which the publisher raised no error, so that Twilio gets a 200."""
 
     at: float
 
 
 def here() -> Function:
-    """Return the function that calls."""
+    """Return the function that runs in this thread."""
     function = threading.current_thread()
     assert isinstance(function, Function)
     return function
 
 
 class Services:
-    """AWS in memory, whose calls stop before and after they are carried out."""
+    """AWS in memory. Each call stops before and after the operation, so that other functions can act."""
 
     def exchange(self, request: requests.PreparedRequest) -> http.Reply:
-        """Answer a request, or not."""
+        """Return the answer to a request; raises ResponseLostError if a fault loses the answer."""
         operation = request.headers["X-Amz-Target"].rpartition(".")[2]
         body = json.decode(request.body or b"")
         function = here()
@@ -146,10 +147,10 @@ class Services:
             return attempt(function, lambda: fault, lambda: self._taken(operation, body))
         finally:
             if operation == "PutEvents":
-                function.attempts.clear()  # it is not tried again by itself
+                function.attempts.clear()  # the client makes one attempt only
 
     def _taken(self, operation: str, body: dict[str, Any]) -> http.Reply:
-        """Take an event, or a message for the buffer."""
+        """Store an event on the bus or a message in the buffer, and return the answer."""
         if operation == "PutEvents":
             (entry,) = body["Entries"]
             mark = json.decode(entry["Detail"]).get("deduplication")
@@ -160,24 +161,24 @@ class Services:
 
 
 def reply(status: int, answer: Any) -> http.Reply:
-    """Return an answer of AWS."""
+    """Return an answer from AWS."""
     return http.Reply(status, {}, json.encode(answer))
 
 
 class Deliveries(RuleBasedStateMachine):
-    """One event, and all that can happen to it."""
+    """A state machine for one event: it is delivered, functions crash, and time passes, in any order."""
 
     wire: ClassVar[AwsWire]
     elapsed: ClassVar[float]
-    """Seconds that passed."""
+    """Seconds since the start of the run."""
     skew: ClassVar[float]
-    """By so many seconds the clock is wrong."""
+    """Error of the connector's clock, in seconds."""
     entries: ClassVar[list[Entry]]
     buffer: ClassVar[list[tuple[float, str]]]
-    """When it may be delivered, and its body."""
+    """The messages in the buffer: the time from which each may be delivered, and its body."""
 
     def __init__(self) -> None:
-        """Begin with nothing."""
+        """Start with an empty table, bus and buffer."""
         super().__init__()
         self.wire.deliveries.clear()
         Deliveries.elapsed = Deliveries.skew = 0.0
@@ -185,21 +186,21 @@ class Deliveries(RuleBasedStateMachine):
         self.functions: list[Function] = []
         self.accepted: list[Accepted] = []
 
-    # What can happen
+    # Rules: what can happen
 
     @initialize(faults=SOME_FAULTS, steps=STEPS)
     def begin(self, faults: Faults, steps: int) -> None:
-        """Twilio delivers the event for the first time."""
+        """Deliver the event from Twilio for the first time."""
         self._act(self._delivery(faults), steps, 0)
 
     @rule(faults=SOME_FAULTS, steps=STEPS, rest=REST)
     def deliver(self, faults: Faults, steps: int, rest: int) -> None:
-        """Twilio delivers it again, perhaps while others are at work."""
+        """Deliver the event from Twilio again, perhaps while other functions run."""
         self._act(self._delivery(faults), steps, rest)
 
     @rule(faults=SOME_FAULTS, others=SOME_FAULTS)
     def deliver_at_the_same_moment(self, faults: Faults, others: Faults) -> None:
-        """Two deliveries make each step together."""
+        """Run two deliveries at the same time, alternating after each step."""
         both = [self._delivery(faults), self._delivery(others)]
         while both := [each for each in both if each.step()]:
             self.check()
@@ -207,19 +208,19 @@ class Deliveries(RuleBasedStateMachine):
     @precondition(lambda self: self._visible())
     @rule(which=st.integers(0, 9), faults=SOME_FAULTS, steps=STEPS, rest=REST)
     def deliver_from_the_buffer(self, which: int, faults: Faults, steps: int, rest: int) -> None:
-        """SQS delivers a message, perhaps one that it delivered already."""
+        """Deliver a message from the buffer, perhaps one that SQS delivered before."""
         messages = self._visible()
         self._act(self._from_the_buffer(messages[which % len(messages)], faults), steps, rest)
 
     @precondition(lambda self: self.functions)
     @rule(which=st.integers(0, 9))
     def crash(self, which: int) -> None:
-        """One of them dies where it is."""
+        """Kill a function at its current step."""
         self.functions.pop(which % len(self.functions)).crash()
 
     @rule(seconds=st.sampled_from([2, 10, LEASE + 2, 1000]))
     def time_passes(self, seconds: float) -> None:
-        """Lambda ends whoever's time is over."""
+        """Let time pass, and kill the functions that reach their timeout, as Lambda does."""
         Deliveries.elapsed += seconds
         for each in [each for each in self.functions if each.ends_at <= self.elapsed]:
             self.functions.remove(each)
@@ -227,22 +228,22 @@ class Deliveries(RuleBasedStateMachine):
 
     @rule(skew=st.sampled_from([0, -LEASE, LEASE + 2]))
     def set_clock(self, skew: float) -> None:
-        """Let the clock of the next container be wrong."""
+        """Set the error of the connector's clock: the next container's clock may be wrong."""
         Deliveries.skew = skew
 
     @precondition(lambda self: not self.functions)
     @rule(is_deleted=st.booleans())
     def it_is_forgotten(self, *, is_deleted: bool) -> None:
-        """DynamoDB deletes the item, or has not come to it."""
+        """Let the item expire; DynamoDB deletes it now, or has not deleted it yet."""
         Deliveries.elapsed += RETENTION_SECONDS + 10 * LEASE
         if is_deleted:
             self.wire.deliveries.clear()
 
-    # What must hold
+    # Invariants: what must hold
 
     @invariant()
     def check(self) -> None:
-        """Nothing is there twice without saying so; what the table says is true."""
+        """Check that each duplicate is marked, and that the event is where the table says."""
         unmarked = [entry.at for entry in self.entries if entry.mark is None]
         for first, second in pairwise(unmarked):
             assert second - first > RETENTION_SECONDS - 10 * LEASE, "twice without a word"
@@ -253,7 +254,10 @@ class Deliveries(RuleBasedStateMachine):
             assert self.buffer or self.entries, "kept, and is not in the buffer"
 
     def teardown(self) -> None:
-        """With time, and a bus that works, the buffer is empty, and whatever was accepted was published."""
+        """Check that a working bus empties the buffer in time.
+
+        Each accepted delivery must have been published by then.
+        """
         for each in self.functions:
             each.crash()
         self.functions = []
@@ -268,10 +272,13 @@ class Deliveries(RuleBasedStateMachine):
             since = delivery.at - RETENTION_SECONDS - 10 * LEASE
             assert any(entry.at >= since for entry in self.entries), "accepted, and never published"
 
-    # What each of them does
+    # Helpers
 
     def _act(self, function: Function, steps: int, rest: int) -> None:
-        """Let one of them make so many steps, and those that it interrupted the rest of theirs."""
+        """Run a function for `steps` steps, then each interrupted function for `rest` steps.
+
+        The invariants are checked after each function.
+        """
         turns = [(function, steps), *((interrupted, rest) for interrupted in self.functions)]
         self.functions = []
         for each, count in turns:
@@ -303,16 +310,16 @@ class Deliveries(RuleBasedStateMachine):
 
 @pytest.fixture(autouse=True)
 def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Put what is in memory in the place of AWS, and the machine's clock in that of the functions."""
+    """Replace AWS with the services in memory, and the connector's clock with that of the state machine."""
     wire = AwsWire()
-    wire.close()  # it is asked without a network
+    wire.close()  # the tests call it without a network
     monkeypatch.setattr(Deliveries, "wire", wire, raising=False)
     answer_requests(monkeypatch, Services().exchange)
     monkeypatch.setattr(client, "_LONGEST_PAUSE", 0)
     monkeypatch.setattr(clock, "now", lambda: 1_800_000_000 + Deliveries.elapsed + Deliveries.skew)
     monkeypatch.setattr(clock, "monotonic", lambda: Deliveries.elapsed)
     monkeypatch.setattr(event_bus, "clock", SimpleNamespace(sleep=lambda _: here().stop()))
-    logging.disable()  # each fault would be a line
+    logging.disable()  # each fault would log a line
     yield
     logging.disable(logging.NOTSET)
     telemetry.metrics.metric_set.clear()
@@ -331,7 +338,7 @@ BEGINNINGS: list[Faults] = [
 
 
 def every_interruption() -> None:
-    """Let everything be interrupted by everything else, at each of its steps, after each beginning."""
+    """Interrupt each kind of delivery with each other kind, at chosen steps, after each beginning."""
     acts: list[Callable[[Deliveries, int], None]] = [
         lambda all_, steps: all_.deliver({}, steps, 20),
         lambda all_, steps: all_.deliver({"PutEvents": ["lost"] * 2}, steps, 20),
@@ -352,47 +359,47 @@ def every_interruption() -> None:
             deliveries.teardown()
 
 
-@pytest.mark.timeout(1200)  # it tries them all
+@pytest.mark.timeout(1200)  # it tries all combinations
 def test_the_promises_hold_at_every_interruption() -> None:
-    """All pairs of things that happen, after all beginnings."""
+    """The promises hold for every pair of deliveries, one interrupting another, after every beginning."""
     every_interruption()
 
 
 def test_the_promises_hold_in_every_order() -> None:
-    """Nothing lost, nothing twice without a word, nothing said that is not so, whatever else happens."""
+    """No event is lost, each duplicate is marked, and the table is true, in random orders of steps and faults."""
     run_state_machine_as_test(Deliveries, settings=SETTINGS)
 
 
 def over_busy(seen: Seen | None, now: float, *, buffered: bool) -> ClaimResult:
-    """Publish what somebody is publishing."""
+    """Publish an event that another function is publishing (planted bug)."""
     verdict = claim_result(seen, now, buffered=buffered)
     return ClaimResult.FIRST if verdict is ClaimResult.BUSY else verdict
 
 
 def over_overdue(seen: Seen | None, now: float, *, buffered: bool) -> ClaimResult:
-    """Take what somebody died with for what nobody began."""
+    """Treat an event whose lease expired as one that was never begun (planted bug)."""
     is_overdue = seen is not None and seen.state is EventState.BEGUN and seen.lease_until <= now
     return ClaimResult.FIRST if is_overdue else claim_result(seen, now, buffered=buffered)
 
 
 def no_doubt(seen: Seen | None, now: float, *, buffered: bool) -> ClaimResult:
-    """Forget that what is kept may be on the bus."""
+    """Ignore that a buffered event may be on the bus already (planted bug)."""
     return claim_result(seen and seen._replace(uncertain=False), now, buffered=buffered)
 
 
 def kept_is_first(seen: Seen | None, now: float, *, buffered: bool) -> ClaimResult:
-    """Publish what is in the buffer, and say nothing of its doubt."""
+    """Publish a buffered event without the mark of its uncertainty (planted bug)."""
     return ClaimResult.FIRST if seen and seen.state is EventState.KEPT else claim_result(seen, now, buffered=buffered)
 
 
 def begun_is_done(seen: Seen | None, now: float, *, buffered: bool) -> ClaimResult:
-    """Trust whoever is publishing it."""
+    """Treat an event that a function began to publish as published (planted bug)."""
     is_begun = seen is not None and seen.state is EventState.BEGUN
     return ClaimResult.DUPLICATE if is_begun else claim_result(seen, now, buffered=buffered)
 
 
 def kept_is_done(seen: Seen | None, now: float, *, buffered: bool) -> ClaimResult:
-    """Take what is in the buffer for published, also when it comes from there."""
+    """Treat a buffered event as published, even if it is delivered from the buffer (planted bug)."""
     return (
         ClaimResult.DUPLICATE if seen and seen.state is EventState.KEPT else claim_result(seen, now, buffered=buffered)
     )
@@ -410,7 +417,7 @@ def kept_is_done(seen: Seen | None, now: float, *, buffered: bool) -> ClaimResul
     ],
 )
 def test_a_broken_rule_is_seen(monkeypatch: pytest.MonkeyPatch, broken: Callable[..., ClaimResult], seen: str) -> None:
-    """Or the tests above would prove nothing."""
+    """Each planted bug in the rules is found, so the tests above can fail."""
     monkeypatch.setattr(deduplication, "claim_result", broken)
 
     with pytest.raises(AssertionError, match=seen):
@@ -418,7 +425,7 @@ def test_a_broken_rule_is_seen(monkeypatch: pytest.MonkeyPatch, broken: Callable
 
 
 def test_a_write_without_condition_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rules alone are not enough."""
+    """Unconditional writes are found: the rules alone do not keep the promises."""
     put = Deduplication._put
     monkeypatch.setattr(Deduplication, "_put", lambda table, key, event, seen, _: put(table, key, event, seen, {}))
 
@@ -427,7 +434,7 @@ def test_a_write_without_condition_is_seen(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_note_before_the_buffer_has_it_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever dies in between has lost it."""
+    """A note written before the buffer has the event is found: a crash in between loses the event."""
     keep = publisher._enqueue
 
     def note_and_keep(table: Deduplication, each: Any) -> None:
@@ -441,7 +448,7 @@ def test_a_note_before_the_buffer_has_it_is_seen(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_note_before_the_bus_has_it_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Likewise."""
+    """A note written before the bus has the event is found: a crash in between loses the event."""
     put = publisher._put
 
     def note_and_put(table: Deduplication, outgoing: Any, deadline: Deadline) -> Any:
@@ -456,7 +463,7 @@ def test_a_note_before_the_bus_has_it_is_seen(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_broken_rule_is_seen_in_some_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the machine itself."""
+    """The random state machine finds a planted bug, too."""
     monkeypatch.setattr(deduplication, "claim_result", no_doubt)
 
     with pytest.raises((AssertionError, ExceptionGroup)):

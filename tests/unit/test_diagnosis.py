@@ -1,4 +1,4 @@
-"""Is a person told which setting is wrong, where the token is right, and a stranger nothing?"""
+"""The diagnosis of a refused webhook: it names the wrong setting if the token is right, and tells strangers nothing."""
 
 import json
 from dataclasses import replace
@@ -30,17 +30,17 @@ UNKNOWN = "the signature does not match the URL, the parameters and the connecti
 
 
 def genuine(each: Webhook = SMS, **changes: Any) -> Request:
-    """Return a genuine request, in which what is not signed may be changed."""
+    """Return a genuine request, with some parts changed after it was signed."""
     return replace(each.request(TARGET), **changes)
 
 
 def signed_for(url: str, request: Request, token: str = AUTH_TOKEN) -> Request:
-    """Return the request, as it is signed for another URL."""
+    """Return the request, signed for another URL."""
     return request.with_header(SIGNATURE, signature(url, request.fields, token))
 
 
 def refused(request: Request, event: Any = event_2) -> None:
-    """Send a request that is refused as any other."""
+    """Send a request, and check that it gets the same 403 as any refused request."""
     assert {
         "statusCode": 403,
         "headers": {"Content-Type": "application/json"},
@@ -49,14 +49,14 @@ def refused(request: Request, event: Any = event_2) -> None:
 
 
 def reason(log: Log) -> str:
-    """Return the reason in the one line of the log."""
+    """Return the reason in the only line of the log."""
     (line,) = log()
     assert ("WARNING", "webhook refused") == (line["level"], line["message"])
     return str(line["reason"])
 
 
 def part(name: str, scheme: str = "https", host: str = "hook.example") -> str:
-    """Return what is said of a part that differs."""
+    """Return the reason in the log if the named part of the URL differs."""
     return (
         f"the signature is valid for a URL with another {name} (signed for {scheme}, host {host}); "
         "check WebhookBaseUrl and the URL at Twilio"
@@ -76,7 +76,7 @@ def part(name: str, scheme: str = "https", host: str = "hook.example") -> str:
 )
 @pytest.mark.usefixtures("aws_wire")
 def test_the_part_that_differs_is_named(log: Log, make: Any, url: str, expected: str) -> None:
-    """With the host, which the signature vouches for."""
+    """The log names the part of the URL that differs, and the signed host, for which the signature vouches."""
     host = url.split("/")[2]
     refused(signed_for(url, genuine().with_header("host", host)), make)
 
@@ -86,7 +86,7 @@ def test_the_part_that_differs_is_named(log: Log, make: Any, url: str, expected:
 @pytest.mark.usefixtures("aws_wire")
 @pytest.mark.parametrize("name", ["host", "x-forwarded-host", "x-original-host"])
 def test_a_proxy_tells_its_host(log: Log, name: str) -> None:
-    """In one of these headers, none of which is believed without the signature."""
+    """A proxy's host is found in each of these headers; none is believed without a valid signature."""
     refused(signed_for("https://proxy.example/webhook", genuine().with_header(name, "proxy.example")))
 
     assert part("host", host="proxy.example") == reason(log)
@@ -113,7 +113,10 @@ def test_a_proxy_tells_its_host(log: Log, name: str) -> None:
 def test_a_setting_that_is_wrong_is_found(
     aws_wire: AwsWire, log: Log, monkeypatch: pytest.MonkeyPatch, base: str, path: str, url: str, expected: str
 ) -> None:
-    """WebhookBaseUrl is missing a stage, has one too many, or is another API's; or the URL at Twilio is."""
+    """The log names the part that is wrong in WebhookBaseUrl or in the URL at Twilio.
+
+    WebhookBaseUrl may lack a stage, have an extra one, or name another API.
+    """
     aws_wire.secrets["twilio/two"] = aws_wire.secrets["twilio/default"]
     monkeypatch.setenv("WEBHOOK_BASE_URL", base)
     refused(signed_for(url, genuine(path=path)))
@@ -126,7 +129,7 @@ def test_a_setting_that_is_wrong_is_found(
     "each", [SMS, replace(BY_NAME["GET status"], query=""), BY_NAME["JSON object"]], ids=lambda each: each.name
 )
 def test_every_kind_of_request_is_looked_at(log: Log, each: Webhook) -> None:
-    """Forms, GET and JSON."""
+    """Forms, GET requests and JSON requests are all diagnosed."""
     request = genuine(each)
     query = f"?{request.query}" if request.query else ""
     refused(signed_for(f"http://hook.example/webhook{query}", request))
@@ -136,14 +139,14 @@ def test_every_kind_of_request_is_looked_at(log: Log, each: Webhook) -> None:
 
 @pytest.mark.usefixtures("aws_wire")
 def test_a_query_that_was_not_signed_is_named(log: Log) -> None:
-    """Somebody puts one behind the URL."""
+    """The log names the query if somebody appended one to the signed URL."""
     refused(signed_for(HERE, genuine(query="MARK=1")))
 
     assert part("query") == reason(log)
 
 
 def test_an_old_token_tells_too(aws_wire: AwsWire, log: Log) -> None:
-    """Each that may have signed."""
+    """The diagnosis tries each auth token that may have signed, also the secondary one."""
     secret = {"account_sid": ACCOUNT_SID, "auth_token": "1" * 32, "secondary_auth_token": "2" * 32}
     aws_wire.secrets["twilio/default"] = json.dumps(secret)
     refused(signed_for("http://hook.example/webhook", genuine(), "2" * 32))
@@ -166,7 +169,7 @@ def test_an_old_token_tells_too(aws_wire: AwsWire, log: Log) -> None:
     ids=["other token", "empty", "garbage", "other host", "other path", "other scheme", "other body"],
 )
 def test_of_all_others_nothing_is_known(log: Log, request_: Request) -> None:
-    """But that it does not hold."""
+    """For any other refused request, the log says only that the signature does not match."""
     refused(request_)
 
     assert UNKNOWN == reason(log)
@@ -179,7 +182,7 @@ def test_of_all_others_nothing_is_known(log: Log, request_: Request) -> None:
     ids=repr,
 )
 def test_what_is_no_host_is_not_tried(log: Log, host: str) -> None:
-    """It would stand in the log as somebody wrote it."""
+    """An invalid Host header is not tried, because the log would show it as the sender wrote it."""
     refused(signed_for(f"https://{host}/webhook", genuine().with_header("host", host)))
 
     assert UNKNOWN == reason(log)
@@ -188,7 +191,7 @@ def test_what_is_no_host_is_not_tried(log: Log, host: str) -> None:
 @pytest.mark.usefixtures("aws_wire")
 @pytest.mark.parametrize(("size", "expected"), [(16 * 1024, part("scheme", "http")), (16 * 1024 + 1, UNKNOWN)])
 def test_a_large_body_is_not_looked_at(log: Log, size: int, expected: str) -> None:
-    """It takes too long for a request that may be anybody's."""
+    """A body over 16 KiB is not diagnosed: that takes too long for a request that anybody may have sent."""
     frame = len(posted(genuine(), (("Body", ""),)).body)
     request = posted(genuine(), (("Body", "x" * (size - frame)),))
 
@@ -199,7 +202,7 @@ def test_a_large_body_is_not_looked_at(log: Log, size: int, expected: str) -> No
 
 @pytest.mark.usefixtures("aws_wire")
 def test_nothing_of_the_request_is_told_but_its_host(log: Log) -> None:
-    """Nor of the token."""
+    """The log shows only scheme and host of the request, and nothing of the token."""
     request = replace(
         posted(genuine(), (("AccountSid", ACCOUNT_SID), ("Body", "MARK"))), path="/MARK/webhook", query="MARK=MARK"
     ).with_header("user-agent", "MARK")
@@ -212,7 +215,7 @@ def test_nothing_of_the_request_is_told_but_its_host(log: Log) -> None:
 
 
 def test_no_event_comes_of_it(aws_wire: AwsWire) -> None:
-    """What is signed for another URL was not meant for this one."""
+    """A request that was signed for another URL publishes no event, because it was not meant for this one."""
     refused(signed_for("http://hook.example/webhook", genuine()))
 
     assert [] == aws_wire.entries

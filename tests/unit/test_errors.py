@@ -1,4 +1,4 @@
-"""Are the errors what the interface promises?"""
+"""The errors have the classes, statuses and messages that the interface promises."""
 
 from typing import Any
 
@@ -42,26 +42,26 @@ PROMISED = {
 
 
 def classes(parent: type[ConnectorError] = ConnectorError) -> dict[str, type[ConnectorError]]:
-    """Return all errors by name."""
+    """Return all error classes by name."""
     found = {child.__name__: child for child in parent.__subclasses__()}
     return found | {name: each for child in parent.__subclasses__() for name, each in classes(child).items()}
 
 
 def make(name: str) -> ConnectorError:
-    """Return an error of a class."""
+    """Return an error of the named class."""
     if name == "InvalidInputError":
         return InvalidInputError(Fault("to", "is required"))
     return classes()[name]("it failed")
 
 
 def test_there_are_no_other_errors() -> None:
-    """Each class is promised, and each promised class is there."""
+    """The error classes are exactly the promised ones."""
     assert PROMISED.keys() == classes().keys()
 
 
 @pytest.mark.parametrize(("name", "promised"), PROMISED.items(), ids=PROMISED)
 def test_status_and_retry_are_as_promised(name: str, promised: tuple[int, bool]) -> None:
-    """An API caller gets the status and is told whether to try again."""
+    """The problem object has the promised status, and says whether the caller may retry."""
     problem = make(name).problem()
 
     assert promised == (problem["status"], problem["retryable"])
@@ -78,14 +78,17 @@ def test_the_module_draws_the_error(name: str) -> None:
 
 
 def test_whatever_may_have_changed_something_is_not_promised_to_have_changed_nothing() -> None:
-    """Failure records are read by this list: what stands there is sent anew when it is handed back."""
+    """`NOTHING_CHANGED` has every error except those after which Twilio may have changed something.
+
+    A failure record whose error is on this list is sent again when it is handed back.
+    """
     in_doubt = {"OutcomeUnknownError", "SendInProgressError", "ResponseTooLargeError"}
 
     assert PROMISED.keys() - in_doubt == NOTHING_CHANGED
 
 
 def test_some_errors_know_how_long_to_wait() -> None:
-    """For callers whom Twilio told nothing."""
+    """Three errors have a default Retry-After, for callers to whom Twilio gave no time."""
     seconds = {
         name: each.default_retry_after for name, each in classes().items() if each.default_retry_after is not None
     }
@@ -94,14 +97,14 @@ def test_some_errors_know_how_long_to_wait() -> None:
 
 
 def test_whoever_is_told_to_wait_may_try_again() -> None:
-    """Patience without a retry would be wasted."""
+    """Every error with a default Retry-After is retryable: to wait without a retry would be useless."""
     assert [] == [
         name for name, each in classes().items() if each.default_retry_after is not None and not each.retryable
     ]
 
 
 def test_opting_out_is_a_rejection() -> None:
-    """Python callers catch both with one name."""
+    """RecipientOptedOutError is a TwilioRejectedError, so that Python callers catch both with one name."""
     assert issubclass(RecipientOptedOutError, TwilioRejectedError)
 
 
@@ -109,14 +112,14 @@ def test_opting_out_is_a_rejection() -> None:
     ("twilio_status", "status"), [(400, 400), (402, 400), (403, 403), (409, 409), (410, 400), (422, 422)]
 )
 def test_a_rejection_has_twilios_status_where_it_says_more(twilio_status: int, status: int) -> None:
-    """403, 409 and 422 go through; everything else is 400."""
+    """A rejection has Twilio's status if that is 403, 409 or 422, and 400 otherwise."""
     error = TwilioRejectedError("refused", twilio=TwilioDetails(status=twilio_status))
 
     assert (status, status) == (error.http_status, error.problem()["status"])
 
 
 def test_an_opted_out_recipient_is_always_400() -> None:
-    """Whatever status Twilio chose."""
+    """RecipientOptedOutError has status 400, even if Twilio answered with another status."""
     error = RecipientOptedOutError("stopped", twilio=TwilioDetails(status=403, code=21610))
 
     assert 400 == error.http_status
@@ -136,7 +139,7 @@ def test_an_opted_out_recipient_is_always_400() -> None:
     ids=["none", "status", "code", "all"],
 )
 def test_a_message_has_twilios_code_and_request_but_not_its_text(details: TwilioDetails | None, expected: str) -> None:
-    """Lambda logs the message, and Twilio's text may hold numbers."""
+    """An error's message has no text of Twilio's, because Lambda logs it and the text may hold phone numbers."""
     assert expected == str(TwilioNotFoundError("no such thing", twilio=details))
 
 
@@ -153,14 +156,14 @@ def test_a_message_has_twilios_code_and_request_but_not_its_text(details: Twilio
     ids=["none", "status", "all"],
 )
 def test_a_problem_has_what_is_known_of_twilios_answer(details: TwilioDetails | None, expected: dict[str, Any]) -> None:
-    """What Twilio did not say is not there at all."""
+    """A problem object has Twilio's status, code and request id, and omits those that Twilio did not give."""
     problem = TwilioRateLimitError("too many", twilio=details).problem()
 
     assert expected == {name: value for name, value in problem.items() if name.startswith("twilio_")}
 
 
 def test_a_problem_adds_twilios_text() -> None:
-    """Only the API caller sees it."""
+    """Twilio's text is in the problem object, which only an API caller sees, and not in the message."""
     error = TwilioNotFoundError("no such thing", twilio=TwilioDetails(status=404, text=TEXT))
 
     assert f"no such thing (HTTP 404): {TEXT}" == error.problem()["detail"]
@@ -168,7 +171,7 @@ def test_a_problem_adds_twilios_text() -> None:
 
 
 def test_invalid_input_tells_all_faults() -> None:
-    """In the message and as a list."""
+    """InvalidInputError has all faults of the input, in its message and as a list."""
     error = InvalidInputError(Fault("to", "is required"), Fault("limit", "must be a whole number"))
 
     assert "to: is required; limit: must be a whole number" == str(error)
@@ -179,5 +182,5 @@ def test_invalid_input_tells_all_faults() -> None:
 
 
 def test_an_unknown_outcome_is_not_retryable() -> None:
-    """It must be resolved first."""
+    """An unknown outcome is not retryable, because it must be resolved first."""
     assert not OutcomeUnknownError("unknown").retryable

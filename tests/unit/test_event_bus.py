@@ -1,4 +1,4 @@
-"""Is every event put on the bus, and every one that is not found out?"""
+"""The event bus client: it puts every entry on the bus, and reports each entry that the bus did not take."""
 
 import json
 from typing import Any
@@ -16,17 +16,17 @@ MAX_BYTES = 256 * 1024
 
 
 def detail(number: int, size: int = 0, character: str = "x") -> dict[str, Any]:
-    """Return an event with so many characters of text."""
+    """Return the detail of an event, with `size` characters of text."""
     return {"number": number, "text": character * size}
 
 
 def entries(count: int, size: int = 0, character: str = "x") -> list[event_bus.Entry]:
-    """Return so many entries, each with so many characters of text."""
+    """Return `count` entries, each with `size` characters of text."""
     return [event_bus.entry("source", "type", detail(number, size, character)) for number in range(count)]
 
 
 def calls(aws_wire: AwsWire) -> list[list[Any]]:
-    """Return the numbers of the entries in each call."""
+    """Return the numbers of the entries in each PutEvents call."""
     return [
         [json.loads(entry["Detail"])["number"] for entry in parameters["Entries"]]
         for called, parameters in aws_wire.calls
@@ -35,19 +35,19 @@ def calls(aws_wire: AwsWire) -> list[list[Any]]:
 
 
 def published() -> float:
-    """Return how many events were counted, and forget them."""
+    """Return how many events were counted, and reset the metric."""
     counted: list[float] = telemetry.metrics.metric_set.pop("EventsPublished", {}).get("Value", [])
     return sum(counted)
 
 
 @pytest.fixture(autouse=True)
 def uncounted() -> None:
-    """Forget what earlier tests counted."""
+    """Clear the metrics of earlier tests."""
     telemetry.metrics.metric_set.clear()
 
 
 def test_an_entry_is_on_the_stacks_bus() -> None:
-    """Its detail is JSON text."""
+    """An entry names the stack's bus, its detail is JSON text, and its size is counted in bytes."""
     entry = event_bus.entry("source", "type", {"text": "Grüße 👋", "none": None})
 
     assert {
@@ -60,7 +60,7 @@ def test_an_entry_is_on_the_stacks_bus() -> None:
 
 
 def test_a_missing_setting_is_our_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With its name."""
+    """A missing EVENT_BUS_NAME raises InternalError, whose message names the variable."""
     monkeypatch.delenv("EVENT_BUS_NAME")
 
     with pytest.raises(InternalError, match="EVENT_BUS_NAME"):
@@ -71,7 +71,7 @@ def test_a_missing_setting_is_our_fault(monkeypatch: pytest.MonkeyPatch) -> None
     ("count", "sizes"), [(0, []), (1, [1]), (10, [10]), (11, [10, 1]), (20, [10, 10]), (25, [10, 10, 5])]
 )
 def test_a_call_has_ten_entries_at_most(aws_wire: AwsWire, count: int, sizes: list[int]) -> None:
-    """In order, each once."""
+    """Entries are put in order, each once, with at most ten in a call."""
     event_bus.put(entries(count))
 
     assert sizes == [len(call) for call in calls(aws_wire)]
@@ -81,7 +81,7 @@ def test_a_call_has_ten_entries_at_most(aws_wire: AwsWire, count: int, sizes: li
 
 @pytest.mark.parametrize("character", ["x", "é", "👍"])
 def test_a_call_is_no_larger_than_the_bus_takes(aws_wire: AwsWire, character: str) -> None:
-    """In bytes, of all that counts."""
+    """The entries of a call have at most 256 KiB together, counted in bytes and not in characters."""
     size = MAX_BYTES // 3 // len(character.encode())
     event_bus.put(entries(5, size, character))
 
@@ -90,7 +90,7 @@ def test_a_call_is_no_larger_than_the_bus_takes(aws_wire: AwsWire, character: st
 
 @pytest.mark.parametrize(("more", "sizes"), [(0, [2]), (1, [1, 1])])
 def test_a_call_is_as_large_as_the_bus_takes(aws_wire: AwsWire, more: int, sizes: list[int]) -> None:
-    """To the byte."""
+    """Two entries of exactly 256 KiB together go in one call; one byte more needs a second call."""
     size = MAX_BYTES // 2 - entries(1)[0].size
     event_bus.put([*entries(1, size), event_bus.entry("s" * (len("source") + more), "type", detail(1, size))])
 
@@ -98,7 +98,7 @@ def test_a_call_is_as_large_as_the_bus_takes(aws_wire: AwsWire, more: int, sizes
 
 
 def test_an_entry_that_is_too_large_goes_alone(aws_wire: AwsWire) -> None:
-    """The bus says what it thinks of it; the others are put all the same."""
+    """An entry that is too large goes in its own call, for the bus to decide; the others are put anyway."""
     small, large = entries(1)[0], entries(1, MAX_BYTES)[0]
     event_bus.put([small, large, small])
 
@@ -108,7 +108,7 @@ def test_an_entry_that_is_too_large_goes_alone(aws_wire: AwsWire) -> None:
 @pytest.mark.usefixtures("delays")
 @pytest.mark.parametrize("refused", [1, 2, 3])
 def test_entries_that_are_refused_are_put_again(aws_wire: AwsWire, refused: int) -> None:
-    """They alone."""
+    """Only the entries that the bus refused are retried."""
     aws_wire.refused = [refused]
     event_bus.put(entries(3))
 
@@ -119,7 +119,7 @@ def test_entries_that_are_refused_are_put_again(aws_wire: AwsWire, refused: int)
 @pytest.mark.usefixtures("delays")
 @pytest.mark.parametrize("refused", [1, 2, 3])
 def test_an_entry_that_is_refused_twice_is_an_error(aws_wire: AwsWire, refused: int) -> None:
-    """The others were published, and are counted."""
+    """An entry that is refused twice raises an error; the other entries are published and counted."""
     aws_wire.refused = [refused, refused]
 
     with pytest.raises(
@@ -142,7 +142,10 @@ def test_an_entry_that_is_refused_twice_is_an_error(aws_wire: AwsWire, refused: 
 def test_an_attempt_tells_what_became_of_each_entry(
     aws_wire: AwsWire, failure: tuple[int, str], end: PutResult
 ) -> None:
-    """What was never answered may be on the bus; each request ends by itself, and none is made twice."""
+    """An attempt returns a result for each entry, and retries none; a failed request does not stop the next one.
+
+    An entry whose request was not answered may be on the bus, so its result is `LOST`.
+    """
     aws_wire.failures["PutEvents"] = [failure]
     outcomes = event_bus.attempt(entries(15))
 
@@ -152,7 +155,7 @@ def test_an_attempt_tells_what_became_of_each_entry(
 
 
 def test_an_entry_that_the_bus_refuses_is_known(aws_wire: AwsWire) -> None:
-    """By its place, and with the bus's code."""
+    """The results are in the order of the entries, and a refused entry's result has the bus's error code."""
     aws_wire.refused = [1]
 
     assert [
@@ -162,7 +165,7 @@ def test_an_entry_that_the_bus_refuses_is_known(aws_wire: AwsWire) -> None:
 
 
 def test_a_bus_that_is_not_reached_took_nothing(aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No connection, no event."""
+    """If no connection to the bus is made, the result is `REFUSED`: the event is certainly not on the bus."""
     with closed_port() as port:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
 
@@ -182,7 +185,7 @@ def test_a_bus_that_is_not_reached_took_nothing(aws_wire: AwsWire, monkeypatch: 
 def test_an_answer_that_is_not_about_all_says_nothing_of_the_others(
     aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch, answer: dict[str, Any], ends: list[PutResult]
 ) -> None:
-    """They may be on the bus."""
+    """Entries without a result in the bus's answer are `LOST`, because they may be on the bus."""
     monkeypatch.setattr(aws_wire, "answer", lambda *_: (200, answer))
 
     assert ends == [outcome.end for outcome in event_bus.attempt(entries(2))]
@@ -195,7 +198,7 @@ def test_an_answer_that_is_not_about_all_says_nothing_of_the_others(
     ids=["no bus", "broken", "lost"],
 )
 def test_a_bus_that_does_not_answer_is_an_error(aws_wire: AwsWire, failures: list[tuple[int, str]]) -> None:
-    """After two attempts; nothing is taken for published."""
+    """A bus that fails twice raises an error, and no event is counted as published."""
     aws_wire.failures["PutEvents"] = [*failures]
 
     with pytest.raises(ServiceUnavailableError, match=r"^the event bus did not take 1 entries"):
@@ -205,7 +208,7 @@ def test_a_bus_that_does_not_answer_is_an_error(aws_wire: AwsWire, failures: lis
 
 @pytest.mark.parametrize("failure", [(500, "InternalException"), (400, "ThrottlingException"), LOST])
 def test_a_call_is_tried_twice(aws_wire: AwsWire, delays: list[float], failure: tuple[int, str]) -> None:
-    """With a pause; an event that comes twice is better than none."""
+    """A failed call is retried once after a pause: a duplicate event is better than a lost one."""
     aws_wire.failures["PutEvents"] = [failure]
     event_bus.put(entries(1))
 

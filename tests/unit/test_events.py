@@ -1,4 +1,4 @@
-"""Is every caller's event read as it is meant, and every other refused?"""
+"""Callers' events: each known shape is read as its caller means it, and every other shape is refused."""
 
 import base64
 import json
@@ -17,7 +17,7 @@ from tests.conftest import LoadEvent
 
 INPUT = {"to": "+15005550006", "message": "Your parcel is on its way."}
 
-# Shapes that reach a function and are no input of ours
+# Events of other AWS services that can reach a function, and events that may hold an input
 S3 = {
     "eventVersion": "2.1",
     "eventSource": "aws:s3",
@@ -55,18 +55,18 @@ NEVER_INVOKED = {name: part for name, part in FAILURE.items() if not name.starts
 
 
 def in_sns(event: Any) -> dict[str, Any]:
-    """Return an event in a notification to a function."""
+    """Return an SNS event for a function, with another event as its message."""
     return {"Records": [SNS | {"Sns": {"MessageId": "sns", "Message": json.dumps(event)}}]}
 
 
 def sqs(body: Any) -> tuple[Caller, Any]:
-    """Return caller and payload in the body of an SQS record."""
+    """Return the caller and the payload in the body of an SQS record."""
     inputs = events.sqs_inputs(SqsRecord("1", body if isinstance(body, str) else json.dumps(body)))
     return inputs.caller, inputs.payload
 
 
 def refused(event: Any) -> str:
-    """Return why an event is refused."""
+    """Return the reason for which an event is refused."""
     with pytest.raises(InvalidInputError) as refusal:
         events.inputs(event)
     return str(refusal.value)
@@ -85,13 +85,13 @@ def refused(event: Any) -> str:
     ],
 )
 def test_a_callers_event_is_unwrapped(event: LoadEvent, name: str, caller: Caller) -> None:
-    """The input is the same, whoever brings it; who that was is kept, and by which delivery."""
+    """Each kind of event has the same input; its caller and the id of its delivery are kept."""
     assert (caller, INPUT, {}) == events.inputs(event(name))
 
 
 @pytest.mark.parametrize("payload", [{}, [], None, "text", 5, {"Message": "x"}, {"source": "x"}], ids=repr)
 def test_what_has_no_envelope_is_the_input_itself(payload: Any) -> None:
-    """Whether it is a good one is not decided here."""
+    """An event without an envelope is the input itself; it is not validated here."""
     assert (Caller("direct"), payload) == events.inputs(payload)[:2]
 
 
@@ -113,7 +113,10 @@ def test_what_has_no_envelope_is_the_input_itself(payload: Any) -> None:
     ],
 )
 def test_envelopes_may_be_in_envelopes(event_in_event: dict[str, Any], caller: Caller) -> None:
-    """Topics get failure records, and queues get topics: whoever was first asks, and the innermost id is its."""
+    """Nested envelopes are unwrapped: a topic may carry a failure record, and a queue a notification.
+
+    The innermost service is the caller, and the innermost id is that of the delivery.
+    """
     assert (caller, INPUT) == events.inputs(event_in_event)[:2]
 
 
@@ -131,7 +134,7 @@ def test_envelopes_may_be_in_envelopes(event_in_event: dict[str, Any], caller: C
     ids=["input", "notification", "event", "failure", "event in notification", "event in record", "sns in failure"],
 )
 def test_an_sqs_body_may_be_an_envelope(body: dict[str, Any], caller: Caller) -> None:
-    """The queue asks only where nobody else did, so that the same event has the same id by whatever way it comes."""
+    """Caller and id in an SQS body replace those of the queue, so that an event has one id on every route."""
     assert (caller, INPUT) == sqs(body)
 
 
@@ -146,7 +149,10 @@ def test_an_sqs_body_may_be_an_envelope(body: dict[str, Any], caller: Caller) ->
 )
 @pytest.mark.parametrize("identity", [None, 5, ["1"], {}, ""], ids=repr)
 def test_an_id_that_is_none_leaves_the_one_around_it(body: dict[str, Any], caller: Caller, identity: Any) -> None:
-    """Else a message from a queue would have no key, and nobody would know whether it was sent."""
+    """If an envelope in an SQS body has no valid id, the id of the SQS record is used.
+
+    Otherwise a message from a queue would have no key, and nobody could know whether it was sent.
+    """
     context = FAILURE["requestContext"] | {"requestId": identity}
     without = body | {"id": identity, "MessageId": identity} | ({"requestContext": context} if body is FAILURE else {})
 
@@ -158,7 +164,7 @@ def test_an_id_that_is_none_leaves_the_one_around_it(body: dict[str, Any], calle
 
 @pytest.mark.parametrize("name", sorted(NOTHING_CHANGED))
 def test_an_invocation_that_provably_changed_nothing_leaves_no_doubt(name: str) -> None:
-    """Its error says so."""
+    """A failure record is not in doubt if its error says that nothing was changed."""
     failure = FAILURE | {"responsePayload": {"errorType": name, "errorMessage": "it failed"}}
 
     assert Caller("direct", "request") == events.inputs(failure).caller
@@ -180,13 +186,13 @@ def test_an_invocation_that_provably_changed_nothing_leaves_no_doubt(name: str) 
     ids=repr,
 )
 def test_any_other_failure_is_in_doubt(response: dict[str, Any]) -> None:
-    """Whatever was begun may have been carried out."""
+    """After any other failure the message may have been sent, because the request may have been carried out."""
     assert Caller("direct", "request", may_have_been_sent=True) == events.inputs(FAILURE | response).caller
 
 
 @pytest.mark.parametrize("context", [None, {}, {"statusCode": 400}, "absent"], ids=repr)
 def test_a_failure_without_invocation_leaves_no_doubt(context: Any) -> None:
-    """Lambda kept the event until it was too old."""
+    """A failure record without an invocation is not in doubt: the event expired before Lambda invoked the function."""
     failure = NEVER_INVOKED if context == "absent" else NEVER_INVOKED | {"responseContext": context}
 
     assert Caller("direct", "request") == events.inputs(failure).caller
@@ -195,14 +201,17 @@ def test_a_failure_without_invocation_leaves_no_doubt(context: Any) -> None:
 @pytest.mark.parametrize("part", [5, 0.5, True, "functionError", ["functionError"]], ids=repr)
 @pytest.mark.parametrize("name", ["responseContext", "responsePayload"])
 def test_a_failure_that_is_odd_is_read_or_refused(name: str, part: Any) -> None:
-    """No other exception: one record that somebody wrote by hand must not touch the others of its batch."""
+    """A malformed failure record is read, or refused with InvalidInputError.
+
+    Any other exception would also affect the other records of its batch.
+    """
     with suppress(InvalidInputError):
         assert "sqs" == sqs(IN_DOUBT | {name: part})[0].kind
 
 
 @pytest.mark.parametrize("error_type", [[], {}, ["InternalError"]], ids=repr)
 def test_a_failure_whose_error_has_no_name_is_in_doubt(error_type: Any) -> None:
-    """The same as one that has none at all."""
+    """A failure record whose error type is not text is in doubt, as one without an error type."""
     failure = FAILURE | {"responsePayload": {"errorType": error_type}}
 
     assert Caller("sqs", "request", may_have_been_sent=True) == sqs(failure)[0]
@@ -218,13 +227,16 @@ def test_a_failure_whose_error_has_no_name_is_in_doubt(error_type: Any) -> None:
     ids=["event", "notification", "failure"],
 )
 def test_doubt_comes_through_the_envelopes_around_it(event: dict[str, Any], caller: Caller) -> None:
-    """By whatever way the record is handed back."""
+    """A failure record that is in doubt stays so in every envelope, by whichever route it is handed back."""
     assert (caller, INPUT) == events.inputs(event)[:2]
     assert caller[1:] == sqs(event)[0][1:]
 
 
 def test_doubt_about_a_delivery_is_not_doubt_about_another() -> None:
-    """An event in a failure record was tried under its own id, by which the ledger knows it."""
+    """Of nested failure records, the inner one decides about doubt.
+
+    The event in it was tried under its own id, by which the ledger knows it.
+    """
     caller = events.inputs(IN_DOUBT | {"requestPayload": FAILURE}).caller
 
     assert Caller("direct", "request") == caller
@@ -232,7 +244,7 @@ def test_doubt_about_a_delivery_is_not_doubt_about_another() -> None:
 
 @pytest.mark.parametrize("body", ["", "text", "{", "{'to': 1}", "[" * 100_000, '"\\ud800"', "NaN"])
 def test_a_body_must_be_json(body: str) -> None:
-    """And is not repeated."""
+    """An SQS body that is not JSON is refused, and the error does not repeat the body."""
     with pytest.raises(InvalidInputError, match=r"^body: must be JSON$"):
         sqs(body)
 
@@ -243,7 +255,7 @@ def test_a_body_must_be_json(body: str) -> None:
     ids=["record", "notification"],
 )
 def test_a_message_must_be_json(event: dict[str, Any]) -> None:
-    """A plain notification is none of ours."""
+    """An SNS message that is not JSON is refused: a plain notification is not an input."""
     assert "Message: must be JSON" == refused(event)
 
 
@@ -285,7 +297,7 @@ OTHERS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("event", OTHERS.values(), ids=OTHERS)
 def test_any_other_shape_is_refused(event: dict[str, Any]) -> None:
-    """Rather than guessed, alone, in an envelope and in a queue."""
+    """An event of any other shape is refused and not guessed: alone, in an envelope, and in a queue."""
     reason = "(event): is neither an input nor an event that the connector knows"
 
     assert not events.is_http(event)
@@ -297,7 +309,7 @@ def test_any_other_shape_is_refused(event: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("depth", [4, 5, 1000])
 def test_envelopes_come_to_an_end(depth: int) -> None:
-    """More than four are nobody's."""
+    """An input in more than four envelopes is refused."""
     event: Any = INPUT
     for _ in range(depth):
         event = EVENTBRIDGE | {"detail": event}
@@ -312,7 +324,7 @@ def test_envelopes_come_to_an_end(depth: int) -> None:
 
 
 def test_a_batch_has_its_records(event: LoadEvent) -> None:
-    """In order, each by its id; a standard queue's have no group."""
+    """A batch yields its records in order, each with its id; a standard queue's records have no group."""
     records = events.sqs_records(event("send_sms_sqs"))
 
     assert [(f"059f36b4-87a3-44ab-83d2-66197597677{number}", None) for number in range(3)] == [
@@ -326,7 +338,7 @@ def test_a_batch_has_its_records(event: LoadEvent) -> None:
 
 
 def test_a_record_says_where_and_how_often_it_came(event: LoadEvent) -> None:
-    """With that its next delivery can be put off, and counted."""
+    """A record has queue, receipt handle and receive count, so that its redelivery can be delayed and counted."""
     batch = event("send_sms_sqs")
     batch["Records"][1]["attributes"]["ApproximateReceiveCount"] = "7"
     del batch["Records"][2]["attributes"]
@@ -342,7 +354,7 @@ def test_a_record_says_where_and_how_often_it_came(event: LoadEvent) -> None:
     [("arn:aws:sqs:us-east-1:123456789012:q.fifo", "g"), ("arn:aws:sqs:us-east-1:123456789012:q", None)],
 )
 def test_only_a_fifo_queue_has_groups(arn: str, group: str | None) -> None:
-    """A standard queue may carry a group too, which says nothing about order."""
+    """Only a FIFO queue's group is read: a standard queue's group says nothing about order."""
     record = SQS | {"eventSourceARN": arn, "attributes": {"MessageGroupId": "g"}}
 
     assert [("1", json.dumps(INPUT), group)] == [each[:3] for each in events.sqs_records({"Records": [record]}) or []]
@@ -376,14 +388,14 @@ def test_only_a_fifo_queue_has_groups(arn: str, group: str | None) -> None:
     ],
 )
 def test_a_malformed_batch_is_refused(record: dict[str, Any]) -> None:
-    """It can only come from someone who writes it by hand."""
+    """A malformed batch is refused, because only a person can have written it."""
     with pytest.raises(InvalidInputError, match=r"^Records: is not an SQS batch"):
         events.sqs_records({"Records": [SQS, record]})
 
 
 @pytest.mark.parametrize("body", [None, 5, INPUT, []], ids=repr)
 def test_a_body_that_is_no_text_is_refused(body: Any) -> None:
-    """It is the record's own fault, and not the batch's."""
+    """A body that is not text is a fault of its record, and does not fail the batch."""
     records = events.sqs_records({"Records": [SQS | {"body": body}]}) or []
 
     with pytest.raises(InvalidInputError, match=r"^body: must be JSON$"):
@@ -406,7 +418,7 @@ HTTP_EVENTS = [
 
 @pytest.mark.parametrize("name", HTTP_EVENTS)
 def test_an_http_event_is_told_by_its_context(event: LoadEvent, name: str) -> None:
-    """And is none of the others."""
+    """An HTTP event is recognised by its request context, and is not an SQS batch."""
     assert events.is_http(event(name))
     assert None is events.sqs_records(event(name))
 
@@ -415,25 +427,25 @@ def test_an_http_event_is_told_by_its_context(event: LoadEvent, name: str) -> No
     "name", ["send_sms", "send_sms_sqs", "send_sms_sns", "send_sms_eventbridge", "send_sms_failure_record"]
 )
 def test_another_event_is_no_http_request(event: LoadEvent, name: str) -> None:
-    """A failure record has a context too."""
+    """Other events are not HTTP requests; even a failure record, which has a request context, is not."""
     assert not events.is_http(event(name))
 
 
 @pytest.mark.parametrize("event", [None, [], "text", {"requestContext": "http"}, {"httpMethod": "GET"}], ids=repr)
 def test_what_is_no_object_with_context_is_no_http_request(event: object) -> None:
-    """It is refused or read elsewhere."""
+    """An event without a request context object is not an HTTP request; it is refused or read elsewhere."""
     assert not events.is_http(event)
 
 
 @pytest.mark.parametrize("name", ["send_sms_api", "send_sms_api_payload_1", "send_sms_function_url"])
 def test_the_body_of_a_request_is_the_input(event: LoadEvent, name: str) -> None:
-    """Through both payload formats and function URLs."""
+    """The body of a request is the input, in both payload formats and from function URLs."""
     assert (Caller("api"), INPUT, {}) == events.http_inputs(events.http_request(event(name)))
 
 
 @pytest.mark.parametrize("name", ["send_sms_api", "send_sms_api_payload_1", "send_sms_function_url"])
 def test_a_body_may_be_base64(event: LoadEvent, name: str) -> None:
-    """Function URLs and binary media types encode it."""
+    """A Base64 body is decoded: function URLs and binary media types encode it."""
     request = event(name)
     request |= {"isBase64Encoded": True, "body": base64.b64encode(request["body"].encode()).decode()}
 
@@ -443,7 +455,7 @@ def test_a_body_may_be_base64(event: LoadEvent, name: str) -> None:
 @pytest.mark.parametrize("body", [None, ""])
 @pytest.mark.parametrize("encoded", [True, False])
 def test_no_body_is_an_empty_input(event: LoadEvent, body: str | None, *, encoded: bool) -> None:
-    """As in a GET."""
+    """A request without a body, such as a GET, has an empty input."""
     request = event("send_sms_api") | {"body": body, "isBase64Encoded": encoded}
 
     assert {} == events.http_inputs(events.http_request(request)).payload
@@ -451,7 +463,7 @@ def test_no_body_is_an_empty_input(event: LoadEvent, body: str | None, *, encode
 
 @pytest.mark.parametrize("body", ["text", "{", "to=%2B15005550006", b"\xff", "NaN", "[" * 100_000])
 def test_a_request_body_must_be_json(event: LoadEvent, body: str | bytes) -> None:
-    """And is not repeated."""
+    """A request body that is not JSON is refused, and the error does not repeat the body."""
     data = body if isinstance(body, bytes) else body.encode()
     request = event("send_sms_api") | {"body": base64.b64encode(data).decode(), "isBase64Encoded": True}
 
@@ -460,7 +472,10 @@ def test_a_request_body_must_be_json(event: LoadEvent, body: str | bytes) -> Non
 
 
 def test_a_payload_2_query_is_read_as_it_came(event: LoadEvent) -> None:
-    """Names may repeat, values may be blank, and a plus is a blank."""
+    """A query in payload format 2.0 is kept as it came, and its parameters are decoded.
+
+    Names may repeat, values may be blank, and a plus is a space.
+    """
     request = event("list_sms_api") | {"rawQueryString": "to=%2B15005550006&a=1&a=2&b=&c&d=x+y&e=%C3%A9"}
 
     read = events.http_request(request)
@@ -483,7 +498,7 @@ def test_a_payload_2_query_is_read_as_it_came(event: LoadEvent) -> None:
     ],
 )
 def test_a_payload_1_query_is_decoded(event: LoadEvent, query: dict[str, Any]) -> None:
-    """It comes so; how it was spelled is lost."""
+    """A query in payload format 1.0 arrives decoded, so its original spelling is lost."""
     read = events.http_request(event("send_sms_api_payload_1") | query)
 
     assert None is read.query
@@ -491,21 +506,21 @@ def test_a_payload_1_query_is_decoded(event: LoadEvent, query: dict[str, Any]) -
 
 
 def test_a_payload_1_query_may_have_single_values_only(event: LoadEvent) -> None:
-    """Some who imitate API Gateway send nothing else."""
+    """Single query values suffice in payload format 1.0: some imitations of API Gateway send nothing else."""
     request = event("send_sms_api_payload_1") | {"queryStringParameters": {"a": "1"}}
 
     assert {"a": ["1"]} == events.http_inputs(events.http_request(request)).text
 
 
 def test_path_and_query_may_name_the_same(event: LoadEvent) -> None:
-    """Both are kept, so that the input can refuse them."""
+    """A parameter that is in path and query keeps both values, so that the input can be refused."""
     request = event("get_sms_api") | {"rawQueryString": "message_sid=SM1"}
 
     assert {"message_sid": ["SM1", "SM" + "0" * 32]} == events.http_inputs(events.http_request(request)).text
 
 
 def test_payload_1_has_path_parameters_too(event: LoadEvent) -> None:
-    """In the same place."""
+    """Path parameters in payload format 1.0 are in the same place, and are read too."""
     request = event("send_sms_api_payload_1") | {"pathParameters": {"message_sid": "SM1"}}
 
     assert {"message_sid": ["SM1"]} == events.http_inputs(events.http_request(request)).text
@@ -521,13 +536,16 @@ def test_payload_1_has_path_parameters_too(event: LoadEvent) -> None:
     ],
 )
 def test_the_idempotency_key_may_be_a_header(event: LoadEvent, name: str, headers: dict[str, Any]) -> None:
-    """However it is spelled."""
+    """The idempotency key may be a header; upper and lower case in the header's name do not matter."""
     assert {"idempotency_key": ["key"]} == events.http_inputs(events.http_request(event(name) | headers)).text
 
 
 @pytest.mark.parametrize("key", ["key", None, "other"])
 def test_the_header_may_say_what_the_body_says(event: LoadEvent, key: str | None) -> None:
-    """Null is as good as nothing; a different key is refused, for which of the two would count?"""
+    """The header and the body may have the same idempotency key; null in the body counts as no key.
+
+    Two different keys are refused, because neither takes precedence.
+    """
     request = event("send_sms_api") | {"headers": {"Idempotency-Key": "key"}}
     request["body"] = json.dumps(INPUT | {"idempotency_key": key})
 
@@ -543,7 +561,7 @@ def test_the_header_may_say_what_the_body_says(event: LoadEvent, key: str | None
 
 @pytest.mark.parametrize("key", [5, ["key"], {"key": "key"}, "Key", "key "], ids=repr)
 def test_a_key_in_the_body_is_compared_as_it_is(event: LoadEvent, key: Any) -> None:
-    """Nothing is brought into form to make it equal."""
+    """The keys in body and header are compared exactly: they are not normalised first."""
     request = event("send_sms_api") | {"headers": {"Idempotency-Key": "key"}}
     request["body"] = json.dumps(INPUT | {"idempotency_key": key})
 
@@ -553,14 +571,14 @@ def test_a_key_in_the_body_is_compared_as_it_is(event: LoadEvent, key: Any) -> N
 
 @pytest.mark.parametrize("body", ["[]", "5", '"text"', "null", ""])
 def test_a_header_beside_a_body_that_is_no_object_is_kept(event: LoadEvent, body: str) -> None:
-    """What is wrong is the body."""
+    """The header's key is kept if the body is not an object, because the fault is in the body."""
     request = event("send_sms_api") | {"headers": {"Idempotency-Key": "key"}, "body": body}
 
     assert {"idempotency_key": ["key"]} == events.http_inputs(events.http_request(request)).text
 
 
 def test_a_get_has_no_idempotency_key(event: LoadEvent) -> None:
-    """It changes nothing."""
+    """The header Idempotency-Key of a GET is ignored, because a GET changes nothing."""
     request = event("get_sms_api")
     request["headers"]["idempotency-key"] = "key"
 
@@ -568,14 +586,17 @@ def test_a_get_has_no_idempotency_key(event: LoadEvent) -> None:
 
 
 def test_headers_that_repeat_are_joined(event: LoadEvent) -> None:
-    """As HTTP says; names are lower case."""
+    """Repeated headers are joined with a comma, as HTTP prescribes, and their names are in lower case."""
     request = event("send_sms_api_payload_1") | {"headers": None, "multiValueHeaders": {"X-A": ["1", "2"]}}
 
     assert {"x-a": "1, 2"} == events.http_request(request).headers
 
 
 def test_method_domain_and_path_are_the_clients(event: LoadEvent) -> None:
-    """The webhook signs them; with payload 1.0 the stage stands in the context's path only."""
+    """Method, domain and path are those of the client, because the webhook's signature covers them.
+
+    In payload format 1.0, only the path in the request context has the stage.
+    """
     request = event("send_sms_api_payload_1")
     request["requestContext"]["path"] = "/prod/messages"
     first = events.http_request(request)
@@ -587,7 +608,7 @@ def test_method_domain_and_path_are_the_clients(event: LoadEvent) -> None:
 
 
 def test_a_path_may_be_outside_the_context(event: LoadEvent) -> None:
-    """Older gateways leave it out there."""
+    """If the request context has no path, as in older gateways, the event's own path is used."""
     request = event("send_sms_api_payload_1")
     del request["requestContext"]["path"]
 
@@ -595,7 +616,7 @@ def test_a_path_may_be_outside_the_context(event: LoadEvent) -> None:
 
 
 def test_a_request_does_not_show_what_it_holds(event: LoadEvent) -> None:
-    """Only where it went."""
+    """The `repr` of a request shows neither headers nor query nor body."""
     request = events.http_request(event("send_sms_api") | {"rawQueryString": "to=xqzjvmarker"})
 
     assert "parcel" not in repr(request)
@@ -629,7 +650,7 @@ MALFORMED: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize(("name", "change"), MALFORMED.values(), ids=MALFORMED)
 def test_a_malformed_request_is_refused(event: LoadEvent, name: str, change: dict[str, Any]) -> None:
-    """As the client's fault, whatever is odd about it."""
+    """Any malformed request is refused as the client's fault."""
     request = event(name) | change
     assert events.is_http(request)
 
@@ -685,7 +706,7 @@ RECORDS = st.fixed_dictionaries(
 
 @given(SHAPES | JSON | st.fixed_dictionaries({"Records": st.lists(RECORDS, min_size=1, max_size=3)}))
 def test_any_event_is_read_or_refused(event: Any) -> None:
-    """No other exception, whatever it holds."""
+    """Any event is read, or refused with InvalidInputError; it raises no other exception."""
     try:
         if events.is_http(event):
             request = events.http_request(event)

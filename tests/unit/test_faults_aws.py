@@ -1,4 +1,4 @@
-"""The proxy in front of AWS passes everything on, and fails where it is told to."""
+"""The proxy in front of AWS: it forwards every call unchanged, except for the faults that a test adds."""
 
 import json
 import os
@@ -37,15 +37,15 @@ class Seen(NamedTuple):
 
 
 class Emulator(ThreadingHTTPServer):
-    """Answers everything, and keeps it."""
+    """A server in place of the AWS emulator: it answers every request, and records it."""
 
     request_queue_size = 100
     seen: list[Seen]
     answers: dict[str, Any]
-    """What it answers to an operation, if not what it answers to all."""
+    """Answers by operation; any other operation gets the default answer."""
 
     class Handler(BaseHTTPRequestHandler):
-        """One request after the other."""
+        """Answers the requests of a connection one after the other."""
 
         protocol_version = "HTTP/1.1"
         server: "Emulator"
@@ -63,12 +63,12 @@ class Emulator(ThreadingHTTPServer):
         do_GET = do_POST = do_PUT = _answer  # noqa: N815 names of the base class
 
         def log_message(self, *_: Any) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
 
 @pytest.fixture
 def emulator() -> Iterator[Emulator]:
-    """Give a server in place of the emulator."""
+    """Yield a server in place of the AWS emulator."""
     with Emulator(("127.0.0.1", 0), Emulator.Handler) as server:
         server.seen, server.answers = [], {}
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
@@ -80,13 +80,13 @@ def emulator() -> Iterator[Emulator]:
 
 @pytest.fixture
 def proxy(emulator: Emulator) -> Iterator[AwsProxy]:
-    """Give a proxy in front of it."""
+    """Yield a proxy in front of the emulator."""
     with AwsProxy(f"http://127.0.0.1:{emulator.server_port}") as made:
         yield made
 
 
 class Outcome(NamedTuple):
-    """How a call ended: status and answer, or the name of an error."""
+    """The result of a call: status and answer, or the name of an error."""
 
     status: int | None = None
     answer: Any = None
@@ -94,19 +94,19 @@ class Outcome(NamedTuple):
 
     @property
     def code(self) -> str | None:
-        """What the call is refused with."""
+        """AWS's error code, or the name of the error."""
         return self.answer.get("__type") if self.answer else self.error
 
 
 def authorization(service: str) -> str:
-    """Return the header of a signature for a service."""
+    """Return the Authorization header of a request that is signed for a service."""
     return f"AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/{service}/aws4_request, Signature=0"
 
 
 def call(
     proxy: AwsProxy, operation: str, body: object = "x", *, service: str = "dynamodb", seconds: float = 5
 ) -> Outcome:
-    """Call an operation."""
+    """Call an operation through the proxy, and return the result."""
     headers = {"X-Amz-Target": f"Any_20120810.{operation}", "Authorization": authorization(service)}
     with closing(HTTPConnection("127.0.0.1", proxy.port, timeout=seconds)) as connection:
         try:
@@ -118,7 +118,7 @@ def call(
 
 
 def test_nothing_is_changed(proxy: AwsProxy, emulator: Emulator) -> None:
-    """Method, path, headers with Host, and body arrive as they were sent, and so does the answer."""
+    """Method, path, headers (with Host) and body reach the emulator unchanged, and the answer comes back unchanged."""
     headers = {"Host": "queue.example:1", "X-A": "1", "Content-Length": "2"}
     with closing(HTTPConnection("127.0.0.1", proxy.port, timeout=5)) as connection:
         for _ in range(3):  # on one connection
@@ -139,7 +139,7 @@ def test_nothing_is_changed(proxy: AwsProxy, emulator: Emulator) -> None:
 
 
 def test_a_thousand_open_files_are_no_limit(proxy: AwsProxy) -> None:
-    """The numbers of its connections may be higher than select() knows."""
+    """The proxy works with over 1,024 open files: its sockets may have higher numbers than select() supports."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with ExitStack() as ending:
@@ -147,7 +147,7 @@ def test_a_thousand_open_files_are_no_limit(proxy: AwsProxy) -> None:
         for _ in range(1024):
             ending.enter_context(Path(os.devnull).open())
         connection = ending.enter_context(closing(HTTPConnection("127.0.0.1", proxy.port, timeout=5)))
-        for _ in range(2):  # the second finds the first one's connection open
+        for _ in range(2):  # the second request reuses the first one's connection
             connection.request("POST", "/", "x")
             response = connection.getresponse()
 
@@ -166,7 +166,7 @@ def test_a_thousand_open_files_are_no_limit(proxy: AwsProxy) -> None:
     ],
 )
 def test_calls_have_names(proxy: AwsProxy, target: str | None, scope: str | None, expected: tuple[str, str]) -> None:
-    """The service is that of the signature, the operation that of the target."""
+    """A call has the service of its signature or else of its target, and the operation of its target or its path."""
     headers = {"X-Amz-Target": target} if target else {}
     if scope:
         headers["Authorization"] = authorization(scope)
@@ -198,7 +198,7 @@ def test_a_kind_shows(
     expected: tuple[int | None, str | None],
     carried_out: int,
 ) -> None:
-    """Each kind ends a call as its name says, and before or after the operation."""
+    """Each kind of fault ends a call as its name says, before or after the operation."""
     proxy.add(AwsFault(kind))
     outcome = call(proxy, "PutItem", service=service)
 
@@ -208,7 +208,7 @@ def test_a_kind_shows(
 
 
 def test_calls_are_chosen(proxy: AwsProxy) -> None:
-    """A fault hits the calls that it names, in their turn, until it is cleared."""
+    """A fault hits the calls that match it, after the first `skip` and at most `times`, until it is cleared."""
     proxy.add(AwsFault(aws.FAIL, service="dynamodb", operation="PutItem", contains=b"this", times=2, skip=1))
     outcomes = [call(proxy, "PutItem", text) for text in ("this", "that", "this", "and this", "this")]
     others = [call(proxy, "GetItem", "this"), call(proxy, "PutItem", "this", service="events")]
@@ -223,7 +223,7 @@ def test_calls_are_chosen(proxy: AwsProxy) -> None:
 
 
 def test_a_text_names_its_faults(proxy: AwsProxy) -> None:
-    """A marker counts the calls of its operation with the same text, wherever it stands, and no others."""
+    """A marker counts the calls of its operation with the same text, anywhere in the body, and no other calls."""
     key = "order-7;aws=PutItem.1.throttle+PutItem.3.fail+SendMessage.1.deny;callback=none"
     first = {"Item": {"idempotency_key": {"S": key}, "sms": {"S": json.dumps({"message": f"Hello {key}"})}}}
     other = {"Item": {"idempotency_key": {"S": key.replace("7", "8")}}}
@@ -236,7 +236,7 @@ def test_a_text_names_its_faults(proxy: AwsProxy) -> None:
 
 
 def test_texts_at_the_same_time(proxy: AwsProxy) -> None:
-    """Each of many texts has its fault, however the calls overlap."""
+    """Each text gets its own fault, even if many calls run at the same time."""
     keys = [f"key-{number};aws=PutItem.2.fail" for number in range(40)]
     with ThreadPoolExecutor(8) as pool:
         outcomes = list(pool.map(lambda key: [call(proxy, "PutItem", {"S": key}).status for _ in range(3)], keys))
@@ -246,7 +246,7 @@ def test_texts_at_the_same_time(proxy: AwsProxy) -> None:
 
 @pytest.mark.parametrize(("count", "arrived"), [(1, ["b", "c"]), (2, ["c"]), (3, [])])
 def test_entries_are_refused(proxy: AwsProxy, emulator: Emulator, count: int, arrived: list[str]) -> None:
-    """The first entries are refused, and only the others arrive."""
+    """The first entries are refused, and only the others reach the emulator."""
     proxy.add(AwsFault(aws.refuse_entries(count), operation="PutEvents"))
     status, answer, _ = call(proxy, "PutEvents", {"Entries": [{"Id": each} for each in "abc"]}, service="events")
 
@@ -257,7 +257,7 @@ def test_entries_are_refused(proxy: AwsProxy, emulator: Emulator, count: int, ar
 
 
 def test_the_client_has_enough(proxy: AwsProxy, emulator: Emulator) -> None:
-    """A call that hangs was carried out, and ends with the client's own timeout."""
+    """A call that hangs is carried out, and ends with the client's own timeout."""
     proxy.add(AwsFault(aws.HANG_AFTER))
 
     assert "TimeoutError" == call(proxy, "PutItem", seconds=0.1).error
@@ -278,7 +278,7 @@ def test_what_hangs_is_released(proxy: AwsProxy) -> None:
 
 @pytest.mark.parametrize(("kind", "carried_out"), [(aws.KILL_BEFORE, 0), (aws.KILL_AFTER, 1)])
 def test_the_client_is_killed(proxy: AwsProxy, emulator: Emulator, kind: aws.Kind, carried_out: int) -> None:
-    """The process that calls is killed before or after the operation."""
+    """The calling process is killed before or after the operation."""
     proxy.add(AwsFault(kind))
     client = subprocess.run([sys.executable, "-c", _SENDER, str(proxy.port)], check=False, timeout=10)
 
@@ -286,7 +286,7 @@ def test_the_client_is_killed(proxy: AwsProxy, emulator: Emulator, kind: aws.Kin
 
 
 def test_only_others_are_killed() -> None:
-    """A client that is gone is as good as killed; the process of the test is not killed."""
+    """The test's own process is never killed, and a client that closed its connection counts as killed."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = socket.create_connection(listener.getsockname())
         with client, listener.accept()[0] as server:
@@ -298,12 +298,12 @@ def test_only_others_are_killed() -> None:
 
 
 def test_its_own_mistakes_are_not_hidden() -> None:
-    """A kind that does not exist fails the test that names it."""
+    """A marker with an unknown kind of fault fails its test."""
     with pytest.raises(ExceptionGroup, match="the fault server failed by itself"), AwsProxy() as proxy:
         assert "RemoteDisconnected" == call(proxy, "PutItem", "aws=PutItem.1.no_such_kind").error
 
 
-# An index that is behind its table
+# An index that lags behind its table
 
 _TABLE = {
     "KeySchema": [{"AttributeName": "id", "KeyType": "HASH"}],
@@ -319,10 +319,10 @@ _QUERY = {"TableName": "table", "IndexName": "index", "ExpressionAttributeValues
 
 
 class Table:
-    """A table, and a proxy's lag that sees all that is written to it."""
+    """A table, and a proxy's `Lag` that sees every write to the table."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Let the index be three seconds behind, by a clock that is set."""
+        """Let the index lag by three seconds, measured with a clock that the test sets."""
         self.now = 100.0
         monkeypatch.setattr("time.monotonic", lambda: self.now)
         self.items: dict[str, dict[str, dict[str, str]]] = {}
@@ -335,11 +335,11 @@ class Table:
         self.lag.wrote("PutItem", {"TableName": "table", "Item": item}, self._ask)
 
     def write(self, operation: str, asked: dict[str, Any]) -> None:
-        """Tell of another write."""
+        """Report another kind of write to the lag."""
         self.lag.wrote(operation, asked, self._ask)
 
     def query(self) -> list[str]:
-        """Return what the index has: `id state`."""
+        """Return the items in the index, each as `id state`."""
         present = [item for item in self.items.values() if item.get("open") == {"S": "yes"}]
         found = self.lag.answer(_QUERY, {"Items": present, "Count": len(present)}, self._ask)["Items"]
         return sorted(" ".join(item[name]["S"] for name in ("id", "state") if name in item) for item in found)
@@ -352,7 +352,7 @@ class Table:
 
 
 def test_an_index_learns_of_an_item_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was written a moment ago is not there yet."""
+    """An item that was written a moment ago is not in the index yet."""
     table = Table(monkeypatch)
     table.put("a", open="yes", state="sending")
     assert [] == table.query()
@@ -363,7 +363,7 @@ def test_an_index_learns_of_an_item_later(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_an_index_has_what_an_item_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was changed or left the index a moment ago is there as it was, with what the index has of it."""
+    """The index has the old version of an item that just changed or left it, with projected attributes only."""
     table = Table(monkeypatch)
     for name in ("a", "b"):
         table.put(name, open="yes", state="sending", secret="not projected")
@@ -377,7 +377,7 @@ def test_an_index_has_what_an_item_was(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_index_follows_every_kind_of_write(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Transactions, updates and deletions are writes too."""
+    """The index also lags behind transactions, updates and deletions."""
     table = Table(monkeypatch)
     put = {"TableName": "table", "Item": {"id": {"S": "a"}, "open": {"S": "yes"}, "state": {"S": "sending"}}}
     table.items["a"] = put["Item"]  # type: ignore[assignment]
@@ -396,7 +396,7 @@ def test_an_index_follows_every_kind_of_write(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_proxy_whose_indexes_are_behind(emulator: Emulator) -> None:
-    """The proxy asks what it has to know past its faults, and answers with what the index had."""
+    """A query gets the old items of the index; the proxy's own look-ups bypass faults and are not recorded."""
     asked = []
     emulator.answers = {
         "DescribeTable": {"Table": _TABLE},
@@ -413,7 +413,7 @@ def test_a_proxy_whose_indexes_are_behind(emulator: Emulator) -> None:
 
 
 def test_faults_for_a_while(emulator: Emulator) -> None:
-    """A fault that is there for a while leaves those that were there before."""
+    """Faults that are added for a while leave the earlier faults in place."""
     with AwsProxy(f"http://127.0.0.1:{emulator.server_port}") as proxy:
         proxy.add(AwsFault(aws.DENY, operation="PutItem", skip=1))
         with proxy.failing(AwsFault(aws.THROTTLE, operation="Query")):
@@ -426,7 +426,7 @@ def test_faults_for_a_while(emulator: Emulator) -> None:
 
 
 def test_a_write_by_whatever_operation(emulator: Emulator) -> None:
-    """A marker may count all writes to DynamoDB together."""
+    """A marker may count all writes to DynamoDB together, as `Write`."""
     text = {"key": "order-7;aws=Write.2.throttle"}
     with AwsProxy(f"http://127.0.0.1:{emulator.server_port}") as proxy:
         for operation in ("GetItem", "PutItem", "TransactWriteItems", "PutItem"):

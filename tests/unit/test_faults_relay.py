@@ -1,4 +1,4 @@
-"""The fault server in front of a Twilio that works: what it forwards, what it answers instead."""
+"""The relay in front of a working Twilio: the requests that it forwards, and the faults that it answers with."""
 
 import json
 import socket
@@ -24,7 +24,7 @@ connection.getresponse()
 """
 
 type Outcome = tuple[int, str] | str
-"""Status and SID (blank where there is none), or the name of the error."""
+"""Status and SID (blank if there is none), or the name of the error."""
 
 OUTCOMES: dict[str, Outcome] = {
     **{str(code): (code, "") for code in (500, 502, 503, 504, 408, 302)},
@@ -47,22 +47,22 @@ OUTCOMES: dict[str, Outcome] = {
 
 @pytest.fixture
 def twilio() -> Iterator[FaultServer]:
-    """Give a server in place of the emulator, which answers normally."""
+    """Yield a server in place of the Twilio emulator, which answers every request normally."""
     with FaultServer() as server:
-        server.named.clear()  # it takes no markers
+        server.named.clear()  # no marker has an effect here
         server.named.update(dict.fromkeys(faults.NAMED, faults.OK))
         yield server
 
 
 @pytest.fixture
 def relay(twilio: FaultServer) -> Iterator[FaultServer]:
-    """Give a relay in front of it."""
+    """Yield a relay in front of that server."""
     with FaultServer(upstream=twilio.url) as server:
         yield server
 
 
 def request(relay: FaultServer, method: str, target: str, body: str | None = None, *, seconds: float = 5) -> Outcome:
-    """Make a request, and return how it ended."""
+    """Make a request, and return its outcome."""
     with closing(HTTPConnection("127.0.0.1", relay.port, timeout=seconds)) as connection:
         try:
             connection.request(method, target, body)
@@ -77,13 +77,13 @@ def request(relay: FaultServer, method: str, target: str, body: str | None = Non
 
 
 def send(relay: FaultServer, text: str, *, seconds: float = 5) -> Outcome:
-    """Send a message with a status callback."""
+    """Send a message with a status callback, and return the outcome."""
     form = {"To": "+15550100123", "StatusCallback": CALLBACK, "Body": text}
     return request(relay, "POST", MESSAGES, urlencode(form), seconds=seconds)
 
 
 def test_nothing_is_changed(relay: FaultServer, twilio: FaultServer) -> None:
-    """Without a fault requests arrive as they were sent, and are answered as Twilio answers."""
+    """Without a fault, requests are forwarded unchanged, and get Twilio's answers."""
     sent = [send(relay, "caf\u00e9"), request(relay, "GET", f"{MESSAGES}?PageSize=1"), request(relay, "DELETE", "/x")]
 
     assert [(201, f"SM{1:032x}"), (200, ""), (204, "")] == sent
@@ -99,7 +99,7 @@ def test_nothing_is_changed(relay: FaultServer, twilio: FaultServer) -> None:
     ],
 )
 def test_a_fault_comes_before_or_after(relay: FaultServer, twilio: FaultServer, name: str) -> None:
-    """The client sees the same, and Twilio has the message or has not."""
+    """A client sees the same fault, whether Twilio got the message before it or never."""
     kind, _, side = name.rpartition("_")
     expected = OUTCOMES[kind]
     outcome = send(relay, f"k;fault={name};x", seconds=0.1 if expected == "TimeoutError" else 5)
@@ -111,7 +111,7 @@ def test_a_fault_comes_before_or_after(relay: FaultServer, twilio: FaultServer, 
 
 @pytest.mark.parametrize(("name", "forwarded"), [("drip_before", 0), ("drip_after", 1)])
 def test_an_answer_drips(relay: FaultServer, twilio: FaultServer, name: str, forwarded: int) -> None:
-    """An answer that begins and takes its time is that of Twilio, or of nobody."""
+    """A dripping answer arrives byte by byte, whether Twilio got the message or not."""
     with socket.create_connection(("127.0.0.1", relay.port), timeout=5) as sock:
         body = f"Body=fault%3D{name}".encode()
         sock.sendall(b"POST %b HTTP/1.1\r\nContent-Length: %d\r\n\r\n%b" % (MESSAGES.encode(), len(body), body))
@@ -122,7 +122,7 @@ def test_an_answer_drips(relay: FaultServer, twilio: FaultServer, name: str, for
 
 @pytest.mark.parametrize(("name", "forwarded"), [("kill_before", 0), ("kill_after", 1)])
 def test_the_client_is_killed(relay: FaultServer, twilio: FaultServer, name: str, forwarded: int) -> None:
-    """The process that sends is killed before or after Twilio has the message."""
+    """The sending process is killed before or after Twilio gets the message."""
     command = [sys.executable, "-c", _SENDER, str(relay.port), MESSAGES, name]
     client = subprocess.run(command, check=False, timeout=10)
 
@@ -130,7 +130,7 @@ def test_the_client_is_killed(relay: FaultServer, twilio: FaultServer, name: str
 
 
 def test_only_a_new_message_takes_its_marker(relay: FaultServer, twilio: FaultServer) -> None:
-    """What repeats a message's text is forwarded, but for a marker of its own."""
+    """Only a new message obeys `fault=`. Any other request with its text is forwarded, unless it has `get_fault=`."""
     query = f"{MESSAGES}?Body=fault%3D500_before"
     outcomes = [request(relay, "GET", query), request(relay, "GET", f"{query}+get_fault%3D503_before")]
 
@@ -140,7 +140,7 @@ def test_only_a_new_message_takes_its_marker(relay: FaultServer, twilio: FaultSe
 
 
 def test_a_turn_can_be_normal(relay: FaultServer, twilio: FaultServer) -> None:
-    """Faults of one message come in turn."""
+    """The faults of a message apply to its requests in turn, and `ok` is a normal turn."""
     outcomes = [send(relay, "fault=429_before,500_after,ok") for _ in range(3)]
 
     assert [429, 500, 201] == [outcome[0] for outcome in outcomes]
@@ -148,7 +148,7 @@ def test_a_turn_can_be_normal(relay: FaultServer, twilio: FaultServer) -> None:
 
 
 def test_a_script_comes_after(relay: FaultServer, twilio: FaultServer) -> None:
-    """A fault that does not say when comes after the request was forwarded."""
+    """A scripted fault comes after the request was forwarded, unless it is made with `before`."""
     relay.script(faults.status(500), faults.before("500", faults.status(500)), faults.OK)
 
     assert [500, 500, 201] == [send(relay, "Hello")[0] for _ in range(3)]
@@ -157,7 +157,7 @@ def test_a_script_comes_after(relay: FaultServer, twilio: FaultServer) -> None:
 
 
 def test_a_callback_can_be_left_out(relay: FaultServer, twilio: FaultServer) -> None:
-    """A message that asks for it is forwarded with a blank callback and the rest as it was."""
+    """A message with `callback=none` is forwarded with a blank status callback and otherwise unchanged."""
     send(relay, "a & b;callback=none")
     send(relay, "a & b")
 
@@ -169,7 +169,7 @@ def test_a_callback_can_be_left_out(relay: FaultServer, twilio: FaultServer) -> 
 
 
 def test_connections_are_refused_for_a_while(relay: FaultServer, twilio: FaultServer) -> None:
-    """Connections are refused, and those that are open are closed; afterwards all is as before."""
+    """For a while, new connections are refused and open ones are closed; then the relay works as before."""
     with closing(HTTPConnection("127.0.0.1", relay.port, timeout=5)) as connection:
         connection.request("GET", "/")
         connection.getresponse().read()
@@ -182,7 +182,7 @@ def test_connections_are_refused_for_a_while(relay: FaultServer, twilio: FaultSe
 
 
 def test_a_twilio_that_is_away_ends_the_connection(relay: FaultServer) -> None:
-    """The relay goes where it is told to at that moment; where nobody is, the client gets no answer."""
+    """The relay uses its current upstream; if nothing listens there, the client gets no answer."""
     with FaultServer() as other:
         relay.upstream = other.url
         assert 201 == send(relay, "Hello")[0]

@@ -1,4 +1,4 @@
-"""The fault server does what it says."""
+"""The fault server: it answers, fails and records requests as its documentation says."""
 
 import gzip
 import http.client
@@ -26,13 +26,13 @@ MESSAGES = f"/2010-04-01/Accounts/AC{'0' * 32}/Messages.json"
 
 @pytest.fixture
 def server() -> Iterator[FaultServer]:
-    """Give a server of one test's own."""
+    """Yield a fault server for one test."""
     with FaultServer() as made:
         yield made
 
 
 class Answer(NamedTuple):
-    """A whole answer."""
+    """A complete answer."""
 
     status: int
     headers: Message
@@ -40,7 +40,7 @@ class Answer(NamedTuple):
 
 
 def exchange(connection: http.client.HTTPConnection, method: str, target: str, body: str | None = None) -> Answer:
-    """Make a request, and close the connection."""
+    """Make a request, close the connection, and return the answer."""
     with closing(connection):
         connection.request(method, target, body, {"Authorization": "Basic eDp5"})
         response = connection.getresponse()
@@ -48,7 +48,7 @@ def exchange(connection: http.client.HTTPConnection, method: str, target: str, b
 
 
 def call(server: FaultServer, body: str = "Hello") -> Answer:
-    """Send one message."""
+    """Send one message, and return the answer."""
     form = urlencode({"To": "+15551234567", "Body": body})
     return exchange(plain("127.0.0.1", server.port), "POST", MESSAGES, form)
 
@@ -65,7 +65,7 @@ def secure(server: FaultServer) -> http.client.HTTPSConnection:
 
 
 def outcome(server: FaultServer, body: str = "Hello") -> int | str:
-    """Return the status of a whole answer, or the name of the error it ended with."""
+    """Return the status of a complete answer, or the name of the error."""
     try:
         return call(server, body).status
     except (OSError, http.client.HTTPException) as error:
@@ -73,7 +73,7 @@ def outcome(server: FaultServer, body: str = "Hello") -> int | str:
 
 
 def test_a_message_is_answered_as_twilio_does(server: FaultServer) -> None:
-    """A normal answer echoes the message, and the request is recorded as it came."""
+    """A normal answer contains the message's text, and the request is recorded as it came."""
     response = call(server, "caf\u00e9")
 
     assert (201, "caf\u00e9") == (response.status, json.loads(response.body)["body"])
@@ -83,14 +83,14 @@ def test_a_message_is_answered_as_twilio_does(server: FaultServer) -> None:
 
 
 def test_the_last_fault_of_a_script_stays(server: FaultServer) -> None:
-    """A script gives its faults in turn, and the last from then on."""
+    """The faults of a script apply in turn, and the last one from then on."""
     server.script(faults.status(503), faults.UNAUTHORIZED, faults.OK)
 
     assert [503, 401, 201, 201] == [outcome(server) for _ in range(4)]
 
 
 def test_a_request_names_its_faults(server: FaultServer) -> None:
-    """A marker counts the requests that are the same, and wins over the script."""
+    """A marker counts identical requests, and takes precedence over the script."""
     server.script(faults.status(500))
 
     assert [429, 201, 201] == [outcome(server, "a fault=status_429,ok") for _ in range(3)]
@@ -119,7 +119,7 @@ def test_a_request_names_its_faults(server: FaultServer) -> None:
     ids=lambda value: value.name if isinstance(value, Fault) else "",
 )
 def test_a_fault_shows(server: FaultServer, fault: Fault, expected: set[Any]) -> None:
-    """Each fault ends a request as its name says, and the request is counted."""
+    """Each fault ends a request as its name says, and the request is recorded."""
     server.script(fault)
 
     assert outcome(server) in expected
@@ -140,7 +140,7 @@ def test_too_many_has_each_kind_of_retry_after(server: FaultServer, kind: str) -
 
 
 def test_what_hangs_is_released(server: FaultServer) -> None:
-    """A request that hangs is there, and goes on when it is released."""
+    """A request that hangs is recorded, and continues when it is released."""
     server.script(faults.hang(then=faults.status(500)))
     with closing(plain("127.0.0.1", server.port)) as connection:
         connection.request("POST", MESSAGES, "Body=Hello")
@@ -151,7 +151,7 @@ def test_what_hangs_is_released(server: FaultServer) -> None:
 
 
 def test_closing_ends_everything() -> None:
-    """A server closes at once, with requests that hang, drip, do not end or are not finished."""
+    """The server closes at once, even with requests that hang, drip, never end or are incomplete."""
     with Stopwatch() as took, FaultServer() as server:
         opened = []
         for name in ("hang", "drip_body", "drip_headers", "endless", "hang_before_read"):
@@ -169,7 +169,7 @@ def test_closing_ends_everything() -> None:
 
 
 def test_a_part_of_a_request_is_recorded(server: FaultServer) -> None:
-    """What came of a request that was broken off is there."""
+    """A request that was broken off is recorded with the part that arrived."""
     with socket.create_connection(("127.0.0.1", server.port)) as sock:
         sock.sendall(b"POST /x?a=%20 HTTP/1.1\r\nContent-Length: 5\r\nX-A: 1\r\n\r\nab")
     (request,) = server.wait_for(1)
@@ -180,7 +180,7 @@ def test_a_part_of_a_request_is_recorded(server: FaultServer) -> None:
 
 
 def test_the_bomb_unpacks_to_json(server: FaultServer) -> None:
-    """A bomb is a thousandth of what it unpacks to, and whole."""
+    """A gzip bomb is about a thousandth of its content, which is complete JSON."""
     server.named["bomb"] = faults.gzip_bomb(20)
     packed = call(server, "fault=bomb").body
     unpacked = gzip.decompress(packed)
@@ -190,7 +190,7 @@ def test_the_bomb_unpacks_to_json(server: FaultServer) -> None:
 
 
 def test_nested_gzip_unpacks_to_the_answer(server: FaultServer) -> None:
-    """Every layer is packed and labelled."""
+    """Nested gzip decompresses to the answer, and Content-Encoding names every layer."""
     response = call(server, "fault=nested_gzip")
     body = gzip.decompress(gzip.decompress(gzip.decompress(response.body)))
 
@@ -228,7 +228,7 @@ def test_one_thing_is_wrong_with_a_certificate(kind: Tls, expected: int | str) -
     ids=lambda fault: fault.name,
 )
 def test_a_handshake_fails(fault: Fault) -> None:
-    """The first connection ends before TLS, the next one is good."""
+    """The first connection ends before TLS is established, and the next one works."""
     with FaultServer(tls="good") as server:
         server.script(fault, faults.OK)
         with pytest.raises((ssl.SSLError, ConnectionResetError)):
@@ -239,7 +239,7 @@ def test_a_handshake_fails(fault: Fault) -> None:
 
 
 def pages(server: FaultServer, query: str = "", most: int = 10) -> list[list[str]]:
-    """Follow the pages and return the SIDs of each."""
+    """Follow the pages, and return the SIDs of each page."""
     found: list[list[str]] = []
     target: str | None = f"{MESSAGES}?{query}"
     while target and target.startswith(MESSAGES) and len(found) < most:
@@ -250,7 +250,7 @@ def pages(server: FaultServer, query: str = "", most: int = 10) -> list[list[str
 
 
 def test_a_history_comes_in_pages(server: FaultServer) -> None:
-    """Pages hold each message once, newest first."""
+    """The pages of a history contain each message once, newest first."""
     history = server.history(25)
     found = pages(server, "PageSize=10")
 
@@ -270,7 +270,7 @@ def test_a_history_comes_in_pages(server: FaultServer) -> None:
     ],
 )
 def test_a_history_is_filtered(server: FaultServer, query: str, expected: int) -> None:
-    """Filters are kept from page to page, and days are inclusive."""
+    """Filters apply to every page, and days are inclusive."""
     server.history(100, spacing=timedelta(hours=1))
 
     assert expected == sum(len(page) for page in pages(server, f"{query}&PageSize=7"))
@@ -289,14 +289,14 @@ def test_a_history_is_filtered(server: FaultServer, query: str, expected: int) -
     ],
 )
 def test_a_history_can_be_evil(server: FaultServer, evil: Evil, expected: list[int]) -> None:
-    """Pages lead away, round in circles, or nowhere."""
+    """Evil pages lead to other hosts or accounts, form loops, repeat, or are empty."""
     server.history(3, evil=evil)
 
     assert expected == [len(page) for page in pages(server, "PageSize=2", most=4)]
 
 
 def test_the_canary_sees_who_is_led_astray(server: FaultServer) -> None:
-    """Names, addresses and ports end at the canary, which tells what came; the server can be reached."""
+    """Requests to any name, address or port reach the canary, which records them; only the server stays reachable."""
     with Canary() as canary, resolve_to(canary, allow=[server.port]):
         for host, port in [("api.twilio.com", 80), ("169.254.169.254", 80), ("127.0.0.1", 9001)]:
             exchange(plain(host, port), "GET", "/")
@@ -314,7 +314,7 @@ def test_the_canary_sees_who_is_led_astray(server: FaultServer) -> None:
 
 
 def test_credentials_are_checked_once_they_are_given(server: FaultServer) -> None:
-    """Until then, and after a reset, everybody may do everything."""
+    """Until credentials are set, and after a reset, every request is accepted."""
     assert 201 == outcome(server)
     credentials = Credentials("AC" + "0" * 32, "token", {"x": Key("z")})
     server.check(credentials)
@@ -329,7 +329,7 @@ def test_credentials_are_checked_once_they_are_given(server: FaultServer) -> Non
 
 @pytest.mark.parametrize(("key", "status"), [(Key("y"), 401), (Key("y", is_main=True), 200)], ids=["standard", "main"])
 def test_only_a_main_key_may_touch_keys(server: FaultServer, key: Key, status: int) -> None:
-    """A standard one may do all else."""
+    """Only a main key may list keys, and no key may create an auth token."""
     server.check(Credentials("AC" + "0" * 32, "token", {"x": key}))
     target = MESSAGES.replace("Messages", "Keys")
 
@@ -338,18 +338,18 @@ def test_only_a_main_key_may_touch_keys(server: FaultServer, key: Key, status: i
 
 
 def test_a_closed_port_refuses() -> None:
-    """A closed port is closed."""
+    """A closed port refuses connections."""
     with closed_port() as port, pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=5)
 
 
 def test_a_black_hole_does_not_answer() -> None:
-    """A connection to a black hole takes longer than anyone waits."""
+    """A connection to a black hole ends with the client's timeout."""
     with black_hole() as port, pytest.raises(TimeoutError):
         socket.create_connection(("127.0.0.1", port), timeout=0.3)
 
 
 def test_its_own_mistakes_are_not_hidden() -> None:
-    """A name that is no fault fails the test that uses it."""
+    """A marker with an unknown fault fails its test."""
     with pytest.raises(ExceptionGroup, match="the fault server failed by itself"), FaultServer() as server:
         assert "RemoteDisconnected" == outcome(server, "fault=no_such_fault")

@@ -1,4 +1,4 @@
-"""Do inputs that people have really tried end as their files in tests/data/field/actions say?"""
+"""Inputs that people have really tried: each one ends as its file in tests/data/field/actions says."""
 
 import json
 import re
@@ -16,7 +16,7 @@ ACTIONS = sorted((ROOT / "tests" / "data" / "field" / "actions").glob("*.json"))
 
 
 def contains(whole: Any, part: Any) -> bool:
-    """Tell whether an answer has what a part of it says."""
+    """Return whether an answer has everything that an expected part of it has."""
     if isinstance(part, dict):
         return isinstance(whole, dict) and all(name in whole and contains(whole[name], part[name]) for name in part)
     return bool(whole == part)
@@ -26,7 +26,10 @@ def contains(whole: Any, part: Any) -> bool:
 def test_an_input_of_the_field_ends_as_expected(
     twilio: FaultServer, monkeypatch: pytest.MonkeyPatch, context: Context, path: Path
 ) -> None:
-    """With the part of the answer that its file has, or the error with its fields and words; nothing is sent."""
+    """The answer contains the part that the file expects, and nothing is sent.
+
+    If the file expects an error, its class, fields and words are compared.
+    """
     case = json.loads(path.read_text())
     for name, value in case.get("settings", {}).items():
         monkeypatch.setenv(re.sub(r"(?<!^)(?=[A-Z])", "_", name).upper(), value)
@@ -43,5 +46,5 @@ def test_an_input_of_the_field_ends_as_expected(
 
 
 def test_there_are_inputs_of_the_field() -> None:
-    """The folder is where the test looks."""
+    """The folder has at least five files, so the test above does not run on an empty folder."""
     assert len(ACTIONS) >= 5

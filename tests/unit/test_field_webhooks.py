@@ -1,10 +1,10 @@
-"""Webhooks that people really met, each a sample of its kind: every one becomes the events that it should.
+"""Webhooks that people really met, one sample of each kind: each is published as the events that its file expects.
 
-Each of `tests/data/field/webhooks/*.json` holds one kind. `input` is a request, or a list of requests to post in this
+Each file `tests/data/field/webhooks/*.json` has one kind. `input` is a request, or a list of requests to post in this
 order. A request has these fields:
 
-- `fields`: the form, or the query of a GET; `method` (POST), `headers`, `json`;
-- `query`: a POST's, or what stands before the one made of `fields`;
+- `fields`: the form, or the query of a GET; `method` (default `POST`), `headers`, `json`;
+- `query`: the query of a POST, or the part of a GET's query before `fields`;
 - `signed_query_replace`: pairs replaced in the signed URL alone, since Twilio may sign another spelling than it sends.
 
 `{account}` is the connection's account SID. `expect` has the status of every answer and the detail-types of the
@@ -32,7 +32,7 @@ TARGET = Target("https://hook.example", ACCOUNT_SID, AUTH_TOKEN)
 
 
 def request_of(given: dict[str, Any]) -> Request:
-    """Return a request of a file, validly signed."""
+    """Return a request that a file describes, with a valid signature."""
     fields = tuple(given.get("fields", {}).items())
     query = given.get("query", "")
     request = Request(host="hook.example", path="/webhook", method=given.get("method", "POST"), query=query)
@@ -52,7 +52,7 @@ def request_of(given: dict[str, Any]) -> Request:
 
 
 def read(name: str) -> tuple[list[Request], dict[str, Any]]:
-    """Return the requests of a file and what it expects."""
+    """Return the requests of a file, and what the file expects."""
     case = json.loads(CASES[name].read_text().replace("{account}", ACCOUNT_SID))
     given = case["input"] if isinstance(case["input"], list) else [case["input"]]
     return [request_of(each) for each in given], case["expect"]
@@ -61,7 +61,7 @@ def read(name: str) -> tuple[list[Request], dict[str, Any]]:
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("payload", [event_2, event_1], ids=["2.0", "1.0"])
 def test_a_webhook_from_the_field_becomes_its_events(aws_wire: AwsWire, payload: Any, name: str) -> None:
-    """With the status and the detail-types that its file expects."""
+    """A webhook gets the status, and becomes the events with the detail-types, that its file expects."""
     requests, expected = read(name)
     events: list[Event] = [payload(request) for request in requests]
     answers = [webhook.handler(event, Context()) for event in events]
@@ -71,7 +71,7 @@ def test_a_webhook_from_the_field_becomes_its_events(aws_wire: AwsWire, payload:
 
 
 def test_the_field_is_broad() -> None:
-    """More than the samples that were reported, with each detail-type among them."""
+    """There are at least 80 samples; they cover each detail-type, and all expect status 200."""
     expected = [read(name)[1] for name in CASES]
 
     assert len(CASES) >= 80

@@ -1,4 +1,4 @@
-"""Whatever Twilio signs is published as it was posted, whichever parameters it has; its own library signs here."""
+"""Every request that Twilio's own library signs is published as it was posted, with any parameters."""
 
 import json
 from collections import Counter
@@ -19,18 +19,18 @@ TARGET = Target("https://hook.example", ACCOUNT_SID, AUTH_TOKEN)
 SETTINGS = "x-twilio-webhooks-signature-settings"
 GENUINE = generate(TARGET, COUNT)
 SOME = 6 * len(KINDS)
-"""So many of them, six of each kind, are enough for each change; the exhaustive tests take the others."""
+"""The number of requests for every test run: six of each kind. The exhaustive tests take the others."""
 
 
 def published(wire: AwsWire) -> list[tuple[str, Any]]:
-    """Return detail-type and parameters of each event, and begin anew."""
+    """Return the detail-type and the parameters of each event, and clear the recorded calls."""
     events = [(entry["DetailType"], json.loads(entry["Detail"])["parameters"]) for entry in wire.entries]
     wire.calls.clear()
     return events
 
 
 def wrong(wire: AwsWire, each: Genuine, payload: Callable[[Request], Event]) -> str | None:
-    """Deliver a request, and return what is not as it should be."""
+    """Deliver a request, and return what is wrong with the result, or None."""
     answer = webhook.handler(payload(each.request), Context())
     events = published(wire)
     if answer["statusCode"] != 200:
@@ -44,7 +44,10 @@ def wrong(wire: AwsWire, each: Genuine, payload: Callable[[Request], Event]) -> 
 
 
 def mapped(requests: list[Genuine]) -> list[Genuine]:
-    """Return what format 1.0 can tell: neither the order of a GET's parameters, nor whether a name came without `=`."""
+    """Return the requests that payload format 1.0 can represent.
+
+    It has neither the order of a GET's parameters, nor whether a name came without `=`.
+    """
     return [each for each in requests if each.request.method == "POST" and "&z" not in each.request.query]
 
 
@@ -59,7 +62,7 @@ def mapped(requests: list[Genuine]) -> list[Genuine]:
 def test_what_twilio_signs_is_published_as_it_was_posted(
     aws_wire: AwsWire, payload: Callable[[Request], Event], requests: list[Genuine]
 ) -> None:
-    """Name by name, value by value, with the detail-type of its kind."""
+    """An event has every name and value of its request, and the detail-type of its kind."""
     told = requests if payload is event_2 else mapped(requests)
     found = [(each.kind, each, reason) for each in told if (reason := wrong(aws_wire, each, payload))]
 
@@ -67,7 +70,7 @@ def test_what_twilio_signs_is_published_as_it_was_posted(
 
 
 def test_the_generated_requests_are_many_and_broad() -> None:
-    """At least 200 of at least 20 kinds, by form, GET and JSON; each detail-type is expected for certain."""
+    """There are at least 200 requests of at least 20 kinds, as form, GET and JSON, and of each detail-type."""
     certain = Counter(each.detail_type for each in GENUINE if each.detail_type)
     forms = Counter("GET" if each.request.method == "GET" else each.request.header("content-type") for each in GENUINE)
 
@@ -79,7 +82,7 @@ def test_the_generated_requests_are_many_and_broad() -> None:
 
 
 def test_the_generated_parameters_are_of_every_sort() -> None:
-    """Empty, dotted, repeated, lower-case, not ASCII, and Twilio's own where they do not usually stand."""
+    """Parameters are empty, dotted, repeated, lower-case, not ASCII, or Twilio's own in unusual places."""
     every = {name for each in GENUINE if each.kind in FORMS for name in each.parameters[0]}
 
     assert {"", "meta.customer[id]", "msg", "größe", "A" * 200, "bodySHA256"} <= every
@@ -88,7 +91,10 @@ def test_the_generated_parameters_are_of_every_sort() -> None:
 
 
 def test_a_message_and_two_widgets_that_post_its_sid_are_three_events(aws_wire: AwsWire) -> None:
-    """A Studio flow may post the same text again, about a message that was published before."""
+    """A message and two Studio widgets that post its SID are three events, and a repeated widget adds none.
+
+    A Studio flow may post the same text again, about a message that was published before.
+    """
     (message,) = [each for each in GENUINE[: len(KINDS)] if each.kind == "SMS"]
     sid = message.parameters[0]["SmsSid"]
     path = Request(host="hook.example", path="/webhook")
@@ -101,7 +107,7 @@ def test_a_message_and_two_widgets_that_post_its_sid_are_three_events(aws_wire: 
 
 
 def test_a_token_alone_is_no_identity(aws_wire: AwsWire) -> None:
-    """It is not signed: two contents with one token are two events."""
+    """The idempotency token is not signed, so two contents with one token are two events."""
     path = Request(host="hook.example", path="/webhook")
     widgets = [official(posted(path, (("answer", each),)), TARGET).with_header(TOKEN, "1" * 36) for each in ("y", "n")]
     answers = [webhook.handler(event_2(each), Context())["statusCode"] for each in (*widgets, *widgets)]
@@ -112,7 +118,10 @@ def test_a_token_alone_is_no_identity(aws_wire: AwsWire) -> None:
 
 @pytest.mark.parametrize("algorithm", ["HMAC_SHA1", "HMAC_SHA256"])
 def test_a_shared_key_signs_every_kind(aws_wire: AwsWire, algorithm: str) -> None:
-    """As Twilio's library signs with one; the connection has no auth token, and no other algorithm is tried."""
+    """A SharedKey can sign every kind of request, as Twilio's library does with one.
+
+    The connection has no auth token, and only the algorithm that the header names is tried.
+    """
     sid, secret = "SK" + "7" * 32, "not-a-shared-secret"
     own = {name: value for name, value in API_KEY.items() if name != "auth_token"}
     aws_wire.secrets["twilio/default"] = json.dumps(own | {"shared_keys": {sid: secret}})

@@ -1,4 +1,4 @@
-"""Is a message got as Twilio has it, and is what is told of a key so?"""
+"""The action get_sms: it returns Twilio's message for a SID, or what the ledger knows of an idempotency key."""
 
 import json
 import time
@@ -34,7 +34,7 @@ THROTTLED = (400, "ProvisionedThroughputExceededException")
 
 
 def test_a_message_comes_back_untouched(twilio: FaultServer, context: Context, event: LoadEvent) -> None:
-    """By its SID."""
+    """A message is read by its SID, and returned unchanged."""
     message = handler(event("get_sms"), context)
 
     assert [("GET", f"/2010-04-01/Accounts/{ACCOUNT_SID}/Messages/{SID}.json")] == [
@@ -44,13 +44,13 @@ def test_a_message_comes_back_untouched(twilio: FaultServer, context: Context, e
 
 
 def test_an_mms_has_another_prefix(twilio: FaultServer, context: Context) -> None:
-    """MM, as Twilio names it."""
+    """The SID of an MMS, which begins with MM at Twilio, is accepted."""
     assert "MM" + "a" * 32 == handler({"message_sid": "MM" + "a" * 32}, context)["sid"]
     assert 1 == len(twilio.requests)
 
 
 def test_the_api_takes_the_sid_from_the_path(twilio: FaultServer, context: Context, event: LoadEvent) -> None:
-    """And answers 200."""
+    """An API caller gives the SID in the path, and gets status 200."""
     answer = handler(event("get_sms_api"), context)
 
     assert (200, SID) == (answer["statusCode"], json.loads(answer["body"])["sid"])
@@ -61,7 +61,7 @@ def test_the_api_takes_the_sid_from_the_path(twilio: FaultServer, context: Conte
     "sid", ["", "SM", "CA" + "0" * 32, "SM" + "0" * 33, "SM" + "0" * 31 + "/", f"../{SID}", SID + "\n", None, 5]
 )
 def test_another_sid_is_refused(twilio: FaultServer, context: Context, sid: object) -> None:
-    """It becomes a part of a path."""
+    """Any other SID is refused, because it becomes a part of a URL's path."""
     with pytest.raises(InvalidInputError, match=r"^message_sid: "):
         handler({"message_sid": sid}, context)
 
@@ -82,7 +82,7 @@ def test_another_sid_is_refused(twilio: FaultServer, context: Context, sid: obje
 def test_a_failed_read_has_its_error(
     twilio: FaultServer, context: Context, fault: faults.Fault, error: type[ConnectorError], count: int
 ) -> None:
-    """A read can be repeated, and its outcome is never unknown."""
+    """A failed read raises its own error and never an unknown outcome; temporary failures are retried first."""
     twilio.script(fault)
 
     with pytest.raises(error):
@@ -104,7 +104,7 @@ def test_a_failed_read_has_its_error(
 def test_either_a_message_or_a_key_is_asked_for(
     twilio: FaultServer, aws_wire: AwsWire, context: Context, given: dict[str, str], field: str
 ) -> None:
-    """One of them, and well formed."""
+    """The input must have exactly one of message_sid and idempotency_key, and it must be valid."""
     with pytest.raises(InvalidInputError, match=f"^{field}: "):
         handler(given, context)
 
@@ -112,23 +112,23 @@ def test_either_a_message_or_a_key_is_asked_for(
 
 
 def test_a_delivery_is_no_key(twilio: FaultServer, context: Context) -> None:
-    """That an event has an id does not make it the key that is asked for."""
+    """The id of an event is not the idempotency key to look up."""
     event = {"id": "1", "detail-type": "t", "source": "s", "detail": {"message_sid": SID}}
 
     assert SID == handler(event, context)["sid"]
     assert 1 == len(twilio.requests)
 
 
-# By key
+# Look-ups by idempotency key
 
 
 def known(key: str = "key", **more: str) -> dict[str, Any]:
-    """Return what is known of a key."""
+    """Return the answer to a look-up of a key."""
     return dict(handler({"idempotency_key": key} | more, Context()))
 
 
 def told(key: str = "key") -> tuple[Any, ...]:
-    """Return what is told of a key, but for its times."""
+    """Return state, evidence, candidate, SID and error from the answer to a look-up of a key."""
     answer = known(key)
     sid = (answer["message"] or {}).get("sid")
     title = (answer["error"] or {}).get("title")
@@ -136,17 +136,17 @@ def told(key: str = "key") -> tuple[Any, ...]:
 
 
 def send(**more: Any) -> Any:
-    """Send with the key."""
+    """Send the message with the key."""
     return send_sms.handler(SMS | more, Context())
 
 
 def leave(twilio: FaultServer, **more: Any) -> None:
-    """Leave the message in doubt."""
+    """Send the message, and leave its outcome unknown."""
     leave_unknown(twilio, SMS | more)
 
 
 def call_back(sid: str = OTHER_SID) -> None:
-    """Let Twilio tell of the message."""
+    """Write to the ledger that the message exists, as a status callback does."""
     ledger = IdempotencyStore("ledger")
     known = ledger.find(record_id("default", "key"))
     assert known is not None
@@ -159,12 +159,12 @@ def deliver(name: str, body: str) -> None:
 
 
 def redrive(aws_wire: AwsWire) -> None:
-    """Move the last record of the failed queue back, which gives it another id."""
+    """Deliver the last record of the failed queue under another id, as a redrive does."""
     deliver(f"moved {len(aws_wire.sent)}", aws_wire.sent[-1]["MessageBody"])
 
 
 def test_what_is_told_of_a_key(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """All that the ledger has, and the message as Twilio has it; its claim and its end as moments in UTC."""
+    """A look-up returns the ledger's record with Twilio's message, and the times of claim and expiry in UTC."""
     before = int(time.time())
     message = send()
     answer = known()
@@ -187,7 +187,7 @@ def test_what_is_told_of_a_key(twilio: FaultServer, aws_wire: AwsWire) -> None:
 
 
 def test_what_was_not_sent_says_why(twilio: FaultServer) -> None:
-    """With the error that its caller got."""
+    """A message that was not sent is reported with the error that its caller got."""
     twilio.script(faults.OPTED_OUT)
     with pytest.raises(ConnectorError):
         send()
@@ -196,7 +196,7 @@ def test_what_was_not_sent_says_why(twilio: FaultServer) -> None:
 
 
 def test_an_unknown_outcome_is_resolved_by_a_callback(twilio: FaultServer) -> None:
-    """Which is proof."""
+    """A status callback settles an unknown outcome, because it is proof."""
     leave(twilio)
     assert ("unknown", None, None, None, None) == told()
 
@@ -206,7 +206,7 @@ def test_an_unknown_outcome_is_resolved_by_a_callback(twilio: FaultServer) -> No
 
 @pytest.mark.usefixtures("delays")
 def test_a_send_that_is_under_way_or_was_left(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """Past its lease it reads unknown, though nobody wrote that yet."""
+    """A send past its lease is reported as unknown, although the ledger does not say so yet."""
     aws_wire.failures["TransactWriteItems"] = [THROTTLED, THROTTLED]
     send()
     assert "sending" == told()[0]
@@ -219,7 +219,7 @@ def test_a_send_that_is_under_way_or_was_left(twilio: FaultServer, aws_wire: Aws
 
 
 def test_what_failed_and_was_moved_back_was_sent(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """Under the same key, with which it was set aside."""
+    """A failed record that is redriven is sent under the key with which it was set aside."""
     twilio.script(faults.OPTED_OUT, faults.OK)
     deliver("key", json.dumps({"to": SMS["to"], "message": SMS["message"]}))
     assert ("not_sent", None, None, None, "RecipientOptedOutError") == told()
@@ -230,7 +230,7 @@ def test_what_failed_and_was_moved_back_was_sent(twilio: FaultServer, aws_wire: 
 
 
 def test_what_is_unknown_and_was_moved_back_is_unknown(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """Until somebody proves it; it is not sent again."""
+    """A record of unknown outcome that is redriven is not sent again; it stays unknown until it is proven."""
     twilio.script(faults.status(500), faults.OK)
     deliver("key", json.dumps({"to": SMS["to"], "message": SMS["message"]}))
     for _ in range(2):
@@ -245,14 +245,14 @@ def test_what_is_unknown_and_was_moved_back_is_unknown(twilio: FaultServer, aws_
 
 
 def unknown_key(given: dict[str, str]) -> KeyNotFoundError:
-    """Return the error of a look-up."""
+    """Return the KeyNotFoundError of a look-up."""
     with pytest.raises(KeyNotFoundError) as caught:
         handler(given, Context())
     return caught.value
 
 
 def test_a_key_that_expired_is_not_known(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """Though DynamoDB deletes its item days later."""
+    """An expired key is not found, although DynamoDB deletes its item days later."""
     send()
     for item in aws_wire.items.values():
         item["expires_at"] = {"N": str(int(time.time()))}
@@ -263,7 +263,10 @@ def test_a_key_that_expired_is_not_known(twilio: FaultServer, aws_wire: AwsWire)
 
 
 def test_a_key_is_of_one_connection(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """Another one does not know it, nor one that was never used; whether the connection exists is not asked."""
+    """A key belongs to one connection, and another connection does not find it.
+
+    A key that was never used is not found either. The connection's secret is not read.
+    """
     send()
     aws_wire.calls.clear()
 
@@ -276,7 +279,7 @@ def test_a_key_is_of_one_connection(twilio: FaultServer, aws_wire: AwsWire) -> N
 
 @pytest.mark.usefixtures("delays")
 def test_a_ledger_that_does_not_answer_says_nothing(aws_wire: AwsWire) -> None:
-    """It is no sign that a key is not known."""
+    """If the ledger does not answer, the error does not say that the key was not found."""
     aws_wire.failures["GetItem"] = [THROTTLED, THROTTLED]
 
     with pytest.raises(ServiceUnavailableError):
@@ -285,7 +288,7 @@ def test_a_ledger_that_does_not_answer_says_nothing(aws_wire: AwsWire) -> None:
 
 @pytest.mark.parametrize("key", ["key", "orders/4711?line=1&x=%41+1"])
 def test_the_api_takes_the_key_from_the_query(twilio: FaultServer, event: LoadEvent, key: str) -> None:
-    """Whatever stands in it."""
+    """An API caller gives the key in the query, also with characters that must be escaped."""
     request = event("get_sms_api") | {"rawPath": "/sends", "routeKey": "GET /sends", "pathParameters": None}
     query = {"rawQueryString": f"idempotency_key={quote(key, safe='')}"}
     missing = handler(request | query, Context())

@@ -1,4 +1,4 @@
-"""Does every caller get an answer in its own shape, and in time?"""
+"""The handler of every action: each caller gets an answer in its own format, and in time."""
 
 import base64
 import json
@@ -36,7 +36,7 @@ STANDARD = "arn:aws:sqs:us-east-1:123456789012:parcels"
 
 
 class Send(Input, frozen=True, kw_only=True):
-    """The least that can be sent."""
+    """A minimal input of an action that changes something."""
 
     to: str = ""
     message: str = ""
@@ -44,16 +44,16 @@ class Send(Input, frozen=True, kw_only=True):
 
     @property
     def read_only(self) -> bool:
-        """It changes something."""
+        """False: the action changes something."""
         return False
 
 
 class Read(Send, frozen=True, kw_only=True):
-    """The same, but it changes nothing."""
+    """The same input for an action that only reads."""
 
     @property
     def read_only(self) -> bool:
-        """It changes nothing."""
+        """True: the action changes nothing."""
         return True
 
 
@@ -64,7 +64,7 @@ def send(value: Send, twilio: Twilio, _: Caller) -> Any:
 
 
 def making(action: Callable[[Send], Any], kind: type[Send] = Send) -> Handler:
-    """Return the handler of an action without Twilio."""
+    """Return the handler of an action that does not call Twilio."""
 
     def act(value: Any, *_: Any) -> Any:
         return action(value)
@@ -73,7 +73,7 @@ def making(action: Callable[[Send], Any], kind: type[Send] = Send) -> Handler:
 
 
 def failing(error: Exception) -> Handler:
-    """Return the handler of an action that fails."""
+    """Return the handler of an action that raises this error."""
 
     def fail(_: Send) -> None:
         raise error
@@ -82,7 +82,7 @@ def failing(error: Exception) -> Handler:
 
 
 def batch(*records: tuple[str, str, str | None]) -> dict[str, Any]:
-    """Return an SQS batch of ids, texts and groups."""
+    """Return an SQS batch of records, each given by its id, text and group."""
     return {
         "Records": [
             {
@@ -98,7 +98,7 @@ def batch(*records: tuple[str, str, str | None]) -> dict[str, Any]:
 
 
 def given_back(answer: dict[str, Any]) -> list[str]:
-    """Return the ids that SQS is to deliver again."""
+    """Return the ids of the records that SQS must redeliver."""
     return [failure["itemIdentifier"] for failure in answer["batchItemFailures"]]
 
 
@@ -107,7 +107,7 @@ def given_back(answer: dict[str, Any]) -> list[str]:
 
 @pytest.mark.parametrize("name", ["send_sms", "send_sms_eventbridge", "send_sms_sns", "send_sms_failure_record"])
 def test_an_event_gets_the_result(event: LoadEvent, context: Context, name: str) -> None:
-    """The result is returned unchanged."""
+    """The caller of an event gets the action's result unchanged."""
     handler = making(lambda value: {"to": value.to, "text": value.message})
 
     assert {"to": "+15005550006", "text": "Your parcel is on its way."} == handler(event(name), context)
@@ -115,7 +115,7 @@ def test_an_event_gets_the_result(event: LoadEvent, context: Context, name: str)
 
 @pytest.mark.parametrize("name", ["send_sms_api", "send_sms_api_payload_1", "send_sms_function_url"])
 def test_an_api_caller_gets_json(twilio: FaultServer, event: LoadEvent, context: Context, name: str) -> None:
-    """The answer has the action's status."""
+    """An API caller gets the result as JSON, with the action's status."""
     assert {
         "statusCode": 201,
         "headers": {"Content-Type": "application/json"},
@@ -125,7 +125,7 @@ def test_an_api_caller_gets_json(twilio: FaultServer, event: LoadEvent, context:
 
 
 def test_a_result_may_be_nothing(event: LoadEvent, context: Context) -> None:
-    """Twilio answers 204 to a deletion."""
+    """A result may be None, because Twilio answers a deletion with 204."""
     handler = making(lambda _: None)
 
     assert None is handler({}, context)
@@ -133,13 +133,13 @@ def test_a_result_may_be_nothing(event: LoadEvent, context: Context) -> None:
 
 
 def test_a_batch_gets_nothing_back_when_all_went_well(twilio: FaultServer, event: LoadEvent, context: Context) -> None:
-    """Each record is an input of its own."""
+    """Each record of a batch is an input of its own; if all succeed, SQS redelivers none."""
     assert {"batchItemFailures": []} == send(event("send_sms_sqs"), context)
     assert 3 == len(twilio.requests)
 
 
 def test_a_handler_keeps_its_name() -> None:
-    """AWS's tools show it."""
+    """A handler has its action's name and docstring, because AWS's tools show them."""
     assert ("send", "Send a message whose text is the input's.") == (send.__name__, send.__doc__)
 
 
@@ -147,7 +147,7 @@ def test_a_handler_keeps_its_name() -> None:
 
 
 def test_an_event_gets_the_exception(twilio: FaultServer, context: Context) -> None:
-    """Lambda reports its class name."""
+    """The caller of an event gets the exception, whose class name Lambda reports; it has no text of Twilio's."""
     twilio.script(faults.status(400, twilio_code=21211, message=MARKER))
 
     with pytest.raises(TwilioRejectedError) as failure:
@@ -157,7 +157,7 @@ def test_an_event_gets_the_exception(twilio: FaultServer, context: Context) -> N
 
 
 def test_an_api_caller_gets_a_problem(twilio: FaultServer, event: LoadEvent, context: Context) -> None:
-    """It has all that is known about the error, and Twilio's message."""
+    """An API caller gets a problem object, with all that is known about the error and Twilio's message."""
     twilio.script(faults.status(422, twilio_code=21211, message="The number is not valid"))
     answer = send(event("send_sms_api"), context)
 
@@ -177,7 +177,7 @@ def test_an_api_caller_gets_a_problem(twilio: FaultServer, event: LoadEvent, con
 
 
 def test_invalid_input_has_its_fields(event: LoadEvent, context: Context) -> None:
-    """The problem lists each field with its message."""
+    """The problem object of an invalid input lists each wrong field with its message."""
     request = event("send_sms_api") | {"body": '{"message": 5}', "rawQueryString": "too=1"}
     problem = json.loads(send(request, context)["body"])
 
@@ -200,7 +200,7 @@ def test_an_api_caller_is_told_when_to_try_again(
     seconds: str | None,
     header: str,
 ) -> None:
-    """The time is Twilio's, or else one second."""
+    """Retry-After is the time that Twilio gives, or one second if Twilio gives no valid time."""
     twilio.script(faults.too_many(seconds))
     context.seconds = RESERVE_SECONDS + 0.9
     answer = send(event("send_sms_api"), context)
@@ -209,7 +209,7 @@ def test_an_api_caller_is_told_when_to_try_again(
 
 
 def test_a_part_of_a_second_is_a_whole_one(event: LoadEvent, context: Context) -> None:
-    """Retry-After takes whole seconds."""
+    """Retry-After is rounded up, because it takes whole seconds."""
     answer = failing(TwilioRateLimitError("too many", retry_after=1.2))(event("send_sms_api"), context)
 
     assert "2" == answer["headers"]["Retry-After"]
@@ -231,7 +231,7 @@ def test_a_part_of_a_second_is_a_whole_one(event: LoadEvent, context: Context) -
 def test_only_whoever_may_wait_is_told_to(
     event: LoadEvent, context: Context, error: ConnectorError, header: str | None
 ) -> None:
-    """If Twilio gives no time, the error's own is used."""
+    """If Twilio gives no time, Retry-After is the error's own default; an error without one has no Retry-After."""
     answer = failing(error)(event("send_sms_api"), context)
 
     assert (error.http_status, header) == (answer["statusCode"], answer["headers"].get("Retry-After"))
@@ -240,14 +240,14 @@ def test_only_whoever_may_wait_is_told_to(
 @pytest.mark.parametrize("name", ["send_sms_api", "send_sms_api_payload_1", "send_sms_function_url"])
 @pytest.mark.parametrize("body", ["{", "[]", "null", "5", '"text"'])
 def test_a_body_that_is_no_input_is_a_problem(event: LoadEvent, context: Context, name: str, body: str) -> None:
-    """API Gateway would hide an exception behind a 500."""
+    """An invalid body gets a problem object: API Gateway would hide an exception behind a 500."""
     answer = send(event(name) | {"body": body}, context)
 
     assert (400, "InvalidInputError") == (answer["statusCode"], json.loads(answer["body"])["title"])
 
 
 def test_a_malformed_request_is_a_problem(event: LoadEvent, context: Context) -> None:
-    """The envelope itself may be malformed too."""
+    """A malformed API Gateway event gets a problem object with status 400."""
     answer = send(event("send_sms_api") | {"headers": ["a"]}, context)
 
     assert 400 == answer["statusCode"]
@@ -259,13 +259,13 @@ def test_a_malformed_request_is_a_problem(event: LoadEvent, context: Context) ->
     ids=repr,
 )
 def test_an_event_that_is_not_known_is_refused(context: Context, event: object) -> None:
-    """The connector does not guess."""
+    """An event of unknown shape is refused: the connector does not guess."""
     with pytest.raises(InvalidInputError):
         send(event, context)
 
 
 def test_a_batch_that_is_malformed_is_refused(context: Context) -> None:
-    """The error is InvalidInputError, as for an input."""
+    """A malformed batch raises InvalidInputError, as an invalid input does."""
     event = batch(("1", "x", "g"))
     event["Records"][0]["attributes"] = None
 
@@ -274,7 +274,10 @@ def test_a_batch_that_is_malformed_is_refused(context: Context) -> None:
 
 
 def test_our_own_fault_after_a_change_is_an_unknown_outcome(twilio: FaultServer, context: Context) -> None:
-    """Any other error, or a redelivery, could make the caller send twice."""
+    """A bug after a change is reported as an unknown outcome, and the record is not redelivered.
+
+    Any other error, or a redelivery, could make the caller send twice.
+    """
 
     @lambda_handler(Send)
     def send_and_fail(value: Send, client: Twilio, _: Caller) -> None:
@@ -289,7 +292,10 @@ def test_our_own_fault_after_a_change_is_an_unknown_outcome(twilio: FaultServer,
 
 @pytest.mark.parametrize("error", [ValueError(MARKER), KeyError(MARKER), RecursionError(MARKER), TypeError(MARKER)])
 def test_our_own_fault_hides_its_details(event: LoadEvent, context: Context, error: Exception) -> None:
-    """The exception's message may contain any value; only the log shows where it happened."""
+    """A bug is reported as InternalError, without the exception's message, which may contain any value.
+
+    Only the log shows where it happened.
+    """
     handler = failing(error)
     answer = handler(event("send_sms_api"), context)
     with pytest.raises(InternalError) as failure:
@@ -303,7 +309,7 @@ def test_our_own_fault_hides_its_details(event: LoadEvent, context: Context, err
 def test_a_missing_setting_is_our_own_fault(
     event: LoadEvent, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The error names the missing variable."""
+    """The error about a missing setting names the environment variable."""
     monkeypatch.delenv("CONNECTION_PREFIX")
     answer = send(event("send_sms_api"), context)
 
@@ -311,7 +317,7 @@ def test_a_missing_setting_is_our_own_fault(
 
 
 def test_a_result_that_cannot_be_written_is_our_own_fault(event: LoadEvent, context: Context) -> None:
-    """The connector finds it before Lambda's runtime does."""
+    """A result that is not JSON raises InternalError, before Lambda's runtime tries to serialise it."""
     handler = making(lambda _: {"a": object()})
 
     assert 500 == handler(event("send_sms_api"), context)["statusCode"]
@@ -323,7 +329,7 @@ def test_a_result_that_cannot_be_written_is_our_own_fault(event: LoadEvent, cont
 
 
 def test_a_bad_record_does_not_touch_the_others(twilio: FaultServer, context: Context) -> None:
-    """Only that record is delivered again."""
+    """Only the records that failed are redelivered; the other records of the batch are sent."""
     event = batch(("1", "a", None), ("2", "broken", None), ("3", "fault=status_400", None), ("4", "b", None))
 
     assert ["2", "3"] == given_back(send(event, context))
@@ -334,7 +340,7 @@ def test_a_bad_record_does_not_touch_the_others(twilio: FaultServer, context: Co
     "fault", ["status_500", "status_503", "reset_after_read", "html_502", "status_408", "status_300"]
 )
 def test_a_record_whose_outcome_is_unknown_is_not_given_back(twilio: FaultServer, context: Context, fault: str) -> None:
-    """Another delivery could send it twice."""
+    """A record of unknown outcome is not redelivered, because another delivery could send it twice."""
     event = batch(("1", f"fault={fault}", None), ("2", "b", None))
 
     assert [] == given_back(send(event, context))
@@ -342,7 +348,7 @@ def test_a_record_whose_outcome_is_unknown_is_not_given_back(twilio: FaultServer
 
 
 def test_what_was_provably_not_processed_is_given_back(twilio: FaultServer, context: Context) -> None:
-    """The client tries it three times before."""
+    """A record that Twilio provably did not process is redelivered, after three attempts by the client."""
     event = batch(("1", "fault=status_429_zero", None))
 
     assert ["1"] == given_back(send(event, context))
@@ -350,7 +356,7 @@ def test_what_was_provably_not_processed_is_given_back(twilio: FaultServer, cont
 
 
 def test_records_of_a_group_do_not_overtake_each_other(twilio: FaultServer, context: Context) -> None:
-    """If one is delivered again, the rest of its group is too, unsent. Other groups go on."""
+    """If a record is redelivered, the rest of its group is too, unsent. Other groups are not affected."""
     event = batch(
         ("1", "a1", "a"),
         ("2", "fault=status_400", "a"),
@@ -366,7 +372,7 @@ def test_records_of_a_group_do_not_overtake_each_other(twilio: FaultServer, cont
 
 
 def test_an_unknown_outcome_does_not_hold_its_group(twilio: FaultServer, context: Context) -> None:
-    """It is not delivered again, so the records behind it do not overtake it."""
+    """A record of unknown outcome is not redelivered, so the later records of its group do not overtake it."""
     event = batch(("1", "fault=status_500", "a"), ("2", "a2", "a"))
 
     assert [] == given_back(send(event, context))
@@ -374,7 +380,7 @@ def test_an_unknown_outcome_does_not_hold_its_group(twilio: FaultServer, context
 
 
 def test_records_without_time_are_given_back_unsent(twilio: FaultServer) -> None:
-    """The deadline is the invocation's."""
+    """Records for which too little of the invocation's time is left are redelivered unsent."""
     event = batch(("1", "a", None), ("2", "b", None))
 
     assert ["1", "2"] == given_back(send(event, Context(RESERVE_SECONDS + 0.1)))
@@ -382,12 +388,15 @@ def test_records_without_time_are_given_back_unsent(twilio: FaultServer) -> None
 
 
 def test_our_own_fault_in_a_record_is_given_back(context: Context) -> None:
-    """The queue keeps it until the fault is fixed."""
+    """A record that hits a bug is redelivered: the queue keeps it until the bug is fixed."""
     assert ["1"] == given_back(failing(ValueError())(batch(("1", "a", None)), context))
 
 
 def test_an_action_without_queue_takes_one_record_after_the_other(context: Context) -> None:
-    """Twilio's limit on concurrent requests is not known for every action."""
+    """An action without a queue handles one record at a time.
+
+    Twilio's limit on concurrent requests is not known for every action.
+    """
     texts: list[str] = []
     busy = threading.Lock()
 
@@ -406,7 +415,7 @@ def test_an_action_without_queue_takes_one_record_after_the_other(context: Conte
 
 
 class KeyedSend(Send, frozen=True, kw_only=True):
-    """A send that knows keys."""
+    """An input with an idempotency key."""
 
     keyed_by_delivery = True
 
@@ -436,26 +445,26 @@ DELIVERIES = [
 
 @pytest.mark.parametrize(("name", "caller"), DELIVERIES)
 def test_a_delivery_has_its_id_for_a_key(event: LoadEvent, context: Context, name: str, caller: Caller) -> None:
-    """The id is the same at each delivery. A direct call has only the key in its input."""
+    """The key is the delivery's id, which is the same at each redelivery. A direct call has no such id."""
     assert (caller.delivery, caller) == asked(KeyedSend, event(name), context)
 
 
 @pytest.mark.parametrize(("name", "caller"), DELIVERIES)
 def test_an_action_that_knows_no_keys_gets_none(event: LoadEvent, context: Context, name: str, caller: Caller) -> None:
-    """A key would be an unknown field there."""
+    """An action without idempotency keys gets none, because a key would be an unknown field."""
     assert (None, caller) == asked(Send, event(name), context)
 
 
 @pytest.mark.parametrize(("own", "key"), [("own", "own"), (None, "1"), ("", "")])
 def test_an_input_has_a_key_of_its_own(context: Context, own: str | None, key: str) -> None:
-    """It overrides the delivery's id. Null counts as absent, and an invalid key stays invalid."""
+    """The input's key overrides the delivery's id. Null counts as absent, and an invalid key stays invalid."""
     event = {"id": "1", "detail-type": "t", "source": "s", "detail": {"message": "x", "idempotency_key": own}}
 
     assert (key, Caller("eventbridge", "1")) == asked(KeyedSend, event, context)
 
 
 def test_a_delivery_of_no_object_is_refused_as_it_is(context: Context) -> None:
-    """It has no field for a key."""
+    """A body that is not an object is refused; it has no field for a key."""
     event = batch(("1", "x", None))
     event["Records"][0]["body"] = "[]"
 
@@ -463,7 +472,10 @@ def test_a_delivery_of_no_object_is_refused_as_it_is(context: Context) -> None:
 
 
 def test_doubt_reaches_the_action(event: LoadEvent, context: Context) -> None:
-    """The action decides with it how to begin the ledger's record."""
+    """An action learns whether an earlier attempt may have sent the message.
+
+    The action needs this to begin the ledger's record.
+    """
     failure = event("send_sms_failure_record") | {"responsePayload": None}
 
     assert asked(KeyedSend, failure, context)[1].may_have_been_sent
@@ -474,7 +486,7 @@ def test_doubt_reaches_the_action(event: LoadEvent, context: Context) -> None:
 
 
 def seconds_left(event: Any, context: Context) -> float:
-    """Return the time that an action has."""
+    """Return the seconds that an action has."""
     left: list[float] = []
 
     def note(_: Send, twilio: Twilio, __: Caller) -> None:
@@ -489,18 +501,18 @@ def seconds_left(event: Any, context: Context) -> float:
 def test_an_api_caller_is_answered_within_28_seconds(
     event: LoadEvent, name: str, remaining: float, expected: float
 ) -> None:
-    """API Gateway's timeout is 30 seconds."""
+    """An API caller gets an answer within 28 seconds, because API Gateway's timeout is 30 seconds."""
     assert expected - 1 < seconds_left(event(name), Context(remaining)) <= expected
 
 
 @pytest.mark.parametrize("name", ["send_sms", "send_sms_sqs", "send_sms_sns", "send_sms_eventbridge"])
 def test_other_callers_have_all_the_time_there_is(event: LoadEvent, name: str) -> None:
-    """Only Lambda's timeout limits them."""
+    """Other callers' actions are limited only by Lambda's timeout."""
     assert 899 < seconds_left(event(name), Context(900)) <= 900
 
 
 def test_nothing_is_sent_without_time_to_answer(twilio: FaultServer, event: LoadEvent) -> None:
-    """The caller may retry."""
+    """If too little time is left for an answer, nothing is sent, and the caller may retry."""
     with pytest.raises(ServiceUnavailableError, match=r"too little time was left .*nothing was sent"):
         send({"message": "x"}, Context(1))
 
@@ -513,14 +525,14 @@ def test_nothing_is_sent_without_time_to_answer(twilio: FaultServer, event: Load
 
 
 def answer_size(answer: Any) -> int:
-    """Return the bytes in which the runtime writes an answer."""
+    """Return the size of an answer in bytes, as the runtime serialises it."""
     return len(json.dumps(answer, ensure_ascii=False).encode())
 
 
 @pytest.mark.parametrize("unit", ["x", "é", "😀"])
 @pytest.mark.parametrize("less", [0, 1])
 def test_an_answer_may_be_as_large_as_lambda_takes(context: Context, unit: str, less: int) -> None:
-    """The limit is exact to the byte, as the runtime serialises the answer."""
+    """An answer may be as large as Lambda's limit, to the byte, as the runtime serialises it."""
     frame = answer_size({"text": "", "rest": ""})
     count, rest = divmod(MAX_ANSWER_BYTES - frame - less, len(unit.encode()))
     answer = {"text": unit * count, "rest": "x" * rest}
@@ -539,7 +551,7 @@ def test_an_answer_may_be_as_large_as_lambda_takes(context: Context, unit: str, 
 def test_a_larger_answer_has_its_error(
     context: Context, kind: type[Send], error: type[ConnectorError], answer: Any
 ) -> None:
-    """A change was carried out, so its outcome is unknown to the caller."""
+    """A larger answer raises an error; after a change, which was carried out, the outcome is unknown to the caller."""
     with pytest.raises(error, match="larger than a function can return"):
         making(lambda _: answer, kind)({}, context)
 
@@ -548,7 +560,7 @@ def test_a_larger_answer_has_its_error(
 def test_an_api_answer_counts_as_it_is_written(
     event: LoadEvent, context: Context, kind: type[Send], status: int
 ) -> None:
-    """It is JSON within JSON, so every quote has a backslash."""
+    """An API answer is measured as JSON within JSON, in which every quote has a backslash."""
     text = '"' * (MAX_ANSWER_BYTES // 3)
     handler = making(lambda _: {"text": text}, kind)
 
@@ -557,7 +569,7 @@ def test_an_api_answer_counts_as_it_is_written(
 
 
 def test_an_unknown_outcome_of_size_is_not_given_back(context: Context) -> None:
-    """The message was sent."""
+    """A record whose answer is too large is not redelivered, because its message was sent."""
     handler = making(lambda _: "x" * MAX_ANSWER_BYTES)
 
     assert [] == given_back(handler(batch(("1", "a", None)), context))
@@ -567,7 +579,7 @@ def test_an_unknown_outcome_of_size_is_not_given_back(context: Context) -> None:
 
 
 def test_an_input_names_its_connection(twilio: FaultServer, aws_wire: AwsWire, context: Context) -> None:
-    """Every kind of event may name it."""
+    """An input may name its connection, whose secret is then used."""
     aws_wire.secrets["twilio/other"] = aws_wire.secrets["twilio/default"]
     send({"message": "x", "connection": "other"}, context)
 
@@ -578,7 +590,7 @@ def test_an_input_names_its_connection(twilio: FaultServer, aws_wire: AwsWire, c
 def test_a_connection_may_be_a_query_parameter(
     twilio: FaultServer, aws_wire: AwsWire, event: LoadEvent, context: Context
 ) -> None:
-    """Without it, the stack's default is used."""
+    """The connection of an API request may be a query parameter."""
     request = event("send_sms_api") | {"rawQueryString": "connection=other"}
 
     assert 404 == send(request, context)["statusCode"]
@@ -587,7 +599,7 @@ def test_a_connection_may_be_a_query_parameter(
 
 
 def test_a_base64_body_is_sent_as_it_was(twilio: FaultServer, event: LoadEvent, context: Context) -> None:
-    """It may contain emoji."""
+    """The text of a Base64 body is sent unchanged, also with emoji."""
     body = base64.b64encode(json.dumps({"message": "é👍"}).encode()).decode()
     send(event("send_sms_function_url") | {"body": body, "isBase64Encoded": True}, context)
 

@@ -1,4 +1,4 @@
-"""The transport tells what was never sent from what was lost, in bounded time and memory."""
+"""The HTTP transport: it separates requests that were never sent from lost answers, in bounded time and memory."""
 
 import base64
 import gzip
@@ -32,13 +32,13 @@ from tests.stopwatch import Stopwatch
 MESSAGES = f"/2010-04-01/Accounts/AC{'0' * 32}/Messages.json"
 AUTH = ("SK" + "0" * 32, "not-a-secret")
 READ_SECONDS = 0.3
-MARGIN = 0.5  # seconds; what drips would take many more
+MARGIN = 0.5  # seconds; a dripping answer would take many more
 LARGEST = 100_000  # bytes
 
 
 @pytest.fixture
 def session() -> Iterator[http.Session]:
-    """Give a session without connections."""
+    """Yield a session without open connections."""
     made = http.Session()
     yield made
     made._adapter.close()
@@ -46,7 +46,7 @@ def session() -> Iterator[http.Session]:
 
 @pytest.fixture
 def server() -> Iterator[FaultServer]:
-    """Give a server of one test's own."""
+    """Yield a fault server for one test."""
     with FaultServer() as made:
         yield made
 
@@ -61,7 +61,7 @@ def exchange(
     max_bytes: int = LARGEST,
     **parts: Any,
 ) -> http.Reply:
-    """Make one exchange."""
+    """Send one request, and return the reply."""
     request = requests.Request(method, url + MESSAGES, **{"auth": AUTH} | parts)
     timeout = Timeout(connect=connect, read=read, total=10)
     return session.exchange(request.prepare(), timeout=timeout, max_bytes=max_bytes)
@@ -70,7 +70,10 @@ def exchange(
 @pytest.mark.parametrize("body", [b"", b"To=%2B15005550006", bytes(1000)])
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"])
 def test_a_request_is_the_one_that_requests_prepares(method: str, body: bytes) -> None:
-    """Our preparation is quicker, and leaves out what our requests do not have."""
+    """A request is the same as one that `requests` prepares.
+
+    Our preparation is faster, and leaves out the parts that our requests do not have.
+    """
     url, headers = f"https://api.twilio.com{MESSAGES}?PageSize=50&To=%2B15005550006", {"X-Name": "value"}
     theirs = requests.Request(method, url, headers=headers, data=body).prepare()
     ours = http.prepare(method, url, headers, body)
@@ -80,14 +83,14 @@ def test_a_request_is_the_one_that_requests_prepares(method: str, body: bytes) -
 
 
 def never_sent(session: http.Session, url: str, **options: Any) -> http.ConnectFailedError:
-    """Return the error of an exchange that came to no connection."""
+    """Return the error of an exchange for which no connection was made."""
     with pytest.raises(http.ConnectFailedError) as caught:
         exchange(session, url, **options)
     return caught.value
 
 
 def run(program: str, *arguments: str, **variables: str) -> str:
-    """Return what a program prints in a process of its own."""
+    """Run a program in its own process, and return its output."""
     path = os.pathsep.join(map(str, (ROOT / "layers" / "twilio", ROOT)))
     environment = os.environ | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"} | variables
     command = [sys.executable, "-c", textwrap.dedent(program), *arguments]
@@ -95,13 +98,13 @@ def run(program: str, *arguments: str, **variables: str) -> str:
 
 
 def resolved(monkeypatch: pytest.MonkeyPatch, *ports: int) -> None:
-    """Let every name resolve to these ports on loopback."""
+    """Let every host name resolve to these ports on loopback."""
     found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)) for port in ports]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
 
 
 def test_a_whole_answer_is_returned(session: http.Session, server: FaultServer) -> None:
-    """Status, headers and body come back, and the request went out as it was prepared."""
+    """Status, headers and body are returned, and the request is sent as it was prepared."""
     server.script(faults.answer(b"x", code=202, headers={"X-Test": "a"}))
     reply = exchange(session, server.url, data={"Body": "Hello"})
     sent = server.requests[0]
@@ -115,11 +118,11 @@ def test_a_whole_answer_is_returned(session: http.Session, server: FaultServer) 
     )
 
 
-# Never sent
+# Requests that were never sent
 
 
 def test_a_refused_connection_was_never_sent(session: http.Session) -> None:
-    """Nobody listens."""
+    """If no process listens on the port, the error says that nothing was sent."""
     with closed_port() as port:
         error = never_sent(session, f"http://127.0.0.1:{port}")
 
@@ -127,7 +130,7 @@ def test_a_refused_connection_was_never_sent(session: http.Session) -> None:
 
 
 def test_a_connection_that_nobody_accepts_was_never_sent(session: http.Session) -> None:
-    """The connect timeout holds."""
+    """A connection that is never accepted ends after the connect timeout, and nothing was sent."""
     with black_hole() as port, Stopwatch() as took:
         never_sent(session, f"http://127.0.0.1:{port}", connect=READ_SECONDS)
 
@@ -138,7 +141,7 @@ def test_a_connection_that_nobody_accepts_was_never_sent(session: http.Session) 
 def test_all_addresses_of_a_host_share_the_connect_timeout(
     session: http.Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ten dead addresses take no longer than one."""
+    """All addresses of a host share the connect timeout: ten dead addresses take no longer than one."""
     with black_hole() as port:
         resolved(monkeypatch, *[port] * 10)
         with Stopwatch() as took:
@@ -149,7 +152,7 @@ def test_all_addresses_of_a_host_share_the_connect_timeout(
 
 
 def test_the_next_address_is_tried(session: http.Session, server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One dead address does not matter where another lives."""
+    """If one address of a host is dead, the next one is used."""
     with closed_port() as port:
         resolved(monkeypatch, port, server.port)
         reply = exchange(session, "http://twilio.invalid")
@@ -168,7 +171,7 @@ def test_the_next_address_is_tried(session: http.Session, server: FaultServer, m
 def test_a_name_that_does_not_resolve_was_never_sent(
     session: http.Session, monkeypatch: pytest.MonkeyPatch, failure: OSError
 ) -> None:
-    """DNS fails."""
+    """If DNS fails, the error says that nothing was sent."""
 
     def fail(*_: Any, **__: Any) -> None:
         raise failure
@@ -180,20 +183,23 @@ def test_a_name_that_does_not_resolve_was_never_sent(
 
 
 def test_a_name_without_addresses_was_never_sent(session: http.Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    """DNS answers with nothing."""
+    """If DNS answers without an address, nothing was sent, and the certificate is not to blame."""
     resolved(monkeypatch)
 
     assert not never_sent(session, "http://twilio.invalid").bad_certificate
 
 
 def test_a_name_that_is_none_was_never_sent(session: http.Session) -> None:
-    """A label may have 63 characters, which the system's resolver says in an error of its own kind."""
+    """A request to an invalid host name was never sent.
+
+    A label may have at most 63 characters; the system's resolver reports a longer one with its own kind of error.
+    """
     assert not never_sent(session, f"http://{'a' * 64}.invalid").bad_certificate
 
 
 @pytest.mark.parametrize("kind", ["self_signed", "wrong_host", "expired", "untrusted"])
 def test_nothing_is_sent_to_a_server_with_a_bad_certificate(session: http.Session, kind: Tls) -> None:
-    """TLS is verified before a byte of the request leaves."""
+    """The certificate is verified before a byte of the request is sent."""
     with FaultServer(tls=kind) as server:
         error = never_sent(session, server.url)
 
@@ -216,7 +222,7 @@ _GET = """
 
 
 def test_only_public_authorities_are_trusted() -> None:
-    """What is trusted cannot be changed from the environment."""
+    """Only public authorities are trusted, and environment variables cannot change that."""
     with FaultServer(tls="good") as server:
         names = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
         printed = run(_GET, server.url + MESSAGES, **dict.fromkeys(names, str(server.ca_file)))
@@ -241,13 +247,16 @@ _SLOW = """
 
 
 def test_a_connection_waits_for_the_authorities() -> None:
-    """They are read beside other things: a certificate that came sooner would be taken for a bad one."""
+    """A connection waits until the authorities are loaded, which happens in another thread.
+
+    Without them, a good certificate would be refused as a bad one.
+    """
     with FaultServer(tls="good") as server:
         assert "200\n" == run(_SLOW + _GET, server.url + MESSAGES, str(server.ca_file))
 
 
 def test_a_good_certificate_is_trusted(session: http.Session) -> None:
-    """The same server with a good certificate is answered, so the refusals above are due to the bad ones."""
+    """A good certificate is trusted, so the refusals above are due to the bad ones."""
     with FaultServer(tls="good") as server:
         assert [201, 201] == [exchange(session, server.url).status for _ in range(2)]
         assert (1, AUTH) == (server.connections, server.requests[0].credentials)
@@ -264,7 +273,7 @@ def test_a_good_certificate_is_trusted(session: http.Session) -> None:
     ids=lambda fault: fault.name,
 )
 def test_a_handshake_that_fails_was_never_sent(session: http.Session, fault: Fault) -> None:
-    """Before TLS stands, no byte of the request leaves; the certificate is not to blame."""
+    """If the TLS handshake fails, no byte of the request was sent, and the certificate is not to blame."""
     with FaultServer(tls="good") as server:
         server.script(fault)
         with Stopwatch() as took:
@@ -275,7 +284,7 @@ def test_a_handshake_that_fails_was_never_sent(session: http.Session, fault: Fau
         assert took.seconds < 2 * READ_SECONDS + MARGIN
 
 
-# Lost
+# Lost answers
 
 
 BROKEN = [
@@ -298,7 +307,7 @@ BROKEN = [
 
 @pytest.mark.parametrize("fault", BROKEN, ids=lambda fault: fault.name)
 def test_an_answer_that_is_broken_off_is_lost(session: http.Session, server: FaultServer, fault: Fault) -> None:
-    """What went out once and was not answered whole is lost, and not sent again."""
+    """An incomplete or invalid answer is lost, and the request is not sent again."""
     server.script(fault)
     with pytest.raises(http.ResponseLostError) as caught:
         exchange(session, server.url, data={"Body": "Hello"})
@@ -326,7 +335,7 @@ SLOW = [
 
 
 def endlessly(exchange: Exchange, start: bytes, piece: bytes) -> None:
-    """Answer without end, and with nothing to show for it."""
+    """Send an answer that never ends and never contains a byte of a body."""
     exchange.send(start)
     while True:
         exchange.send(piece * 100)
@@ -334,7 +343,7 @@ def endlessly(exchange: Exchange, start: bytes, piece: bytes) -> None:
 
 @pytest.mark.parametrize("fault", SLOW, ids=lambda fault: fault.name)
 def test_an_answer_that_does_not_end_is_lost_in_time(session: http.Session, server: FaultServer, fault: Fault) -> None:
-    """The read timeout holds for the whole answer, however it is spread."""
+    """The read timeout covers the whole answer, however its bytes are spread; then the answer is lost."""
     server.script(fault)
     with Stopwatch() as took, pytest.raises(http.ResponseLostError, match=r"^no whole answer came in time$"):
         exchange(session, server.url, read=READ_SECONDS)
@@ -345,7 +354,7 @@ def test_an_answer_that_does_not_end_is_lost_in_time(session: http.Session, serv
 
 
 def test_a_body_that_nobody_reads_is_lost_in_time(session: http.Session, server: FaultServer) -> None:
-    """Sending does not wait for ever either."""
+    """Sending a body that the server does not read ends with a timeout, and the answer is lost."""
     server.script(faults.HANG_BEFORE_READ)
     with Stopwatch() as took, pytest.raises(http.ResponseLostError):
         exchange(session, server.url, connect=READ_SECONDS, data=b"0" * (32 << 20))
@@ -353,7 +362,7 @@ def test_a_body_that_nobody_reads_is_lost_in_time(session: http.Session, server:
     assert took.seconds < READ_SECONDS + MARGIN
 
 
-# Too large
+# Answers that are too large
 
 
 @pytest.mark.parametrize(
@@ -364,7 +373,7 @@ def test_a_body_that_nobody_reads_is_lost_in_time(session: http.Session, server:
 def test_an_answer_that_is_too_large_is_not_read_to_its_end(
     session: http.Session, server: FaultServer, fault: Fault
 ) -> None:
-    """Bytes count after decompression."""
+    """An answer over the limit is not read to its end; its bytes count after decompression."""
     server.script(fault)
 
     with pytest.raises(http.BodyTooLargeError):
@@ -373,7 +382,7 @@ def test_an_answer_that_is_too_large_is_not_read_to_its_end(
 
 
 def test_the_largest_answer_is_taken(session: http.Session, server: FaultServer) -> None:
-    """The limit is the last size that passes."""
+    """An answer of exactly the limit is accepted, and one byte more is refused."""
     server.script(faults.answer(b"0" * LARGEST), faults.answer(b"0" * (LARGEST + 1)))
 
     assert LARGEST == len(exchange(session, server.url).body)
@@ -382,7 +391,7 @@ def test_the_largest_answer_is_taken(session: http.Session, server: FaultServer)
 
 
 def test_a_packed_answer_is_unpacked(session: http.Session, server: FaultServer) -> None:
-    """Packing several times over is odd but no fault."""
+    """An answer that is compressed several times is decompressed; that is unusual but valid."""
     server.script(faults.nested_gzip(1), faults.nested_gzip(3))
 
     assert [b"{", b"{"] == [exchange(session, server.url).body[:1] for _ in range(2)]
@@ -418,13 +427,13 @@ _MEASURE = """
 
 
 def needed(server: FaultServer, how: str, max_bytes: int) -> int:
-    """Return how many megabytes a process needed at most to read an answer."""
+    """Return the most megabytes that a process needed to read an answer."""
     return int(run(_MEASURE, how, server.url + MESSAGES, str(max_bytes)))
 
 
 @pytest.mark.parametrize("how", ["gzip_bomb", "endless", "huge", "nested_bomb"])
 def test_memory_is_bounded_whatever_arrives(server: FaultServer, how: str) -> None:
-    """A process needs no more than 32 MB over the limit, in front of a gigabyte or more."""
+    """A process needs less than 32 MB over the limit, even for a gigabyte or an endless answer."""
     megabytes = 6
     server.named["nested_bomb"] = replace(
         faults.answer(gzip.compress(gzip.compress(bytes(1 << 28), 1), 9), headers={"Content-Encoding": "gzip, gzip"}),
@@ -435,17 +444,17 @@ def test_memory_is_bounded_whatever_arrives(server: FaultServer, how: str) -> No
 
 
 def test_the_measure_of_memory_measures(server: FaultServer) -> None:
-    """Who reads all that comes needs more, so the test above can fail."""
+    """A client that reads the whole answer needs more memory, so the test above can fail."""
     server.named["huge_now"] = faults.huge(64)
 
     assert needed(server, "naive", 0) > 6 + 32
 
 
-# Errors' bodies
+# Bodies of error answers
 
 
 def with_status(status: int, fault: Fault) -> Fault:
-    """Give a fault another status than the normal one."""
+    """Return a fault whose normal answer has another status."""
 
     def act(exchange: Exchange) -> None:
         exchange.normal = exchange.normal._replace(status=status)
@@ -461,7 +470,7 @@ def with_status(status: int, fault: Fault) -> Fault:
     ids=lambda fault: fault.name,
 )
 def test_an_error_counts_by_its_status(session: http.Session, server: FaultServer, status: int, fault: Fault) -> None:
-    """A refusal whose body cannot be read is still a refusal."""
+    """A refusal whose body cannot be read is still a refusal, with its status and an empty body."""
     server.script(with_status(status, fault))
     reply = exchange(session, server.url, read=READ_SECONDS)
 
@@ -472,7 +481,7 @@ def test_an_error_counts_by_its_status(session: http.Session, server: FaultServe
 
 
 def test_a_connection_is_used_again(session: http.Session, server: FaultServer) -> None:
-    """Answers of any status leave the connection open."""
+    """A connection stays open after an answer of any status, and is reused."""
     server.script(faults.OK, faults.NOT_FOUND, faults.NO_CONTENT, faults.redirect(302, "/"), faults.OK)
 
     assert [201, 404, 204, 302, 201] == [exchange(session, server.url).status for _ in range(5)]
@@ -482,7 +491,7 @@ def test_a_connection_is_used_again(session: http.Session, server: FaultServer) 
 def test_headers_and_body_leave_in_one_write(
     session: http.Session, server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One packet and one TLS record carry a short request."""
+    """Headers and body of a short request are sent in one write: one packet and one TLS record."""
     written: list[bytes] = []
     to_the_wire = socket.socket.sendall
 
@@ -499,7 +508,7 @@ def test_headers_and_body_leave_in_one_write(
 
 
 def test_more_hosts_than_requests_keeps(session: http.Session) -> None:
-    """No more of their connections are kept, so that files do not run out."""
+    """Only a limited number of hosts keep their connections, so that file descriptors do not run out."""
     with ExitStack() as stack:
         servers = [stack.enter_context(FaultServer()) for _ in range(3 * DEFAULT_POOLSIZE)]
         for server in (*servers, *servers):
@@ -516,7 +525,10 @@ def test_a_connection_that_idled_is_not_trusted(
     idle: float,
     connections: int,
 ) -> None:
-    """After a freeze the server may have closed it, which would look like a request that was lost."""
+    """A connection that idled for more than five seconds is not reused.
+
+    After a freeze the server may have closed it, which would look like a lost request.
+    """
     now = [1000.0]
     monkeypatch.setattr(http, "_clock", lambda: now[0])
     exchange(session, server.url)
@@ -527,20 +539,20 @@ def test_a_connection_that_idled_is_not_trusted(
 
 
 def test_idling_goes_on_while_the_function_is_frozen() -> None:
-    """The clock is one that counts suspended time, where there is one."""
+    """Idle time is measured with a clock that counts suspended time, if the system has one."""
     clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
     assert time.clock_gettime(clock) == pytest.approx(http._clock(), abs=1)
 
 
 def test_a_connection_that_the_server_closed_is_not_used(session: http.Session, server: FaultServer) -> None:
-    """A close that was seen costs nothing."""
+    """A connection that the server visibly closed is not reused, and the next request succeeds."""
     server.script(faults.OK_THEN_CLOSE, faults.OK)
     exchange(session, server.url)
     pools = session._adapter.poolmanager.pools
     [pool] = [pools[key] for key in pools.keys()]  # noqa: SIM118 it has no iterator
     [idle] = filter(None, pool.pool.queue)
-    closed = select.poll()  # select takes no file descriptor over 1,023
+    closed = select.poll()  # select does not support file descriptors over 1,023
     closed.register(idle.sock, select.POLLIN)
     assert closed.poll(5000)
 
@@ -550,7 +562,7 @@ def test_a_connection_that_the_server_closed_is_not_used(session: http.Session, 
 
 @pytest.mark.parametrize("fault", [faults.hang(), faults.huge(1)], ids=lambda fault: fault.name)
 def test_an_answer_that_was_given_up_is_nobody_elses(session: http.Session, server: FaultServer, fault: Fault) -> None:
-    """What comes late is not taken for the next request's answer."""
+    """A late answer is not taken for the next request's answer."""
     server.script(fault, faults.status(202))
     with pytest.raises((http.ResponseLostError, http.BodyTooLargeError)):
         exchange(session, server.url, read=READ_SECONDS)
@@ -560,11 +572,11 @@ def test_an_answer_that_was_given_up_is_nobody_elses(session: http.Session, serv
     assert 2 == server.connections
 
 
-# Nothing of our own, or of the environment, goes along
+# Nothing from earlier requests or from the environment is sent
 
 
 def test_cookies_are_not_kept(session: http.Session, server: FaultServer) -> None:
-    """Two accounts share a session, so nothing may pass from one to the other."""
+    """Cookies are not kept: two accounts share a session, so nothing may pass from one to the other."""
     server.script(faults.status(200, headers={"Set-Cookie": "a=1; Path=/"}), faults.OK)
     for _ in range(2):
         exchange(session, server.url)
@@ -575,7 +587,7 @@ def test_cookies_are_not_kept(session: http.Session, server: FaultServer) -> Non
 def test_a_netrc_is_not_read(
     session: http.Session, server: FaultServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Credentials are ours or none."""
+    """Credentials come only from the request, and a netrc file is not read."""
     netrc = tmp_path / "netrc"
     netrc.write_text("machine 127.0.0.1 login stranger password strange\n")
     netrc.chmod(0o600)
@@ -588,7 +600,7 @@ def test_a_netrc_is_not_read(
 
 
 def test_proxies_are_not_used(session: http.Session, server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Requests go to Twilio itself; who heeds the environment goes elsewhere."""
+    """Requests go to Twilio directly, while a client that obeys the environment goes to its proxy."""
     with Canary() as canary:
         for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
             monkeypatch.setenv(name, canary.url)
@@ -604,7 +616,7 @@ def test_proxies_are_not_used(session: http.Session, server: FaultServer, monkey
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_redirects_are_not_followed(session: http.Session, server: FaultServer, method: str, status: int) -> None:
-    """Where they lead is told and not gone to."""
+    """A redirect is returned and not followed."""
     with Canary() as canary:
         server.script(faults.redirect(status, canary.url))
         reply = exchange(session, server.url, method)
@@ -614,7 +626,7 @@ def test_redirects_are_not_followed(session: http.Session, server: FaultServer, 
 
 
 def test_we_say_who_we_are(session: http.Session, server: FaultServer) -> None:
-    """The User-Agent names the connector and its Python, and nothing of requests."""
+    """The User-Agent has the connector's and Python's version, and does not mention `requests`."""
     exchange(session, server.url)
     agent = server.requests[0].header("User-Agent") or ""
 
@@ -622,7 +634,7 @@ def test_we_say_who_we_are(session: http.Session, server: FaultServer) -> None:
 
 
 def test_reasons_do_not_name_what_was_sent(session: http.Session, server: FaultServer) -> None:
-    """Errors are logged, and a URL may hold a phone number."""
+    """An error has neither URL nor credentials: errors are logged, and a URL may hold a phone number."""
     server.script(faults.RESET_AFTER_READ)
     with pytest.raises(http.ResponseLostError) as caught:
         exchange(session, server.url, "GET", params={"To": "+15005550006"})

@@ -1,6 +1,7 @@
-"""What stands in the ledger after which event, and that no two writers undo each other's."""
+"""The ledger: which record it has after which event, and that no writer undoes another writer's change."""
 
 import json
+import re
 import time
 from typing import Any
 
@@ -67,12 +68,12 @@ NEW = msgspec.structs.replace(
 
 
 def changed(record: SendRecord, **changes: Any) -> SendRecord:
-    """Return a record with other values."""
+    """Return a copy of a record with other values."""
     return msgspec.structs.replace(record, **changes)
 
 
 def live(nonce: str = "own", key: str = "key", **changes: Any) -> SendRecord:
-    """Return a claim that is made now."""
+    """Return the record of a claim that is made now."""
     now = int(time.time())
     times = {"claimed_at": now, "lease_until": now + 60, "expires_at": now + RETENTION_SECONDS}
     return changed(
@@ -80,11 +81,12 @@ def live(nonce: str = "own", key: str = "key", **changes: Any) -> SendRecord:
     )
 
 
-# The rules: one line for each event, one column for each thing that may stand there before.
+# The rules: one line for each event, one column for each record that the table may have before it.
 #
-# `!` still needs a report, and `overdue` is sending past its lease. `claimed` is the new claim, which alone may send.
-# `-` is the old record, unchanged. A callback can settle `unknown?`, and only the list can settle `unknown`.
-# `seen` is what only the list shows, `sent` what an answer or a callback proves, `named` what has a candidate.
+# `!` still needs a report, and `overdue` is sending past its lease. `claimed` is the new claim, and only its owner may
+# send. `-` is the old record, unchanged. A callback is expected for `unknown?`, and none for `unknown!` and `unknown`,
+# which the list can settle. An answer or a callback proves `sent`, only the list shows `seen`, and `named` has a
+# candidate.
 
 RULES = """
                   absent   expired  sending  overdue  sent! sent seen!    seen     not_sent unknown? unknown! unknown
@@ -156,7 +158,7 @@ HAPPENS: dict[str, SendEvent] = {
 
 
 def rules() -> list[tuple[str, str, str]]:
-    """Return what stands there, what happens and what is expected, of each field of the table."""
+    """Return the record before, the event and the expected result of each cell of the table."""
     first, *lines = RULES.strip("\n").splitlines()
     columns = first.split()
     return [
@@ -167,7 +169,7 @@ def rules() -> list[tuple[str, str, str]]:
 
 
 def named(record: SendRecord | None) -> str:
-    """Return the table's word for a record."""
+    """Return the table's name for a record."""
     if record is None:
         return "absent"
     if record.state is SendState.SENDING:
@@ -177,13 +179,13 @@ def named(record: SendRecord | None) -> str:
 
 
 def test_the_table_is_whole() -> None:
-    """Each event meets each thing that may stand there."""
+    """The table has a cell for every event and every record before it."""
     assert {(stands, happens) for stands in STANDS for happens in HAPPENS} == {rule[:2] for rule in rules()}
 
 
 @pytest.mark.parametrize(("stands", "happens", "expected"), rules())
 def test_the_rules(stands: str, happens: str, expected: str) -> None:
-    """What is not changed is the very same record, so nothing is written."""
+    """An event changes a record as the table says; an unchanged record is the same object, so nothing is written."""
     before = STANDS[stands]
     result = transition(before, HAPPENS[happens], NOW)
 
@@ -196,7 +198,10 @@ def test_the_rules(stands: str, happens: str, expected: str) -> None:
 
 @pytest.mark.parametrize(("stands", "happens", "expected"), rules())
 def test_the_input_is_kept_only_while_it_is_needed(stands: str, happens: str, expected: str) -> None:  # noqa: ARG001
-    """It holds a person's number and text: it goes as soon as it is proven what became of the message."""
+    """The input is dropped as soon as the outcome is proven.
+
+    It has a person's number and text.
+    """
     result = transition(STANDS[stands], HAPPENS[happens], NOW)
     needed = result is not None and (result.state in {SendState.SENDING, SendState.UNKNOWN} or "seen" in named(result))
 
@@ -204,13 +209,13 @@ def test_the_input_is_kept_only_while_it_is_needed(stands: str, happens: str, ex
 
 
 def test_a_lease_ends_in_its_last_second() -> None:
-    """Not a moment before."""
+    """A lease expires at `lease_until`, and not before."""
     assert transition(OWN, LeaseExpired(), OWN.lease_until - 0.001) is OWN
     assert "unknown!" == named(transition(OWN, LeaseExpired(), OWN.lease_until))
 
 
 def test_a_record_expires_in_its_last_second() -> None:
-    """Not a moment before."""
+    """A record expires at `expires_at`, and not before."""
     claim = ClaimRequested(NEW, resend=False)
     not_expired = changed(STANDS["sent"] or OWN, expires_at=NOW + 1)
 
@@ -219,14 +224,14 @@ def test_a_record_expires_in_its_last_second() -> None:
 
 
 def test_a_new_try_forgets_the_old_one() -> None:
-    """Nonce, times and the error are those of the new claim."""
+    """A new attempt replaces the old one: nonce, times and error are those of the new claim."""
     result = transition(STANDS["not_sent"], HAPPENS["claim"], NOW)
 
     assert NEW == result
 
 
 def test_what_became_of_it_is_kept() -> None:
-    """The message for the next caller with the same key, or the reason why there is none."""
+    """A record keeps the message for the next caller with the key, or the reason why there is none."""
     accepted = transition(STANDS["sending"], HAPPENS["accepted"], NOW)
     refused = transition(STANDS["sending"], HAPPENS["refused"], NOW)
     proven = transition(STANDS["not_sent"], HAPPENS["proven"], NOW)
@@ -238,7 +243,10 @@ def test_what_became_of_it_is_kept() -> None:
 
 
 def test_a_callback_makes_proof_of_evidence() -> None:
-    """It is told once; and the list has more of the message than the callback."""
+    """A callback turns the list's evidence into proof.
+
+    The message is not reported again. The list's message is kept, because it has more fields than the callback.
+    """
     result = transition(STANDS["seen"], HAPPENS["proven"], NOW)
 
     assert result is not None
@@ -250,7 +258,10 @@ def test_a_callback_makes_proof_of_evidence() -> None:
     [("sending", OutcomeLost("own")), ("overdue", LeaseExpired()), ("seen", Displaced(SID)), ("seen!", Displaced(SID))],
 )
 def test_an_unknown_outcome_begins_anew(stands: str, event: SendEvent) -> None:
-    """With its own time, from which it is looked for, and without a message or evidence."""
+    """A record that becomes unknown has no message and no evidence.
+
+    It has its own start time, from which the message is looked for.
+    """
     result = transition(STANDS[stands], event, NOW)
 
     assert result is not None
@@ -266,7 +277,7 @@ def test_an_unknown_outcome_begins_anew(stands: str, event: SendEvent) -> None:
     ],
 )
 def test_what_was_sent_says_on_what_evidence(event: SendEvent, evidence: str) -> None:
-    """An answer, a callback, or the list alone."""
+    """A sent record names its evidence: Twilio's answer, a callback, or the list alone."""
     result = transition(STANDS["unknown!"], event, NOW)
 
     assert result is not None
@@ -276,7 +287,10 @@ def test_what_was_sent_says_on_what_evidence(event: SendEvent, evidence: str) ->
 
 
 def test_a_candidate_goes_when_the_list_has_none_any_more() -> None:
-    """Or when there are two, so that nobody takes the one for it."""
+    """A candidate is dropped when the list has no matching message any more.
+
+    It is also dropped when two messages match, so that nobody relies on one of them.
+    """
     named_one = transition(STANDS["unknown?"], HAPPENS["listed"], NOW)
     none = transition(named_one, HAPPENS["not listed"], NOW)
 
@@ -286,7 +300,10 @@ def test_a_candidate_goes_when_the_list_has_none_any_more() -> None:
 
 
 def test_an_answer_replaces_what_a_callback_told() -> None:
-    """It is the whole message, and its caller gets it, so nobody has to be told."""
+    """Twilio's answer replaces the message of a callback, because it is the whole message.
+
+    Its caller gets the answer, so no report is needed.
+    """
     result = transition(STANDS["sent!"], HAPPENS["accepted"], NOW)
 
     assert result is not None
@@ -295,7 +312,10 @@ def test_an_answer_replaces_what_a_callback_told() -> None:
 
 @pytest.mark.parametrize("stands", ["overdue", "unknown!", "unknown"])
 def test_a_refused_repetition_says_nothing_of_the_first_request(stands: str) -> None:
-    """The first may still have been carried out, so the key does not count as not sent, and is not sent anew."""
+    """A refused resend says nothing about the first request, which may have been carried out.
+
+    So the key stays unknown, and is not sent again.
+    """
     claimed = transition(STANDS[stands], HAPPENS["claim to resend"], NOW)
     result = transition(claimed, Rejected(NEW.nonce, ERROR), NOW)
     again = transition(result, ClaimRequested(changed(NEW, nonce="third"), resend=False), NOW)
@@ -306,7 +326,10 @@ def test_a_refused_repetition_says_nothing_of_the_first_request(stands: str) -> 
 
 
 def test_what_a_claim_is() -> None:
-    """With times in whole seconds, and a nonce and an equal content for each."""
+    """A claim has its own nonce, and times in whole seconds.
+
+    Its fingerprint and its content are equal for equal inputs.
+    """
     began = int(time.time())
     one, two = (
         new_claim(
@@ -331,15 +354,15 @@ def test_what_a_claim_is() -> None:
 
 
 def test_an_id_tells_neither_key_nor_connection() -> None:
-    """It stands in URLs."""
+    """A record's id is a hash of connection and key, because it appears in URLs."""
     ids = [record_id("default", "key"), record_id("default", "yek"), record_id("support", "key")]
 
     assert 3 == len(set(ids))
-    assert [64] * 3 == [len(each) for each in ids]
+    assert all(re.fullmatch("[0-9a-f]{64}", each) for each in ids)
 
 
 def test_a_template_has_no_content() -> None:
-    """Its text is made by Twilio, so no other message is known to be equal."""
+    """A template has no content hash: Twilio makes its text, so no other message is known to be equal."""
     claim = new_claim(
         idempotency_key="key", connection="default", caller="sqs", same="s", sms={}, sought=None, lease_seconds=60
     )
@@ -347,29 +370,29 @@ def test_a_template_has_no_content() -> None:
     assert claim.content is None
 
 
-# On the wire
+# Calls to DynamoDB
 
 
 @pytest.fixture
 def ledger(aws_wire: AwsWire) -> IdempotencyStore:
-    """Return the ledger."""
+    """Return a ledger that has made no call yet."""
     assert [] == aws_wire.calls
     return IdempotencyStore("ledger")
 
 
 def claimed(ledger: IdempotencyStore, record: SendRecord) -> SendRecord:
-    """Write a claim."""
+    """Write a claim, and return the record that is then in the table."""
     return ledger.write(ClaimRequested(record, resend=False))
 
 
 def unnamed(record: SendRecord | None) -> SendRecord:
-    """Return a record without the name of the write that made it."""
+    """Return a record without its revision, which differs for each write."""
     assert record is not None
     return changed(record, revision="")
 
 
 def writes(wire: AwsWire) -> list[dict[str, Any]]:
-    """Return the writes of records, alone or with their SIDs."""
+    """Return all writes of records, alone or in a transaction with their SIDs."""
     written = [
         [body] if operation == "PutItem" else [each["Put"] for each in body.get("TransactItems", ())]
         for operation, body in wire.calls
@@ -378,17 +401,17 @@ def writes(wire: AwsWire) -> list[dict[str, Any]]:
 
 
 def conditions(wire: AwsWire) -> list[tuple[Any, Any]]:
-    """Return the condition and its values of each write."""
+    """Return the condition of each write, with its values."""
     return [(put.get("ConditionExpression"), put.get("ExpressionAttributeValues")) for put in writes(wire)]
 
 
 def state(wire: AwsWire, key: str = "key") -> str:
-    """Return the state that stands in the table."""
+    """Return the state in the table for a key."""
     return str(wire.items[record_id("default", key)]["state"]["S"])
 
 
 def test_a_claim_is_one_conditional_write(ledger: IdempotencyStore, aws_wire: AwsWire) -> None:
-    """No reading before."""
+    """A claim is one conditional write, without a read before it."""
     record = live()
 
     assert record == unnamed(claimed(ledger, record))
@@ -397,7 +420,10 @@ def test_a_claim_is_one_conditional_write(ledger: IdempotencyStore, aws_wire: Aw
 
 
 def test_what_stands_in_the_table(ledger: IdempotencyStore, aws_wire: AwsWire) -> None:
-    """Names and texts that a person can read; the attributes of the indexes; the time at which DynamoDB deletes it."""
+    """An item has names and texts that a person can read, and the attributes of the indexes.
+
+    It also has the time at which DynamoDB deletes it.
+    """
     record = claimed(ledger, live(content="content"))
     item = dict(aws_wire.items[record.id])
 
@@ -431,7 +457,7 @@ def test_what_is_written_is_read(
     stands: str,
     may_have_been_sent: bool,  # noqa: FBT001 a table
 ) -> None:
-    """Whatever the state, with a read that sees every write."""
+    """A record in any state is read as it was written, with a consistent read."""
     record = changed(
         STANDS[stands] or OWN,
         content="content",
@@ -448,7 +474,7 @@ def test_what_is_written_is_read(
 def test_a_change_is_written_over_what_it_was_made_of(
     ledger: IdempotencyStore, aws_wire: AwsWire, end: SendEvent
 ) -> None:
-    """And over nothing else."""
+    """A change is written only if the table still has the revision to which the event was applied."""
     record = claimed(ledger, live())
     ledger.write(end, record)
 
@@ -466,7 +492,7 @@ def test_the_input_is_deleted_from_the_table(
     end: SendEvent,
     gone: bool,  # noqa: FBT001 a table
 ) -> None:
-    """Once it is known what became of the message."""
+    """The input is deleted from the table once the outcome is known."""
     record = claimed(ledger, live())
     ledger.write(end, record)
     item = aws_wire.items[record.id]
@@ -476,7 +502,7 @@ def test_the_input_is_deleted_from_the_table(
 
 
 def test_a_settled_item_is_in_no_list_of_open_ones(ledger: IdempotencyStore, aws_wire: AwsWire) -> None:
-    """Its attribute for that index goes."""
+    """A settled item leaves the index of open records, because its attribute for that index is removed."""
     record = claimed(ledger, live())
     ledger.write(Accepted(MESSAGE), record)
     item = aws_wire.items[record.id]
@@ -491,13 +517,16 @@ def test_a_settled_item_is_in_no_list_of_open_ones(ledger: IdempotencyStore, aws
 def test_an_event_of_a_key_that_is_gone_is_written_nowhere(
     ledger: IdempotencyStore, aws_wire: AwsWire, end: SendEvent
 ) -> None:
-    """It would be a record without a claim."""
+    """An event for an expired key is not written, because it would create a record without a claim."""
     assert ledger.write(end, changed(OWN, expires_at=1)) is None
     assert [] == aws_wire.calls
 
 
 def test_every_write_has_a_name_of_its_own(ledger: IdempotencyStore, aws_wire: AwsWire) -> None:
-    """By which a writer sees that something else happened, also where the same happened again."""
+    """Every write has its own revision.
+
+    With it, a writer sees that the record was changed, even if the change has the same content.
+    """
     record = claimed(ledger, live())
     claim = ClaimRequested(live(caller="sqs"), resend=False)
     for event in (OutcomeLost("own"), None, claim, None):
@@ -510,14 +539,14 @@ def test_every_write_has_a_name_of_its_own(ledger: IdempotencyStore, aws_wire: A
 
 
 def test_what_changes_nothing_is_not_written(ledger: IdempotencyStore, aws_wire: AwsWire) -> None:
-    """Not even read."""
+    """An event that changes nothing makes no call to DynamoDB, not even a read."""
     record = live()
 
     assert record is ledger.write(LeaseExpired(), record)
     assert [] == aws_wire.calls
 
 
-# Where the table's answer is lost, or is a failure
+# The table's answer is lost, or is an error
 
 
 @pytest.mark.parametrize("resend", [False, True])
@@ -526,7 +555,7 @@ def test_a_claim_whose_answer_was_lost_is_known_by_its_nonce(
     aws_wire: AwsWire,
     resend: bool,  # noqa: FBT001 a table
 ) -> None:
-    """The second try finds the first one's item, and may send."""
+    """If a claim's answer is lost, the retry recognises its own item by the nonce, and may send."""
     aws_wire.failures["PutItem"] = [LOST]
     record = live()
 
@@ -537,7 +566,7 @@ def test_a_claim_whose_answer_was_lost_is_known_by_its_nonce(
 def test_a_claim_over_another_record_whose_answer_was_lost_is_known_by_its_nonce(
     ledger: IdempotencyStore, aws_wire: AwsWire
 ) -> None:
-    """The new try of what was not sent."""
+    """A lost answer is also recovered if the claim replaces the record of a message that was not sent."""
     ledger.write(Rejected("own", ERROR), claimed(ledger, live()))
     aws_wire.failures["PutItem"] = [PASS, LOST]
     record = live("new")
@@ -547,7 +576,10 @@ def test_a_claim_over_another_record_whose_answer_was_lost_is_known_by_its_nonce
 
 
 def test_the_claim_of_another_is_not_taken_for_its_own(ledger: IdempotencyStore, aws_wire: AwsWire) -> None:
-    """Two deliveries at the same moment, and the first one's answer is lost."""
+    """A claim is not mistaken for that of another delivery, whose answer was lost.
+
+    Two deliveries claim at the same moment, and only the first owns the claim.
+    """
     first, second = live("first"), live("second")
     aws_wire.failures["PutItem"] = [LOST]
     claimed(ledger, first)
@@ -561,7 +593,10 @@ def test_the_claim_of_another_is_not_taken_for_its_own(ledger: IdempotencyStore,
 def test_a_claim_that_is_not_known_to_stand_raises(
     ledger: IdempotencyStore, aws_wire: AwsWire, failures: list[tuple[int, str]], calls: int
 ) -> None:
-    """Nobody sends then, though it may stand."""
+    """A claim that may not be stored raises ServiceUnavailableError.
+
+    Nothing is sent then, although the claim may be stored.
+    """
     aws_wire.failures["PutItem"] = failures
 
     with pytest.raises(ServiceUnavailableError, match="the ledger of sent messages does not answer"):
@@ -570,7 +605,7 @@ def test_a_claim_that_is_not_known_to_stand_raises(
 
 
 def test_a_claim_that_was_throttled_once_stands(ledger: IdempotencyStore, aws_wire: AwsWire) -> None:
-    """Nothing had been written by the first try."""
+    """A claim that was throttled once is stored by the retry, because the first attempt wrote nothing."""
     aws_wire.failures["PutItem"] = [THROTTLED]
     record = live()
 
@@ -579,7 +614,7 @@ def test_a_claim_that_was_throttled_once_stands(ledger: IdempotencyStore, aws_wi
 
 @pytest.mark.parametrize("end", [Accepted(MESSAGE), Rejected("own", ERROR), OutcomeLost("own"), Confirmed(PROOF)])
 def test_a_change_whose_answer_was_lost_is_its_own(ledger: IdempotencyStore, aws_wire: AwsWire, end: SendEvent) -> None:
-    """It is not made twice."""
+    """If a change's answer is lost, the retry recognises its own write, and does not make the change twice."""
     record = claimed(ledger, live())
     aws_wire.failures |= {"PutItem": [LOST], "TransactWriteItems": [LOST]}
     result = ledger.write(end, record)
@@ -592,18 +627,18 @@ def test_a_change_whose_answer_was_lost_is_its_own(ledger: IdempotencyStore, aws
 
 @pytest.mark.parametrize("operation", ["GetItem", "Query"])
 def test_reads_fail_as_writes_do(ledger: IdempotencyStore, aws_wire: AwsWire, operation: str) -> None:
-    """With an error that can be tried again."""
+    """A failed read raises ServiceUnavailableError, which can be retried, as a failed write does."""
     aws_wire.failures[operation] = [DENIED]
 
     with pytest.raises(ServiceUnavailableError):
         ledger.find("id") if operation == "GetItem" else list(ledger.pending())
 
 
-# Where something else stands in the table than was believed
+# The table has another record than the writer read
 
 
 def test_only_one_of_two_claims_stands(ledger: IdempotencyStore) -> None:
-    """The other one is told which."""
+    """Only one of two claims is stored, and the other caller gets the stored one."""
     first, second = live("first"), live("second")
 
     stands = claimed(ledger, first)
@@ -628,7 +663,7 @@ def test_only_one_of_two_claims_stands(ledger: IdempotencyStore) -> None:
 def test_what_happened_meanwhile_is_looked_at(
     ledger: IdempotencyStore, aws_wire: AwsWire, before: SendEvent, end: SendEvent, expected: str
 ) -> None:
-    """The second writer knows the claim only, and decides again by what stands there."""
+    """A writer with an outdated record decides again, based on the record that is now in the table."""
     record = claimed(ledger, live(lease_until=0))
     ledger.write(before, record)
     result = ledger.write(end, record)
@@ -652,7 +687,10 @@ def test_what_happened_meanwhile_is_looked_at(
 def test_nothing_is_written_over_an_acceptance(
     ledger: IdempotencyStore, aws_wire: AwsWire, late: SendEvent | None
 ) -> None:
-    """Its sender was slower than its lease, and others believe what stood there meanwhile."""
+    """No later event overwrites an acceptance.
+
+    Its sender was slower than its lease, and other writers still have the record from before the acceptance.
+    """
     record = claimed(ledger, live(lease_until=0))
     overdue = ledger.write(LeaseExpired(), record)
     assert overdue is not None
@@ -664,7 +702,7 @@ def test_nothing_is_written_over_an_acceptance(
 
 
 def test_an_acceptance_is_one_write_whatever_stands_there(ledger: IdempotencyStore, aws_wire: AwsWire) -> None:
-    """The time of its sender is short."""
+    """An acceptance is one unconditional write, because its sender has little time."""
     record = claimed(ledger, live())
     ledger.write(OutcomeLost("own"), record)
     aws_wire.calls.clear()
@@ -675,7 +713,7 @@ def test_an_acceptance_is_one_write_whatever_stands_there(ledger: IdempotencySto
 
 
 def test_an_acceptance_is_written_over_the_claim_of_another(ledger: IdempotencyStore, aws_wire: AwsWire) -> None:
-    """It is true whatever stands there, and ends the other one's try."""
+    """An acceptance overwrites another claim, because it is always true, and ends the attempt of that claim."""
     record = claimed(ledger, live(lease_until=0))
     again = ledger.write(ClaimRequested(live("again"), resend=True))
     ledger.write(Accepted(MESSAGE), record)
@@ -686,7 +724,10 @@ def test_an_acceptance_is_written_over_the_claim_of_another(ledger: IdempotencyS
 
 
 def test_an_item_that_expired_is_still_in_the_table(ledger: IdempotencyStore, aws_wire: AwsWire) -> None:
-    """DynamoDB deletes it days later: it is not seen, and a claim takes its place."""
+    """An expired item is not found, and a new claim replaces it.
+
+    It is still in the table, because DynamoDB deletes it days later.
+    """
     old = changed(live("old"), revision="write", state=SendState.SENT, settled=True, expires_at=int(time.time()))
     aws_wire.items[old.id] = _item(old)
     record = live("new")
@@ -698,7 +739,7 @@ def test_an_item_that_expired_is_still_in_the_table(ledger: IdempotencyStore, aw
 
 
 def test_an_item_that_is_deleted_meanwhile(ledger: IdempotencyStore, aws_wire: AwsWire) -> None:
-    """Then no record stands there, and none is made of nothing."""
+    """If the item was deleted since it was read, the event is not written, and no record is created."""
     record = claimed(ledger, live())
     aws_wire.items.clear()
 
@@ -707,7 +748,7 @@ def test_an_item_that_is_deleted_meanwhile(ledger: IdempotencyStore, aws_wire: A
 
 
 def test_what_a_newer_version_wrote_besides_is_passed_over(ledger: IdempotencyStore, aws_wire: AwsWire) -> None:
-    """A roll-back reads its records."""
+    """Attributes that a newer version wrote are ignored, so that records can be read after a roll-back."""
     record = claimed(ledger, live())
     aws_wire.items[record.id] |= {"priority": {"N": "1"}, "tags": {"SS": ["a"]}}
     aws_wire.items[record.id]["sought"] = {
@@ -717,11 +758,11 @@ def test_what_a_newer_version_wrote_besides_is_passed_over(ledger: IdempotencySt
     assert record == ledger.find(record.id)
 
 
-# The lists
+# Lists of records
 
 
 def test_all_unsettled_records_are_found(ledger: IdempotencyStore, aws_wire: AwsWire) -> None:
-    """Page by page, of every part of the index, with all that stands in the table."""
+    """All unsettled records are listed, page by page, from every part of the index."""
     records = [claimed(ledger, live(key=f"key-{number}")) for number in range(60)]
     settled, rest = records[:20], records[20:]
     for number, record in enumerate(settled):
@@ -733,7 +774,7 @@ def test_all_unsettled_records_are_found(ledger: IdempotencyStore, aws_wire: Aws
 
 
 def test_each_turn_begins_with_another_part_of_the_index(ledger: IdempotencyStore) -> None:
-    """Where a run does not come to its end, it is not always the same keys that wait."""
+    """Each run begins with another part of the index, so that runs that stop early do not skip the same keys."""
     ids = sorted(claimed(ledger, live(key=f"key-{number}")).id for number in range(60))
     turns = [list(ledger.pending(turn)) for turn in range(17)]
 
@@ -742,7 +783,10 @@ def test_each_turn_begins_with_another_part_of_the_index(ledger: IdempotencyStor
 
 
 def test_the_other_keys_with_the_same_content(ledger: IdempotencyStore, aws_wire: AwsWire) -> None:
-    """With state and SID, page by page; not itself, and nothing else."""
+    """The other keys with the same content are listed with state and SID, page by page.
+
+    The key itself and keys with other content are not listed.
+    """
 
     def other(key: str, content: str | None = "content") -> SendRecord:
         return claimed(ledger, live(key=key, content=content))
@@ -763,7 +807,10 @@ def test_the_other_keys_with_the_same_content(ledger: IdempotencyStore, aws_wire
 
 
 def test_a_record_that_was_read_has_its_others_too(ledger: IdempotencyStore) -> None:
-    """As `resolve` reads it; and what is written of it is still among those of the others."""
+    """The other keys are also found for a record that was read back, as `resolve` reads it.
+
+    After a write, the record is still among the others of those keys.
+    """
     record, other = (claimed(ledger, live(key=key, content="content")) for key in ("key", "other"))
     read = ledger.find(record.id)
     assert read is not None
@@ -774,7 +821,7 @@ def test_a_record_that_was_read_has_its_others_too(ledger: IdempotencyStore) -> 
 
 
 def test_a_template_has_no_others(ledger: IdempotencyStore, aws_wire: AwsWire) -> None:
-    """Nothing is asked."""
+    """A template has no other keys with the same content, and DynamoDB is not called."""
     assert [] == ledger.others(live(content=None))
     assert [] == aws_wire.calls
 
@@ -786,26 +833,26 @@ RIVALS: dict[str, Any] = {"calls_back": False, "content": "content"}
 
 
 def left(ledger: IdempotencyStore, key: str, **changes: Any) -> SendRecord:
-    """Leave a message in doubt that no callback can prove."""
+    """Leave a key's outcome unknown, without a callback that could prove it."""
     record = ledger.write(OutcomeLost("own"), claimed(ledger, live(key=key, **(RIVALS | changes))))
     assert record is not None
     return record
 
 
 def found(ledger: IdempotencyStore, key: str, message: dict[str, Any] | None = None) -> SendRecord | None:
-    """Leave a message in doubt, and find it in Twilio's list."""
+    """Leave a key's outcome unknown, and then write that Twilio's list has its message."""
     return ledger.write(Listed(message or MESSAGE, rival=False), left(ledger, key))
 
 
 def stands(ledger: IdempotencyStore, key: str = "key") -> tuple[str, str | None, str | None, bool]:
-    """Return what the ledger says of a key: state, evidence, SID, and whether everybody heard of it."""
+    """Return state, evidence and SID of a key in the ledger, and whether it is settled."""
     record = ledger.find(record_id("default", key))
     assert record is not None
     return record.state, record.evidence, record.sid, record.settled
 
 
 def owner(wire: AwsWire, sid: str = SID) -> tuple[str, str]:
-    """Return whose a SID is, and on what evidence."""
+    """Return the id of the record to which a SID belongs, and the evidence."""
     item = wire.owners[sid]
     return item["key_id"]["S"], item["evidence"]["S"]
 
@@ -817,7 +864,10 @@ def owner(wire: AwsWire, sid: str = SID) -> tuple[str, str]:
 def test_a_record_says_sent_together_with_its_sid(
     ledger: IdempotencyStore, aws_wire: AwsWire, event: SendEvent, evidence: str
 ) -> None:
-    """One transaction, in which the SID must be nobody's or the key's own; the item goes when the key does."""
+    """A sent record and the item of its SID are written in one transaction.
+
+    The SID must be new or belong to the key already. Its item expires together with the record.
+    """
     record = left(ledger, "key")
     aws_wire.calls.clear()
     ledger.write(event, record)
@@ -835,7 +885,7 @@ def test_a_record_says_sent_together_with_its_sid(
 
 
 def test_the_list_gives_a_message_to_one_key(ledger: IdempotencyStore, aws_wire: AwsWire) -> None:
-    """The second one that finds it stays unknown."""
+    """The list gives a message to one key; a second key that finds it stays unknown."""
     first, second = found(ledger, "first"), found(ledger, "second")
 
     assert first is not None
@@ -853,7 +903,10 @@ def test_proof_displaces_the_list(
     proof: SendEvent,
     was_told: bool,  # noqa: FBT001 a table
 ) -> None:
-    """The key that the message is taken from is unknown again, with its input, and somebody must be told."""
+    """Proof for one key displaces the list's evidence for another key.
+
+    The other key is unknown again, still has its input, and needs a report.
+    """
     listed = found(ledger, "listed")
     assert listed is not None
     if was_told:
@@ -870,7 +923,10 @@ def test_proof_displaces_the_list(
 
 
 def test_a_message_is_taken_from_its_key_in_one_transaction(ledger: IdempotencyStore, aws_wire: AwsWire) -> None:
-    """Or a crash would leave the SID to both, or to none: each write's condition is what was read before."""
+    """A message is taken from its key in one transaction, whose conditions are the values that were read before.
+
+    Otherwise a crash could leave the SID to both keys, or to none.
+    """
     listed = found(ledger, "listed")
     assert listed is not None
     record = left(ledger, "key")
@@ -890,7 +946,7 @@ def test_a_message_is_taken_from_its_key_in_one_transaction(ledger: IdempotencyS
 def test_nothing_displaces_proof(
     ledger: IdempotencyStore, aws_wire: AwsWire, proof: SendEvent, later: SendEvent
 ) -> None:
-    """The first one stands, and nothing is written for the other key."""
+    """Proof is never displaced: the first proof stays, and nothing is written for the other key."""
     first = left(ledger, "first")
     ledger.write(proof, first)
     second = left(ledger, "key")
@@ -904,7 +960,10 @@ def test_nothing_displaces_proof(
 
 
 def test_evidence_that_its_key_gave_up_is_free(ledger: IdempotencyStore, aws_wire: AwsWire) -> None:
-    """A callback named another message, so that this one is a stranger's, or another key's."""
+    """A SID that its key gave up is free for another key.
+
+    A callback named another message for the first key, so the SID's message is not the first key's.
+    """
     listed = found(ledger, "first")
     assert listed is not None
     ledger.write(Confirmed(PROOF | {"sid": OTHER_SID}), listed)
@@ -918,7 +977,10 @@ def test_evidence_that_its_key_gave_up_is_free(ledger: IdempotencyStore, aws_wir
 
 
 def test_a_key_that_was_sent_twice_on_purpose_keeps_both_messages(ledger: IdempotencyStore) -> None:
-    """Its record has the last one, and the list gives the first to nobody else."""
+    """A key that was sent twice on purpose owns both messages.
+
+    Its record has the last one, and the list gives the first one to no other key.
+    """
     record = left(ledger, "key")
     ledger.write(Confirmed(PROOF), record)
     ledger.write(Accepted(MESSAGE | {"sid": OTHER_SID}), record)
@@ -930,7 +992,7 @@ def test_a_key_that_was_sent_twice_on_purpose_keeps_both_messages(ledger: Idempo
 def test_proof_of_a_message_that_the_list_showed_is_written_for_its_sid(
     ledger: IdempotencyStore, aws_wire: AwsWire
 ) -> None:
-    """So that nobody displaces it any more."""
+    """Proof of a message that the list showed is also written for its SID, so that nothing displaces it."""
     listed = found(ledger, "key")
     assert listed is not None
     ledger.write(Confirmed(PROOF), listed)
@@ -940,7 +1002,7 @@ def test_proof_of_a_message_that_the_list_showed_is_written_for_its_sid(
 
 
 def canceled(monkeypatch: pytest.MonkeyPatch, aws_wire: AwsWire, meanwhile: list[Any]) -> None:
-    """Let transactions be canceled, each after something else happens."""
+    """Cancel one transaction for each of these actions, and run the action first."""
     answer = aws_wire.answer
 
     def interrupted(operation: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
@@ -956,7 +1018,7 @@ def canceled(monkeypatch: pytest.MonkeyPatch, aws_wire: AwsWire, meanwhile: list
 def test_another_writer_in_the_way_is_waited_for(
     ledger: IdempotencyStore, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch, event: SendEvent
 ) -> None:
-    """DynamoDB cancels one of two transactions that meet."""
+    """A cancelled transaction is retried: DynamoDB cancels one of two transactions that conflict."""
     record = left(ledger, "key")
     canceled(monkeypatch, aws_wire, [lambda: None] * 4)
     ledger.write(event, record)
@@ -967,7 +1029,7 @@ def test_another_writer_in_the_way_is_waited_for(
 def test_a_writer_that_is_always_in_the_way_is_an_error(
     ledger: IdempotencyStore, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Which can be tried again."""
+    """A transaction that is always cancelled raises ServiceUnavailableError, which can be retried."""
     record = left(ledger, "key")
     canceled(monkeypatch, aws_wire, [lambda: None] * 99)
 
@@ -978,7 +1040,10 @@ def test_a_writer_that_is_always_in_the_way_is_an_error(
 def test_what_the_displaced_key_became_meanwhile_is_looked_at(
     ledger: IdempotencyStore, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A callback proves its message, while another key's proof was about to take it."""
+    """A key keeps its message if a callback proves it before another key's proof can take it.
+
+    The transaction that would take it is cancelled, and the record is read again.
+    """
     listed = found(ledger, "listed")
     assert listed is not None
     record = left(ledger, "key")
@@ -993,7 +1058,10 @@ def test_what_the_displaced_key_became_meanwhile_is_looked_at(
 def test_a_record_that_changed_meanwhile_is_decided_anew(
     ledger: IdempotencyStore, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A callback names another message than the list, and is faster."""
+    """An event is applied again if the record changed before the write.
+
+    Here a callback names another message than the list, and is written first.
+    """
     record = left(ledger, "key")
     proof = Confirmed(PROOF | {"sid": OTHER_SID})
     canceled(monkeypatch, aws_wire, [lambda: ledger.write(proof, record)])
@@ -1003,12 +1071,15 @@ def test_a_record_that_changed_meanwhile_is_decided_anew(
     assert SID not in aws_wire.owners
 
 
-# What an older version wrote
+# Records of an older version
 
 
 @pytest.mark.parametrize("was", ["sending", "unknown", "sent"])
 def test_what_an_older_version_wrote_is_read(ledger: IdempotencyStore, aws_wire: AwsWire, was: str) -> None:
-    """It did not say whether a callback can come, since when it is unknown, nor on what evidence it was sent."""
+    """A record of an older version is read.
+
+    It has no `calls_back`, no time from which it is unknown, and no evidence.
+    """
     message: dict[str, Any] = {"message": MESSAGE, "settled": True} if was == "sent" else {}
     item = _item(live(state=SendState(was), **message))
     del item["calls_back"]
@@ -1021,7 +1092,7 @@ def test_what_an_older_version_wrote_is_read(ledger: IdempotencyStore, aws_wire:
 
 
 def test_what_the_list_showed_an_older_version_stays(ledger: IdempotencyStore, aws_wire: AwsWire) -> None:
-    """Nobody knows on what evidence it was sent, so a callback or the list changes nothing."""
+    """A sent record of an older version has no evidence, so neither a callback nor the list changes it."""
     old = changed(live(), state=SendState.SENT, message=MESSAGE, settled=True)
     aws_wire.items[old.id] = _item(old)
 

@@ -1,7 +1,8 @@
-"""Deliveries, crashes, callbacks, clocks, lost answers in every order: what the ledger promises holds after each step.
+"""The ledger's promises hold after each step, for deliveries, crashes, callbacks and lost answers in any order.
 
-Ledger and rules are the real ones; DynamoDB is a table in memory, and Twilio is a list. Each delivery, callback and run
-of `resolve` is an actor that stops before and after each of its calls, so that others can act in between.
+The clock also jumps. The ledger and its rules are the real ones. DynamoDB is a table in memory, and Twilio is a list.
+Each delivery, callback and run of `resolve` is an actor that stops before and after each of its calls, so that other
+actors can act in between.
 """
 
 import json
@@ -57,7 +58,7 @@ LEASE = 60
 DAY = 24 * 3600
 SOUGHT = MessageMatch(to="+15005550006", body="Hello")
 ENDS = ["accepted", "stored, answer lost", "refused", "not stored, answer lost"]
-# The last step of a delivery is the seventh, if nothing fails.
+# A delivery takes seven steps if nothing fails.
 STEPS = st.sampled_from([20, 20, 20, 20, 1, 2, 3, 4, 5, 6])
 FAULTS: st.SearchStrategy[list[str]] = st.sampled_from(
     [
@@ -78,10 +79,10 @@ SETTINGS = settings(
 
 
 class Table:
-    """DynamoDB as a table in memory, whose calls stop before and after they are carried out."""
+    """DynamoDB as a table in memory. The actor stops before and after each write, and after most reads."""
 
     def __init__(self, wire: AwsWire) -> None:
-        """Take what keeps the items."""
+        """Take the wire that stores the items."""
         self._wire = wire
 
     def exchange(self, request: requests.PreparedRequest) -> http.Reply:
@@ -102,48 +103,48 @@ class Table:
 
 
 def actor() -> Actor:
-    """Return who is at work."""
+    """Return the actor that runs in this thread."""
     thread = threading.current_thread()
     assert isinstance(thread, Actor)
     return thread
 
 
 class Sends(RuleBasedStateMachine):
-    """Keys of equal messages, and all that can happen to them."""
+    """The state machine: keys of equal messages, and all events that can happen to them."""
 
     wire: ClassVar[AwsWire]
     now: ClassVar[float]
     resends = False
     keys: tuple[str, ...] = ("key",)
     called_back = frozenset({"key"})
-    """The keys of whose messages Twilio tells the webhook."""
+    """The keys for whose messages Twilio sends status callbacks to the webhook."""
 
     def __init__(self) -> None:
-        """Begin with nothing, at noon."""
+        """Start with an empty ledger at a fixed time."""
         super().__init__()
         self._clear()
         Sends.now = 1_800_000_000.0
         self.latest = Sends.now
-        """The clock may have been set back since."""
+        """The latest time that the clock has shown; it may have been set back since."""
         self.ledger = IdempotencyStore("ledger")
         self.actors: list[Actor] = []
         self.lifetime = 0
-        """A key that expired begins anew."""
+        """How many times the keys have expired: an expired key starts over."""
         self.stored: list[tuple[int, str, str]] = []
         """Lifetime, key and SID of each message at Twilio."""
         self.resent: Counter[tuple[int, str]] = Counter()
         self.reported: dict[tuple[int, str], tuple[SendState, str | None]] = {}
-        """What was told last of each key: its state, and the SID."""
+        """The last report of each key: its state, and the SID."""
         self.is_resolving = False
         self.proven: dict[str, bool] = {}
         self.is_misled = False
-        """Somebody else sent an equal message, or the index was behind: what the list shows may be wrong."""
+        """Another sender sent an equal message, or the index lagged, so the list may lead to a wrong SID."""
 
     # What can happen
 
     @initialize(end=st.sampled_from(ENDS[1:]), faults=FAULTS, steps=STEPS)
     def begin(self, end: str, faults: list[str], steps: int) -> None:
-        """Somebody sends for the first time."""
+        """Send for the first time."""
         self._act(self._delivery(self.keys[-1], end, "sqs", faults), steps, 0)
 
     @rule(
@@ -151,52 +152,52 @@ class Sends(RuleBasedStateMachine):
         rest=REST,
     )  # fmt: skip
     def deliver(self, which: int, end: str, faults: list[str], caller: str, steps: int, rest: int) -> None:
-        """Somebody sends again, perhaps while others do; for the first time where all expired."""
+        """Send again with one of the keys, perhaps while other actors run; after an expiry this is a first send."""
         self._act(self._delivery(self._key(which), end, caller, faults), steps, rest)
 
     @precondition(lambda self: self.resends)
     @rule(end=st.sampled_from(ENDS), steps=STEPS, rest=REST)
     def resend(self, end: str, steps: int, rest: int) -> None:
-        """Somebody asks for a repetition of what is unknown."""
+        """Send again with the first key, and ask for a resend if its outcome is unknown."""
         self._act(self._delivery(self.keys[0], end, "api", [], resend=True), steps, rest)
 
     @precondition(lambda self: self._sids("key"))
     @rule(which=WHICH, steps=STEPS, rest=REST)
     def call_back(self, which: int, steps: int, rest: int) -> None:
-        """Twilio tells of a message, early, late or again."""
+        """Let Twilio send a status callback for a message: early, late or as a duplicate."""
         sids = self._sids("key")
         self._act(Actor(lambda _: self._prove("key", sids[which % len(sids)])), steps, rest)
 
     @precondition(lambda self: self.wire.items)
     @rule(is_due=st.booleans(), is_behind=st.booleans(), steps=STEPS, rest=REST)
     def resolve(self, steps: int, rest: int, *, is_due: bool, is_behind: bool) -> None:
-        """Begin a run of `resolve`, perhaps with an index that does not have the other keys yet."""
+        """Start a run of `resolve`, perhaps with an index that does not list the other keys yet."""
         self._act(Actor(lambda actor: self._resolve(actor, is_due=is_due, is_behind=is_behind)), steps, rest)
 
     @precondition(lambda self: len(self.keys) > 1)
     @rule()
     def send_without_key(self) -> None:
-        """Somebody else sends an equal message."""
+        """Let another sender send an equal message without a key."""
         self.is_misled = True
         self._store("somebody else")
 
     @precondition(lambda self: self.actors)
     @rule(which=st.integers(0, 9))
     def crash(self, which: int) -> None:
-        """One of them dies where it is."""
+        """Crash one of the actors at its current step."""
         self.actors.pop(which % len(self.actors)).crash()
 
     @precondition(lambda self: self.wire.items)
     @rule(seconds=st.sampled_from([LEASE, 1000, -LEASE, -1]))
     def jump(self, seconds: int) -> None:
-        """Let the clock go on, or set it back."""
+        """Move the clock forward or back."""
         Sends.now += seconds
         self.latest = max(self.latest, Sends.now)
 
     @precondition(lambda self: self.wire.items and not self.actors and not self.lifetime)
     @rule(is_deleted=st.booleans())
     def expire(self, *, is_deleted: bool) -> None:
-        """Thirty days pass, and DynamoDB deletes the item, or has not come to it."""
+        """Let 31 days pass, so that all keys expire. DynamoDB deletes the items, or has not deleted them yet."""
         Sends.now = self.latest = self.latest + 31 * DAY
         self.lifetime += 1
         self.proven.clear()
@@ -207,14 +208,17 @@ class Sends(RuleBasedStateMachine):
 
     @invariant()
     def sends_once(self) -> None:
-        """At most one message per lifetime of a key, and one for each repetition that somebody asked for."""
+        """Each key has at most one message per lifetime, and one more for each resend that a caller asked for."""
         stored = Counter((lifetime, key) for lifetime, key, _ in self.stored if key in self.keys)
 
         assert all(count <= 1 + self.resent[life] for life, count in stored.items()), "sent twice"
 
     @invariant()
     def says_what_is(self) -> None:
-        """Not sent is what Twilio has not, and sent is what it has; what only the list shows may be another's."""
+        """A `not_sent` key has no message at Twilio, and the message of a `sent` key is at Twilio.
+
+        If only a misleading list shows the message, it may belong to another sender.
+        """
         for key in self.keys:
             record, sids = self._record(key), self._sids(key)
             if record and record.state is SendState.NOT_SENT:
@@ -234,7 +238,7 @@ class Sends(RuleBasedStateMachine):
 
     @invariant()
     def never_goes_back(self) -> None:
-        """Keep what was proven."""
+        """A key that is proven to be sent stays sent."""
         for key in self.keys:
             record = self._record(key)
             is_proven = bool(record and record.state is SendState.SENT and record.evidence is not Evidence.LIST)
@@ -243,7 +247,7 @@ class Sends(RuleBasedStateMachine):
             self.proven[key] = is_proven
 
     def teardown(self) -> None:
-        """With enough time and runs of `resolve` every key is settled, and what became of it was told last."""
+        """With enough time and runs of `resolve`, each key is settled, and its last report has its final state."""
         for actor in self.actors:
             actor.crash()
         Sends.now = self.latest + LEASE
@@ -263,10 +267,10 @@ class Sends(RuleBasedStateMachine):
                 told = self.reported.get((self.lifetime, key))
                 assert told == (record.state, record.sid), "what became of it was not told"
 
-    # What each of them does
+    # What each actor does
 
     def _act(self, actor: Actor, steps: int, rest: int) -> None:
-        """Let one of them make so many steps, and those that it interrupted the rest of theirs."""
+        """Run an actor for this many steps, then each interrupted actor for `rest` steps."""
         turns = [(actor, steps), *((interrupted, rest) for interrupted in self.actors)]
         self.actors = []
         for each, count in turns:
@@ -306,7 +310,7 @@ class Sends(RuleBasedStateMachine):
             self.ledger.write(Confirmed({"sid": sid}), record)
 
     def _resolve(self, actor: Actor, *, is_due: bool, is_behind: bool) -> None:
-        if self.is_resolving:  # one run has the lease
+        if self.is_resolving:  # another run has the lease
             return
         self.is_resolving = True
         try:
@@ -330,7 +334,10 @@ class Sends(RuleBasedStateMachine):
                 self.ledger.write(ReportSent(known.revision), known)
 
     def _listed(self, record: SendRecord, *, is_behind: bool) -> Listed:
-        """Ask Twilio's list, as `sending.look_up` does; it has all messages of this lifetime."""
+        """Return what Twilio's list shows, as `sending.look_up` does.
+
+        The list has all messages of this lifetime.
+        """
         sids = [sid for lifetime, _, sid in self.stored if lifetime == self.lifetime]
         others = [] if is_behind else self.ledger.others(record)
         self.is_misled = self.is_misled or is_behind
@@ -343,7 +350,7 @@ class Sends(RuleBasedStateMachine):
         return self.keys[which % len(self.keys)]
 
     def _store(self, key: str) -> str:
-        """Let Twilio have one more message."""
+        """Store one more message at Twilio, and return its SID."""
         sid = f"SM{len(self.stored) + 1:032x}"
         self.stored.append((self.lifetime, key, sid))
         return sid
@@ -362,34 +369,34 @@ class Sends(RuleBasedStateMachine):
 
 
 class Resends(Sends):
-    """Some callers ask for a repetition of what is unknown."""
+    """Some callers ask to resend a message whose outcome is unknown."""
 
     resends = True
 
 
 class Rivals(Sends):
-    """Another key has an equal message, of which no callback can tell; and somebody else sends without a key."""
+    """Another key has an equal message without status callbacks, and another sender sends one without a key."""
 
     keys = ("key", "rival")
 
 
 @pytest.fixture(autouse=True)
 def world(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put the table in the place of DynamoDB, and the machine's clock in that of the ledger."""
+    """Replace DynamoDB by a table in memory, and the ledger's clock by the machine's clock."""
     wire = AwsWire()
-    wire.close()  # it is asked without a network
+    wire.close()  # the ledger calls it without a network
     monkeypatch.setattr(Sends, "wire", wire, raising=False)
     answer_requests(monkeypatch, Table(wire).exchange)
     monkeypatch.setattr(client, "_LONGEST_PAUSE", 0)
     monkeypatch.setattr(clock, "now", lambda: Sends.now)
     monkeypatch.setattr(clock, "sleep", lambda _: None)
-    # Only the shards of the machines' keys: to ask the empty ones took most of the time.
+    # Query only the shards of the machines' keys, because queries of empty shards took most of the time.
     shards = {record_id("default", key)[0] for machine in (Sends, Rivals) for key in machine.keys}
     monkeypatch.setattr(idempotency_store, "_SHARDS", "".join(sorted(shards)))
 
 
 def every_interruption(machine: type[Sends]) -> None:
-    """Let everything be interrupted by everything else, at each of its steps, after each beginning."""
+    """Interrupt each action by each other action, after several numbers of steps and after each beginning."""
     acts: list[Callable[[Sends, int], None]] = [
         lambda sends, steps: sends.deliver(0, "accepted", [], "sqs", steps, 20),
         lambda sends, steps: sends.deliver(0, "refused", [], "sqs", steps, 20),
@@ -403,9 +410,9 @@ def every_interruption(machine: type[Sends]) -> None:
         ),
         *([lambda sends, steps: sends.resend("refused", steps, 20)] if machine.resends else []),
     ]
-    # Only what is unknown is sent again, or looked for.
+    # Only a message with an unknown outcome is resent, or searched for in the list.
     ends = ENDS if machine is Sends else [end for end in ENDS if "lost" in end]
-    # Claimed; carried out; over. The lease matters only to what is not over.
+    # The first send is claimed, carried out or finished. Its lease matters only until it is finished.
     begins = ((3, LEASE), (20, 0)) if machine is Rivals else ((2, 0), (2, LEASE), (3, 0), (3, LEASE), (20, 0))
     for end, (begun, seconds) in product(ends, begins):
         for first, steps, second in product(acts, (1, 2, 4, 20), acts):
@@ -420,84 +427,84 @@ def every_interruption(machine: type[Sends]) -> None:
 
 
 def check(sends: Sends) -> None:
-    """Check what must hold."""
+    """Check all invariants."""
     sends.sends_once()
     sends.says_what_is()
     sends.gives_a_message_to_one_key()
     sends.never_goes_back()
 
 
-@pytest.mark.timeout(1200)  # it tries them all
+@pytest.mark.timeout(1200)  # it tries all pairs
 @pytest.mark.parametrize("machine", [Sends, Resends, Rivals])
 def test_the_promises_hold_at_every_interruption(machine: type[Sends]) -> None:
-    """All pairs of things that happen, after all beginnings."""
+    """The ledger's promises hold for all pairs of actions, after all beginnings."""
     every_interruption(machine)
 
 
 @pytest.mark.parametrize("machine", [Sends, Resends, Rivals])
 def test_the_promises_hold_in_every_order(machine: type[Sends]) -> None:
-    """At most one message, nothing said that is not so, nothing left open, whatever else happens."""
+    """In any order of events, a key sends at most one message, its state is true, and no key is left open."""
     run_state_machine_as_test(machine, settings=SETTINGS)
 
 
 def over_unknown(record: SendRecord | None, event: SendEvent, now: float) -> SendRecord | None:
-    """Claim what is unknown."""
+    """Plant a bug: a key with an unknown outcome can be claimed again."""
     is_unknown = record is not None and record.state is SendState.UNKNOWN
     return event.record if is_unknown and isinstance(event, ClaimRequested) else transition(record, event, now)
 
 
 def over_overdue(record: SendRecord | None, event: SendEvent, now: float) -> SendRecord | None:
-    """Claim what is past its lease."""
+    """Plant a bug: a key whose lease expired can be claimed again."""
     is_overdue = record is not None and record.state is SendState.SENDING and record.lease_until <= now
     return event.record if is_overdue and isinstance(event, ClaimRequested) else transition(record, event, now)
 
 
 def lost_is_not_sent(record: SendRecord | None, event: SendEvent, now: float) -> SendRecord | None:
-    """Take what was lost for what was refused."""
+    """Plant a bug: a lost answer counts as a refusal."""
     return transition(record, Rejected(event.nonce, {}) if isinstance(event, OutcomeLost) else event, now)
 
 
 def no_doubt(record: SendRecord | None, event: SendEvent, now: float) -> SendRecord | None:
-    """Take the refusal of a repetition for that of the first request."""
+    """Plant a bug: the refusal of a resend counts as the refusal of the first request, too."""
     return transition(record and replace(record, may_have_been_sent=False), event, now)
 
 
 def lost_goes_back(record: SendRecord | None, event: SendEvent, now: float) -> SendRecord | None:
-    """Forget what a callback proved."""
+    """Plant a bug: a lost answer undoes the proof of a callback."""
     if record is not None and isinstance(event, OutcomeLost) and record.nonce == event.nonce:
         return replace(record, state=SendState.UNKNOWN, settled=False, message=None)
     return transition(record, event, now)
 
 
 def never_overdue(record: SendRecord | None, event: SendEvent, now: float) -> SendRecord | None:
-    """Wait for a sender that died."""
+    """Plant a bug: the lease of a crashed sender never expires."""
     return record if isinstance(event, LeaseExpired) else transition(record, event, now)
 
 
 def told_is_told(record: SendRecord | None, event: SendEvent, now: float) -> SendRecord | None:
-    """Take what was told for what became of it meanwhile."""
+    """Plant a bug: the report of an old revision settles a later one."""
     return transition(record, ReportSent(record.revision) if record and isinstance(event, ReportSent) else event, now)
 
 
 def list_over_callback(record: SendRecord | None, event: SendEvent, now: float) -> SendRecord | None:
-    """Believe the list where a callback can come."""
+    """Plant a bug: the list counts as evidence although a callback can still come."""
     believing = replace(record, calls_back=False) if record and isinstance(event, Listed) else record
     result = transition(believing, event, now)
     return record if result is believing else result
 
 
 def list_without_rivals(record: SendRecord | None, event: SendEvent, now: float) -> SendRecord | None:
-    """Believe the list though another key may have sent the message."""
+    """Plant a bug: the list counts as evidence although another key may have sent the message."""
     return transition(record, event._replace(rival=False) if isinstance(event, Listed) else event, now)
 
 
 def displaced_keeps_it(record: SendRecord | None, event: SendEvent, now: float) -> SendRecord | None:
-    """Leave a message with the key that it is taken from."""
+    """Plant a bug: a key keeps a message that proof gives to another key."""
     return record if isinstance(event, Displaced) else transition(record, event, now)
 
 
 def displaced_in_silence(record: SendRecord | None, event: SendEvent, now: float) -> SendRecord | None:
-    """Tell nobody that what was told is not so."""
+    """Plant a bug: a displaced key is settled, so that its wrong report is never corrected."""
     result = transition(record, event, now)
     return replace(result, settled=True) if result and isinstance(event, Displaced) else result
 
@@ -521,7 +528,7 @@ def displaced_in_silence(record: SendRecord | None, event: SendEvent, now: float
 def test_a_broken_rule_is_seen(
     monkeypatch: pytest.MonkeyPatch, broken: Callable[..., SendRecord | None], machine: type[Sends], seen: str
 ) -> None:
-    """Or the tests above would prove nothing."""
+    """Each planted bug breaks an invariant; otherwise the tests above would prove nothing."""
     monkeypatch.setattr(idempotency_store, "transition", broken)
 
     with pytest.raises(AssertionError, match=seen):
@@ -529,7 +536,7 @@ def test_a_broken_rule_is_seen(
 
 
 def test_a_write_without_condition_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rules alone are not enough."""
+    """Updates without conditions break an invariant, so the rules alone are not enough."""
     unchanged, always = dynamodb.Table.unchanged, dynamodb.ALWAYS
     monkeypatch.setattr(dynamodb.Table, "unchanged", lambda table, old: always if old else unchanged(table, old))
 
@@ -538,7 +545,7 @@ def test_a_write_without_condition_is_seen(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_record_without_its_sid_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who finds the message in the list, and whose it is, both say sent."""
+    """Without an item for each SID, two keys own one message: its sender, and a key that found it in the list."""
     monkeypatch.setattr(idempotency_store, "_takes", lambda *_: False)
 
     with pytest.raises(AssertionError, match="one message for two keys"):
@@ -546,7 +553,7 @@ def test_a_record_without_its_sid_is_seen(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_broken_rule_is_seen_in_some_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the machine itself."""
+    """The state machine finds a planted bug in some order of events."""
     monkeypatch.setattr(idempotency_store, "transition", lost_is_not_sent)
 
     with pytest.raises((AssertionError, ExceptionGroup)):

@@ -1,4 +1,4 @@
-"""The layer that `sam build` makes holds what Lambda needs on both architectures, compiled, and no more."""
+"""The layer from `sam build` has the compiled packages that Lambda needs on both architectures, and nothing else."""
 
 import ast
 import importlib.util
@@ -13,9 +13,9 @@ from tests.conftest import DEPLOYED, ROOT
 from tests.layer import SOURCE, build, files
 
 MACHINES = {"x86_64": b"\x3e\x00", "aarch64": b"\xb7\x00"}
-"""ELF's numbers of the processors."""
+"""The numbers of the processors in an ELF header."""
 RUNTIME = {"boto3", "botocore"}
-"""What Lambda's runtime brings."""
+"""The packages that Lambda's runtime contains."""
 UNCHECKED_HASH = 1
 
 
@@ -27,7 +27,7 @@ def layer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("architecture", "number"), MACHINES.items(), ids=MACHINES)
 def test_compiled_modules_are_there_for_each_architecture(layer: Path, architecture: str, number: bytes) -> None:
-    """A module compiled for one has a twin for the other, which is what its name says."""
+    """Each compiled module exists for both architectures, and its code is for the architecture in its name."""
     suffix = f".cpython-313-{architecture}-linux-gnu.so"
     modules = {path: path.name.partition(".")[0] for path in files(layer) if path.suffix == ".so"}
     own = {path: name for path, name in modules.items() if path.name.endswith(suffix)}
@@ -37,7 +37,10 @@ def test_compiled_modules_are_there_for_each_architecture(layer: Path, architect
 
 
 def test_every_source_is_compiled_for_good(layer: Path) -> None:
-    """Lambda can cache nothing, and must neither compare the source nor compile it anew."""
+    """Each source file has bytecode with an unchecked hash.
+
+    Lambda cannot cache bytecode, so it must neither compare the source with it nor compile it again.
+    """
     sources = [path for path in files(layer) if path.suffix == ".py"]
     tag = sys.implementation.cache_tag
     compiled = {path: (path.parent / "__pycache__" / f"{path.stem}.{tag}.pyc").read_bytes() for path in sources}
@@ -48,7 +51,7 @@ def test_every_source_is_compiled_for_good(layer: Path) -> None:
 
 
 def test_tracebacks_name_lambdas_paths(layer: Path) -> None:
-    """No path of the machine that built the layer is in it."""
+    """Bytecode has Lambda's paths for tracebacks. No file has a path of the machine that built the layer."""
     compiled = next((layer / "twilio_connector" / "__pycache__").glob("errors.*.pyc"))
 
     assert b"/opt/python/twilio_connector/errors.py" in compiled.read_bytes()
@@ -57,12 +60,12 @@ def test_tracebacks_name_lambdas_paths(layer: Path) -> None:
 
 @pytest.mark.parametrize("pattern", ["boto*", "bin", "**/tests", "**/test", "**/*.pyi", "**/RECORD"])
 def test_only_what_runs_is_in_it(layer: Path, pattern: str) -> None:
-    """Neither what the runtime has, nor tests, type stubs, scripts or an installer's notes."""
+    """The layer has no packages of the runtime, tests, type stubs, scripts or installer's notes."""
     assert [] == list(layer.glob(pattern))
 
 
 def test_licences_are_in_it(layer: Path) -> None:
-    """Each package comes with its licence."""
+    """Each package in the layer has its licence."""
     assert [] == [
         package.name
         for package in layer.glob("*.dist-info")
@@ -71,28 +74,28 @@ def test_licences_are_in_it(layer: Path) -> None:
 
 
 STUBS = {
-    "charset_normalizer": "requests",  # guesses a text's encoding: nothing here asks for that
-    "typing_extensions": "aws_lambda_powertools.metrics",  # backports of what Python 3.13 has itself
-    "urllib3.http2": "urllib3",  # switches to HTTP/2: the connector speaks HTTP/1.1
+    "charset_normalizer": "requests",  # guesses a text's encoding, which nothing here needs
+    "typing_extensions": "aws_lambda_powertools.metrics",  # backports of features that Python 3.13 has
+    "urllib3.http2": "urllib3",  # enables HTTP/2, but the connector uses HTTP/1.1
 }
-"""The modules that the layer has a stub of, and who imports each: the real ones would slow down every cold start."""
+"""The modules with a stub in the layer, and the package that imports each. The real ones slow down cold starts."""
 
 
 def stubs() -> list[str]:
-    """Return the modules in the folder of stubs."""
+    """Return the names of the modules in the folder of stubs."""
     folder = SOURCE / "stubs"
     paths = [path.relative_to(folder) for path in folder.rglob("*.py")]
     return sorted(".".join(path.parts).removesuffix(".py").removesuffix(".__init__") for path in paths)
 
 
 def test_each_stub_has_its_reason() -> None:
-    """Each names the package that imports it."""
+    """`STUBS` lists each stub, with the package that imports it."""
     assert sorted(STUBS) == stubs()
 
 
 @pytest.mark.parametrize(("name", "package"), STUBS.items(), ids=STUBS)
 def test_a_stub_is_needed(name: str, package: str) -> None:
-    """A package that imports the module no longer needs no stub of it: delete the stub."""
+    """The package still imports the module. If it no longer does, delete the stub."""
     script = "import sys, importlib; importlib.import_module(sys.argv[1]); print(sys.argv[2] in sys.modules)"
     command = [sys.executable, "-I", "-c", script, package, name]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -102,7 +105,10 @@ def test_a_stub_is_needed(name: str, package: str) -> None:
 
 @pytest.mark.parametrize("name", STUBS)
 def test_the_layer_has_the_stub(layer: Path, name: str) -> None:
-    """A package that moves a module would bring it back, or miss it."""
+    """The layer has the stub in place of the real module.
+
+    A package that moves the module would otherwise bring the real one back, or fail to import it.
+    """
     own = importlib.util.find_spec(name)
     path = layer.joinpath(*name.split("."))
 
@@ -113,12 +119,12 @@ def test_the_layer_has_the_stub(layer: Path, name: str) -> None:
 
 
 def test_it_is_small(layer: Path) -> None:
-    """Unzipped it takes less than 8 MB of Lambda's 250."""
+    """The unzipped layer takes less than 8 MB of the 250 MB that Lambda allows."""
     assert sum(path.stat().st_size for path in files(layer)) < 8_000_000
 
 
 def imported() -> set[str]:
-    """Return the modules that functions and layer import, wherever in the code."""
+    """Return the modules that functions and layer import anywhere in their code, except those of the runtime."""
     names: set[str] = set()
     for node in (node for source in DEPLOYED for node in ast.walk(ast.parse(source.read_text()))):
         if isinstance(node, ast.Import):
@@ -129,7 +135,10 @@ def imported() -> set[str]:
 
 
 def test_whatever_is_imported_is_in_it(layer: Path) -> None:
-    """A package of the development environment only would be missed no earlier than on Lambda."""
+    """Each imported module is in the layer.
+
+    A package that only the development environment has would be missed on Lambda, and not before.
+    """
     script = (
         "import sys, importlib.util, importlib\n"
         "sys.path += sys.argv[1:3]\n"

@@ -1,4 +1,4 @@
-"""Does one run at a time have the lease?"""
+"""The lease of a scheduled function: one run at a time has it."""
 
 import pytest
 from twilio_connector.aws.lease import Lease, Leases
@@ -12,7 +12,7 @@ DENIED = (400, "AccessDeniedException")
 
 
 def test_one_has_it_until_it_is_given_back(aws_wire: AwsWire) -> None:
-    """Each time with a turn of its own, one after the other."""
+    """One run has the lease until it gives it back, and `turn` counts the runs."""
     turns = []
     for _ in range(3):
         lease = LEASES.take(60)
@@ -26,7 +26,7 @@ def test_one_has_it_until_it_is_given_back(aws_wire: AwsWire) -> None:
 
 
 def test_it_ends_by_itself(aws_wire: AwsWire) -> None:
-    """The one who had it may have died; it gives nothing back any more."""
+    """An expired lease can be taken, because its owner may have crashed. The old owner can no longer give it back."""
     first = LEASES.take(60)
     assert first is not None
     aws_wire.owners["resolve"]["lease_until"] = {"N": "1"}
@@ -38,7 +38,7 @@ def test_it_ends_by_itself(aws_wire: AwsWire) -> None:
 
 
 def test_of_two_at_once_one_has_it(aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other one saw it free, and is refused where it writes."""
+    """If two runs take the lease at once, one gets it. The other one read it as free, and its write is refused."""
     answer = aws_wire.answer
     faster: list[Lease | None] = []
 
@@ -56,7 +56,10 @@ def test_of_two_at_once_one_has_it(aws_wire: AwsWire, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("is_first", [True, False])
 def test_a_write_whose_answer_was_lost_is_its_own(aws_wire: AwsWire, is_first: bool) -> None:  # noqa: FBT001 a table
-    """Or nobody would run until the lease ends."""
+    """A run has the lease even if the answer to its write was lost.
+
+    Otherwise no run could start until the lease expires.
+    """
     if not is_first:
         lease = LEASES.take(60)
         assert lease is not None
@@ -68,7 +71,7 @@ def test_a_write_whose_answer_was_lost_is_its_own(aws_wire: AwsWire, is_first: b
 
 @pytest.mark.parametrize("operation", ["GetItem", "PutItem"])
 def test_a_table_that_does_not_answer_is_an_error(aws_wire: AwsWire, operation: str) -> None:
-    """Which can be tried again."""
+    """If DynamoDB refuses a call, `take` raises an error that can be retried."""
     aws_wire.failures[operation] = [DENIED]
 
     with pytest.raises(ServiceUnavailableError):

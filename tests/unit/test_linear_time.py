@@ -1,6 +1,6 @@
-"""Does every pattern, and every field of each action, take time that grows no faster than the input?
+"""Each pattern, and each field of each action, takes time that grows no faster than the input.
 
-Times are the process's own processor time, so that a busy machine does not count.
+Times are processor time of this process, so that a busy machine does not change them.
 """
 
 import ast
@@ -29,16 +29,16 @@ from twilio_connector.validation.model import Input, fields
 from tests.conftest import DEPLOYED, module_name
 
 SHORT, LONG = 10_000, 100_000  # characters
-GROWTH = 12  # times the time for ten times the input
-FLOOR = 0.002  # seconds; less than that is not measured well enough to be compared
+GROWTH = 12  # times as long, at most, for an input ten times as long
+FLOOR = 0.002  # seconds; shorter times are too imprecise to compare
 
 METHODS = {"match", "fullmatch", "search", "sub", "split", "findall", "finditer"}
 
 
 def cost(run: Callable[[], object], floor: float = FLOOR) -> float:
-    """Return the seconds of processor time that a call takes: the least of five, or the first below a floor.
+    """Return the seconds of processor time of a call: the least of five, or the first below a floor.
 
-    Without coverage's tracer, which makes Python's lines dearer, and JSON's reader not.
+    Coverage's tracer is off, because it slows down Python's lines but not the JSON reader.
     """
     times: list[float] = []
     tracer = sys.gettrace()
@@ -59,25 +59,25 @@ def cost(run: Callable[[], object], floor: float = FLOOR) -> float:
 
 
 class Anything(str):
-    """Stands in a pattern for what is only known when the code runs."""
+    """A placeholder in a pattern for a value that is known only at run time."""
 
     __slots__ = ()
 
     def __getattr__(self, name: str) -> "Anything":
-        """Be anything."""
+        """Return the placeholder itself for any attribute."""
         return self
 
 
 class Names(dict[str, Any]):
-    """A module's names, and anything for those of its functions."""
+    """The names of a module, and a placeholder for each name that is local to a function."""
 
     def __missing__(self, name: str) -> Any:
-        """Be anything."""
+        """Return a built-in of this name, or a placeholder."""
         return getattr(__import__("builtins"), name, Anything("AC"))
 
 
 class Found(NamedTuple):
-    """A pattern in the source, and how it is applied."""
+    """A pattern in the source, and the methods that apply it."""
 
     where: str
     pattern: re.Pattern[str]
@@ -104,12 +104,12 @@ def patterns(path: Path) -> Iterator[Found]:
 
 
 def value(expression: ast.expr, names: Names) -> Any:
-    """Return what an expression of the source is."""
+    """Return the value of an expression in the source."""
     return eval(compile(ast.Expression(expression), "source", "eval"), names)  # noqa: S307 our own source
 
 
 def used(tree: ast.Module, node: ast.Call, function: str) -> frozenset[str]:
-    """Return the methods by which a pattern is applied; msgspec searches, and what is handed on may do anything."""
+    """Return the methods that apply a pattern: `search` in msgspec, or a default if the code shows none."""
     if function.endswith("Meta"):
         return frozenset({"search"})
     if function != "re.compile":
@@ -126,7 +126,7 @@ def used(tree: ast.Module, node: ast.Call, function: str) -> frozenset[str]:
 
 @cache
 def attributes(tree: ast.Module) -> set[tuple[str, str]]:
-    """Return the attributes that a module reads, each with the name of whose they are."""
+    """Return the attributes that a module reads, each with the name of its object."""
     return {(ast.unparse(each.value), each.attr) for each in ast.walk(tree) if isinstance(each, ast.Attribute)}
 
 
@@ -134,7 +134,7 @@ FOUND = [found for path in DEPLOYED for found in patterns(path)]
 
 
 def samples(tree: Any) -> list[str]:
-    """Return characters that a pattern speaks of."""
+    """Return characters that occur in a pattern."""
     characters: list[str] = []
     for code, value in tree:
         if code in {codes.LITERAL, codes.NOT_LITERAL}:
@@ -151,7 +151,7 @@ def samples(tree: Any) -> list[str]:
 
 
 def parts(code: Any, value: Any) -> list[Any]:
-    """Return the patterns within an element of one."""
+    """Return the patterns inside an element of a pattern."""
     if code in {codes.MAX_REPEAT, codes.MIN_REPEAT, codes.POSSESSIVE_REPEAT}:
         return [value[2]]
     if code is codes.SUBPATTERN:
@@ -164,7 +164,7 @@ def parts(code: Any, value: Any) -> list[Any]:
 
 
 def shortest(tree: Any) -> str:
-    """Return a short text that a pattern matches, or nearly."""
+    """Return a short text that a pattern matches or nearly matches."""
     text = ""
     for code, value in tree:
         if code is codes.LITERAL:
@@ -179,7 +179,7 @@ def shortest(tree: Any) -> str:
 
 
 def repeated(tree: Any) -> Iterator[str]:
-    """Yield what stands within each repetition of a pattern."""
+    """Yield a text for the content of each repetition in a pattern."""
     for code, value in tree:
         if code in {codes.MAX_REPEAT, codes.MIN_REPEAT, codes.POSSESSIVE_REPEAT}:
             yield shortest(value[2])
@@ -188,7 +188,7 @@ def repeated(tree: Any) -> Iterator[str]:
 
 
 def hostile(pattern: re.Pattern[str], size: int) -> Iterator[str]:
-    """Yield texts that match for long and then do not."""
+    """Yield texts that match for a long stretch and then fail."""
     tree = parser.parse(pattern.pattern, pattern.flags & ~re.UNICODE)
     characters = samples(tree)[:14]
     units = {*characters, *repeated(tree), *(one + other for one in characters for other in characters[:6])} - {""}
@@ -202,7 +202,7 @@ def hostile(pattern: re.Pattern[str], size: int) -> Iterator[str]:
 
 @pytest.mark.parametrize("found", FOUND, ids=lambda found: found.where)
 def test_no_pattern_backtracks(found: Found) -> None:
-    """Ten times the text takes at most twelve times as long, whatever the text."""
+    """A text ten times as long takes at most twelve times as long to match, for each hostile text."""
     for short, long in zip(hostile(found.pattern, SHORT), hostile(found.pattern, LONG), strict=True):
         for method in found.methods:
             apply = getattr(found.pattern, method)
@@ -215,7 +215,7 @@ def test_no_pattern_backtracks(found: Found) -> None:
                 if method == "finditer":
                     deque(result, maxlen=0)
 
-            # One that backtracks takes minutes for the long text, so the short one goes first.
+            # A pattern that backtracks takes minutes for the long text, so the short text is measured first.
             quick = cost(lambda: run(short))  # noqa: B023 called here
             assert quick < 0.1, f"{method} of {len(short)} characters that begin with {short[:20]!r}"
             slow = cost(lambda: run(long), GROWTH * max(quick, FLOOR))  # noqa: B023 called here
@@ -223,7 +223,7 @@ def test_no_pattern_backtracks(found: Found) -> None:
 
 
 def test_a_pattern_that_backtracks_is_found() -> None:
-    """The texts are hostile enough for the patterns that are known to be slow."""
+    """The hostile texts expose patterns that are known to be slow."""
     for slow in (r"\s*\+?[0-9\s()]+", r"(a+)+b", r"[^?#]*?/webhook", r"(\w+\s*)+:"):
         pattern = re.compile(slow)
         apply = pattern.search if "webhook" in slow else pattern.fullmatch
@@ -234,7 +234,7 @@ def test_a_pattern_that_backtracks_is_found() -> None:
 
 
 def test_the_patterns_are_found() -> None:
-    """Compiled, used at once, and in the types of inputs; there are dozens."""
+    """The search finds all patterns: compiled ones, those used at once, and those in the types of inputs."""
     files = {found.where.partition(":")[0] for found in FOUND}
 
     assert {"phone_numbers.py", "model.py", "send_sms.py", "raw_request.py", "request.py", "redaction.py"} <= files
@@ -261,10 +261,10 @@ TEXTS += ['"', "\\", "https://a/", "whatsapp:", "tel:", "SM0", "2026-01-01", "="
 
 
 def values(size: int) -> Iterator[tuple[str, Any]]:
-    """Yield large values of all kinds, with what they are made of."""
+    """Yield large values of all kinds, each with the name of its kind."""
     for text in TEXTS:
         yield f"text {text[:10]!a}", text * (size // len(text))
-    yield "digits", int("9" * 4000)  # JSON has no longer numbers in Python
+    yield "digits", int("9" * 4000)  # Python's JSON reader takes no longer numbers
     yield "texts", ["a"] * (size // 5)
     yield "URLs", ["https://example.com/a"] * (size // 25)
     yield "lists", [[]] * (size // 4)
@@ -277,7 +277,7 @@ def values(size: int) -> Iterator[tuple[str, Any]]:
 
 
 def deep(depth: int) -> list[Any]:
-    """Return lists within each other."""
+    """Return a list that is nested to this depth."""
     value: list[Any] = []
     for _ in range(depth):
         value = [value]
@@ -285,7 +285,7 @@ def deep(depth: int) -> list[Any]:
 
 
 def parse(kind: type[Input], payload: dict[str, Any]) -> None:
-    """Read an input, rightly or not."""
+    """Parse an input, and ignore the error if it is invalid."""
     with suppress(InvalidInputError):
         kind.parse(payload)
 
@@ -293,7 +293,7 @@ def parse(kind: type[Input], payload: dict[str, Any]) -> None:
 CASES = [(action, name) for action, (kind, _) in ACTIONS.items() for name in [*fields(kind), "unknown"]]
 
 
-# Where an input costs more than twice what Python's JSON reader takes for it: how many times, and why.
+# Inputs that may take more than twice the time of Python's JSON reader: the factor, and the reason.
 DEARER = {
     "one by one": (10, "each value is checked, and written as text, by itself, and Python takes a call for each"),
     "digits": (6, "a number of 4,000 digits is compared with bounds, and written as text, which is as dear as to read"),
@@ -303,14 +303,14 @@ OF_PAIRS = {"data", "form_data", "file_data", "file_data_file_names", "query_par
 OF_WORDS = {"risk_check", "content_retention", "address_retention", "traffic_type", "on_unknown"}
 OF_WORDS |= {"method", "response_type"}
 BY_FIELD = dict.fromkeys(OF_PAIRS, "one by one") | dict.fromkeys(OF_WORDS, "word")
-WHATEVER = 0.0003  # seconds; that an input costs whatever its size
+WHATEVER = 0.0003  # seconds that an input of any size may take
 
 
 def is_cheap(action: str, name: str, made_of: str, short: Any, long: Any) -> bool:
-    """Tell whether a long value of a field costs what it may."""
+    """Return whether a long value of a field stays within its allowed time."""
     kind, rest = ACTIONS[action]
     slow = cost(lambda: parse(kind, rest | {name: long}), WHATEVER)
-    if slow <= WHATEVER:  # as most are: nothing else need be measured
+    if slow <= WHATEVER:  # true of most fields, so nothing else is measured
         return True
     dearer = BY_FIELD.get(name) or ("digits" if made_of == "digits" else "")
     factor, _ = DEARER[dearer] if dearer else (2, "")
@@ -322,8 +322,11 @@ def is_cheap(action: str, name: str, made_of: str, short: Any, long: Any) -> boo
 
 @pytest.mark.parametrize(("action", "name"), CASES)
 def test_no_field_is_slow(action: str, name: str) -> None:
-    """Ten times the value takes at most twelve times as long, and twice what Python's JSON reader takes for it."""
-    parse(*ACTIONS[action])  # what is read once is read
+    """A value ten times as large takes at most twelve times as long.
+
+    It takes at most twice the time of Python's JSON reader, or the factor in `DEARER`.
+    """
+    parse(*ACTIONS[action])  # load what is loaded only once
     for (made_of, short), (_, long) in zip(values(SHORT), values(LONG), strict=True):
         assert any(is_cheap(action, name, made_of, short, long) for _ in range(10)), made_of
 
@@ -331,7 +334,10 @@ def test_no_field_is_slow(action: str, name: str) -> None:
 @pytest.mark.parametrize("action", ACTIONS)
 @pytest.mark.parametrize("source", ["payload", "text"])
 def test_no_number_of_names_is_slow(action: str, source: str) -> None:
-    """However many are unknown, a few are told; to look for what they may mean takes some milliseconds."""
+    """Any number of unknown names takes linear time.
+
+    The error names a few of them, because the search for the name that each may mean takes some milliseconds.
+    """
     kind, rest = ACTIONS[action]
 
     def run(size: int) -> None:

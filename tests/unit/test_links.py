@@ -1,4 +1,4 @@
-"""The check of links: what leads nowhere is named, and nothing else."""
+"""The link check: it names broken links, and nothing else."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ PAGE = """\
 
 
 def check(folder: Path, text: str) -> list[str]:
-    """Return what the check says of a project with a page and a README of this text."""
+    """Return the check's output for a project with a page and a README with this text."""
     (folder / "docs").mkdir()
     (folder / "docs" / "page.md").write_text(PAGE)
     (folder / "README.md").write_text(text)
@@ -46,7 +46,7 @@ def check(folder: Path, text: str) -> list[str]:
     ],
 )
 def test_link_leads_somewhere(tmp_path: Path, link: str) -> None:
-    """A file, a folder and each of two equal headings are found; foreign pages are not asked."""
+    """Links to a file, a folder and each of two equal headings pass. Links to other sites are not requested."""
     assert [] == check(tmp_path, f"# Here\n\n[a link]({link})\n")
 
 
@@ -55,17 +55,17 @@ def test_link_leads_somewhere(tmp_path: Path, link: str) -> None:
     ["docs/Page.md", "docs/page.md#three-words", "docs/page.md#two-words--more-2", "#nowhere", "../README.md", ""],
 )
 def test_link_leads_nowhere(tmp_path: Path, link: str) -> None:
-    """A file of another case, a heading that is not there, and what is outside the project are named."""
+    """The check names broken links: a wrong case, a missing heading, a file outside the project, no target."""
     assert 1 == len(check(tmp_path, f"# Here\n\n[a link]({link})\n"))
 
 
 def test_picture_leads_nowhere(tmp_path: Path) -> None:
-    """A picture in HTML is a link, too."""
+    """The check names missing pictures in HTML, because they are links, too."""
     text = '# Here\n\n<source srcset="docs/dark.svg"><img src="docs/light.svg">\n'
 
     assert 2 == len(check(tmp_path, text))
 
 
 def test_code_has_no_links(tmp_path: Path) -> None:
-    """What looks like a link in code or in a comment is none."""
+    """The check ignores text that looks like a link in code or in a comment."""
     assert [] == check(tmp_path, "# Here\n\n`[a](b.md)`\n\n```sh\n[a](b.md)\n```\n\n<!-- [a](b.md) -->\n")

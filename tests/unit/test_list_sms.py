@@ -1,4 +1,4 @@
-"""Are messages listed whole, in order, and never twice?"""
+"""`list_sms` lists all messages, in order, each once."""
 
 import base64
 import json
@@ -27,7 +27,7 @@ def listed(answer: dict[str, Any]) -> list[str]:
 
 
 def whole(wanted: dict[str, Any], context: Context) -> list[list[str]]:
-    """Return the SIDs of each answer until there is no token."""
+    """Return the SIDs of each answer, up to the first answer without a token."""
     answers = [handler(wanted, context)]
     while token := answers[-1]["next_page_token"]:
         answers.append(handler({**wanted, "page_token": token}, context))
@@ -65,7 +65,7 @@ def queries(twilio: FaultServer) -> list[dict[str, list[str]]]:
 def test_filters_have_twilios_names(
     twilio: FaultServer, context: Context, wanted: dict[str, Any], query: dict[str, str]
 ) -> None:
-    """The inequality is a part of the name, and dates are in UTC."""
+    """Filters have Twilio's names: the inequality sign is part of the name, and dates are in UTC."""
     handler(wanted, context)
 
     assert [{name: [value] for name, value in query.items()}] == queries(twilio)
@@ -73,14 +73,14 @@ def test_filters_have_twilios_names(
 
 
 def test_filters_are_encoded(twilio: FaultServer, context: Context) -> None:
-    """A plus is no blank, and a smaller-than sign is none in a URL."""
+    """Filters are percent-encoded: a plus sign must not become a space, and `<` is not allowed in a URL."""
     handler({"to": "+15005550006", "date_sent_before": "2026-01-31"}, context)
 
     assert "To=%2B15005550006&DateSent%3C=2026-01-31&PageSize=1000" == twilio.requests[0].query
 
 
 def test_messages_are_filtered(twilio: FaultServer, context: Context) -> None:
-    """Through all pages and tokens."""
+    """The filters apply to all pages and to all answers of a list."""
     history = twilio.history(50)
     wanted = {"to": "+15550100001", "page_size": 3, "limit": 5}
 
@@ -108,7 +108,7 @@ def test_messages_are_filtered(twilio: FaultServer, context: Context) -> None:
     ],
 )
 def test_a_wrong_filter_is_refused(context: Context, name: str, value: object) -> None:
-    """It is named, and nobody is asked."""
+    """An invalid filter is refused, and the error names it."""
     with pytest.raises(InvalidInputError) as refusal:
         handler({name: value}, context)
 
@@ -116,7 +116,7 @@ def test_a_wrong_filter_is_refused(context: Context, name: str, value: object) -
 
 
 def test_the_api_reads_the_query_string(twilio: FaultServer, context: Context, event: LoadEvent) -> None:
-    """Numbers are text there."""
+    """The API reads filters from the query string, where numbers are text."""
     answer = handler(event("list_sms_api"), context)
 
     assert (200, {"messages": [], "next_page_token": None}) == (answer["statusCode"], json.loads(answer["body"]))
@@ -124,7 +124,7 @@ def test_the_api_reads_the_query_string(twilio: FaultServer, context: Context, e
 
 
 def test_the_event_of_the_readme_is_understood(twilio: FaultServer, context: Context, event: LoadEvent) -> None:
-    """It asks for the messages of this year to one number."""
+    """The README's example event is valid: it lists the messages of this year to one number."""
     assert {"messages": [], "next_page_token": None} == handler(event("list_sms"), context)
     assert 1 == len(twilio.requests)
 
@@ -133,13 +133,13 @@ def test_the_event_of_the_readme_is_understood(twilio: FaultServer, context: Con
 
 
 def test_nothing_is_a_list_too(twilio: FaultServer, context: Context) -> None:
-    """One request says so."""
+    """If there are no messages, one request shows it, and the answer is an empty list without a token."""
     assert {"messages": [], "next_page_token": None} == handler({}, context)
     assert 1 == len(twilio.requests)
 
 
 def test_messages_come_back_untouched(twilio: FaultServer, context: Context) -> None:
-    """With all of Twilio's fields."""
+    """Messages are returned unchanged, with all of Twilio's fields."""
     history = twilio.history(1)
     message = handler({}, context)["messages"][0]
 
@@ -154,7 +154,7 @@ def test_messages_come_back_untouched(twilio: FaultServer, context: Context) -> 
 def test_no_more_pages_are_read_than_needed(
     twilio: FaultServer, context: Context, count: int, limit: int, page_size: int | None, requests: int
 ) -> None:
-    """Each page is a request."""
+    """No more pages are requested than the limit needs, because each page is a request."""
     history = twilio.history(count)
     answer = handler({"limit": limit, "page_size": page_size}, context)
 
@@ -169,7 +169,7 @@ def test_no_more_pages_are_read_than_needed(
 def test_nothing_is_lost_or_repeated(
     twilio: FaultServer, context: Context, count: int, page_size: int | None, limit: int, at_most: int
 ) -> None:
-    """Wherever an answer ends, in a page or between two, the next one goes on exactly there."""
+    """Each answer continues exactly where the last one ended, inside a page or between two pages."""
     twilio.reset()
     history = twilio.history(count, max_page_size=at_most)
     answers = whole({"page_size": page_size, "limit": limit}, context)
@@ -179,7 +179,7 @@ def test_nothing_is_lost_or_repeated(
 
 
 def test_the_limit_may_change_between_answers(twilio: FaultServer, context: Context) -> None:
-    """The token says where to go on, not how far."""
+    """The limit may change between answers: a token says where to continue, not how far."""
     history = twilio.history(30)
     first = handler({"limit": 4, "page_size": 7}, context)
     second = handler({"limit": 11, "page_size": 7, "page_token": first["next_page_token"]}, context)
@@ -192,7 +192,7 @@ def test_the_limit_may_change_between_answers(twilio: FaultServer, context: Cont
     [("self_loop", 3), ("two_page_loop", 6), ("repeated_page", 3)],
 )
 def test_pages_that_repeat_come_to_an_end(twilio: FaultServer, context: Context, evil: Any, expected: int) -> None:
-    """Each message is listed once."""
+    """If Twilio's pages repeat, the list ends, and each message is listed once."""
     history = twilio.history(10, evil=evil)
     answer = handler({"page_size": 3}, context)
 
@@ -201,14 +201,14 @@ def test_pages_that_repeat_come_to_an_end(twilio: FaultServer, context: Context,
 
 
 def test_a_message_on_two_pages_is_listed_once(twilio: FaultServer, context: Context) -> None:
-    """A page may begin where the one before it ended."""
+    """A message on two pages is listed once: a page may begin with the last message of the page before it."""
     history = twilio.history(10, evil="repeated_message")
 
     assert history.sids == listed(handler({"page_size": 3}, context))
 
 
 def test_pages_without_messages_come_to_an_end(twilio: FaultServer, context: Context) -> None:
-    """A page that leads to itself is read no more than it takes to see that."""
+    """The list ends after at most three requests if an empty page links to itself."""
     page = json.dumps({"messages": [], "next_page_uri": f"{MESSAGES}?PageSize=3&Page=1&PageToken=PA0"}).encode()
     twilio.script(*[faults.answer(page, code=200)] * 20, faults.status(500))
     answer = handler({"page_size": 3}, context)
@@ -219,7 +219,10 @@ def test_pages_without_messages_come_to_an_end(twilio: FaultServer, context: Con
 
 @pytest.mark.parametrize("evil", ["foreign_host", "other_account"])
 def test_a_next_page_elsewhere_is_not_read(twilio: FaultServer, context: Context, evil: Any) -> None:
-    """Not with our credentials, and not as our messages."""
+    """A next page on another host or of another account is an error, and is not requested.
+
+    Another host must not get our credentials, and another account's messages must not be listed as ours.
+    """
     twilio.history(10, evil=evil)
 
     with pytest.raises(TwilioUnavailableError, match="next page is outside the connection's account"):
@@ -240,7 +243,7 @@ def test_a_next_page_elsewhere_is_not_read(twilio: FaultServer, context: Context
     ],
 )
 def test_an_odd_next_page_is_not_read(twilio: FaultServer, context: Context, uri: str) -> None:
-    """Only the connection's own messages are."""
+    """A next page outside the connection's own messages is an error, and is not requested."""
     twilio.script(faults.answer(json.dumps({"messages": [], "next_page_uri": uri}).encode()), faults.OK)
 
     with pytest.raises(TwilioUnavailableError):
@@ -249,7 +252,7 @@ def test_an_odd_next_page_is_not_read(twilio: FaultServer, context: Context, uri
 
 
 def test_a_whole_url_of_the_same_host_is_a_next_page(twilio: FaultServer, context: Context) -> None:
-    """Twilio writes paths, and could write URLs."""
+    """A next page may be a whole URL of the same host: Twilio sends paths, but could send URLs."""
     uri = f"{twilio.url}{MESSAGES}?PageSize=1000&Page=1&PageToken=PA0"
     page = json.dumps({"messages": [{"sid": "SM" + "f" * 32}], "next_page_uri": uri}).encode()
     last = json.dumps({"messages": [], "next_page_uri": None}).encode()
@@ -273,7 +276,7 @@ def test_a_whole_url_of_the_same_host_is_a_next_page(twilio: FaultServer, contex
     ],
 )
 def test_what_is_no_page_is_twilios_failure(twilio: FaultServer, context: Context, page: object) -> None:
-    """A proxy may answer anything; a read is tried again."""
+    """An answer that is not a page is retried, and is then an error, because a proxy may answer anything."""
     twilio.script(faults.answer(json.dumps(page).encode()))
 
     with pytest.raises(TwilioUnavailableError):
@@ -285,7 +288,7 @@ def test_what_is_no_page_is_twilios_failure(twilio: FaultServer, context: Contex
 
 
 def test_a_page_is_not_begun_without_time_for_it(twilio: FaultServer) -> None:
-    """The answer ends before it, and the next one goes on there."""
+    """If no time is left for one more page, the answer ends, and the next answer continues there."""
     history = twilio.history(10)
     first = handler({"page_size": 4}, Context(10))
     second = handler({"page_size": 4, "page_token": first["next_page_token"]}, Context(30))
@@ -302,7 +305,7 @@ def test_a_page_is_not_begun_without_time_for_it(twilio: FaultServer) -> None:
 def test_a_long_list_is_cut_to_what_lambda_returns(
     twilio: FaultServer, event: LoadEvent, character: str, count: int, *, by_api: bool
 ) -> None:
-    """And goes on exactly there; there are as many messages as need more than one answer."""
+    """An answer is cut to the size that Lambda returns, and the next answer continues exactly there."""
     history = twilio.history(count, body=character * 1600)
     context = Context(120)
     found: list[str] = []
@@ -347,7 +350,7 @@ def test_a_long_list_is_cut_to_what_lambda_returns(
     ],
 )
 def test_a_token_that_is_none_is_refused(twilio: FaultServer, context: Context, token: str) -> None:
-    """The message names the field, and nothing is asked for."""
+    """An invalid token is refused: the error names the field, and Twilio gets no request."""
     with pytest.raises(InvalidInputError, match=r"^page_token: was not returned by list_sms"):
         handler({"page_token": token}, context)
 
@@ -366,7 +369,7 @@ def test_a_token_that_is_none_is_refused(twilio: FaultServer, context: Context, 
     ],
 )
 def test_a_token_belongs_to_its_filters(twilio: FaultServer, context: Context, other: dict[str, Any]) -> None:
-    """With others, messages would be lost or repeated."""
+    """A token is refused with other filters, because messages would be lost or listed twice."""
     twilio.history(40)
     wanted = {"to": "+15550100001", "page_size": 3, "limit": 4}
     token = handler(wanted, context)["next_page_token"]
@@ -376,7 +379,7 @@ def test_a_token_belongs_to_its_filters(twilio: FaultServer, context: Context, o
 
 
 def test_a_token_belongs_to_its_connection(twilio: FaultServer, aws_wire: AwsWire, context: Context) -> None:
-    """Another account's messages would be passed over."""
+    """A token is refused for another connection, because another account's messages would be skipped."""
     aws_wire.secrets["twilio/other"] = json.dumps(API_KEY | {"account_sid": OTHER})
     twilio.history(10)
     token = handler({"limit": 4, "page_size": 10}, context)["next_page_token"]
@@ -386,7 +389,7 @@ def test_a_token_belongs_to_its_connection(twilio: FaultServer, aws_wire: AwsWir
 
 
 def test_a_forged_offset_is_refused(twilio: FaultServer, context: Context) -> None:
-    """It would read a page from its end."""
+    """A token with a negative offset is refused, because it would read a page from its end."""
     twilio.history(10)
     token = handler({"limit": 4, "page_size": 10}, context)["next_page_token"]
     *position, _, after = json.loads(base64.urlsafe_b64decode(token + "=="))
@@ -397,7 +400,10 @@ def test_a_forged_offset_is_refused(twilio: FaultServer, context: Context) -> No
 
 
 def test_new_messages_do_not_move_the_first_page(twilio: FaultServer, context: Context) -> None:
-    """Twilio has no token for it, so the list goes on after the last message that was given."""
+    """New messages do not shift the first page.
+
+    Twilio has no token for that page, so the list continues after the last returned message.
+    """
     sids = [f"SM{number:032x}" for number in range(8)]
     old, new = ([{"sid": sid} for sid in some] for some in (sids[2:], sids))
     twilio.script(*(faults.answer(json.dumps({"messages": page}).encode(), code=200) for page in (old, new)))
@@ -408,7 +414,7 @@ def test_new_messages_do_not_move_the_first_page(twilio: FaultServer, context: C
 
 
 def test_a_token_is_no_secret_and_holds_none(twilio: FaultServer, context: Context) -> None:
-    """Neither a filter's number nor a credential."""
+    """A token contains neither a filter's phone number nor a credential."""
     twilio.history(40)
     token = handler({"to": "+15550100001", "limit": 1}, context)["next_page_token"]
     text = base64.urlsafe_b64decode(token).decode()

@@ -1,4 +1,4 @@
-"""What the demo tells of a step fits a terminal of 80 columns, and no value is broken."""
+"""The demo's lines about a step fit a terminal of 80 columns, and no value is broken across lines."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ TOLD: dict[str, Callable[[Step], None]] = {
 
 @pytest.mark.parametrize("tell", TOLD.values(), ids=TOLD)
 def test_fits_the_terminal(tell: Callable[[Step], None]) -> None:
-    """No line is longer than a terminal is wide, beside the column that says what it is."""
+    """No line is wider than the terminal, less the column for the kind of the line."""
     step = Step()
 
     tell(step)
@@ -27,7 +27,7 @@ def test_fits_the_terminal(tell: Callable[[Step], None]) -> None:
 
 @pytest.mark.parametrize("length", range(40, 69))
 def test_breaks_between_fields(length: int) -> None:
-    """A field goes to the next line as a whole, wherever the line's end is."""
+    """A field that does not fit on a line moves to the next line as a whole."""
     step = Step()
 
     step.answer("200", {"body": "z" * (length - len("200 body=")), "sid": "SM"})

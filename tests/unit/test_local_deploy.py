@@ -1,4 +1,4 @@
-"""The local deployment leaves out what the emulator refuses, and says what that was."""
+"""The local deployment leaves out the parts that the emulator refuses, and reports them."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def resources() -> dict[str, Any]:
     ids=["type", "property", "condition"],
 )
 def test_left_out(pattern: str, kept: Any) -> None:
-    """A type, a property or a policy's condition, and nothing beside it."""
+    """A pattern leaves out a resource type, a property or a policy's condition, and nothing else."""
     left = resources()
 
     assert [pattern] == list(deploy.leave_out(left, [pattern]))
@@ -40,7 +40,7 @@ def test_left_out(pattern: str, kept: Any) -> None:
 
 
 def test_nothing_is_left_out_that_is_not_there() -> None:
-    """A pattern that matches nothing is not among what was left out."""
+    """A pattern that matches nothing leaves nothing out, and is not reported."""
     left = resources()
 
     assert [] == list(deploy.leave_out(left, ["A::Function/*/Nothing"]))
@@ -48,5 +48,5 @@ def test_nothing_is_left_out_that_is_not_there() -> None:
 
 
 def test_limits_have_reasons() -> None:
-    """Each says why."""
+    """Each part that is left out or refused has a reason."""
     assert all({**deploy.LEFT_OUT, **deploy.REFUSED}.values())

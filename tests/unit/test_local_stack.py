@@ -1,4 +1,4 @@
-"""What the stack on this machine gives a shell, and which ports it takes."""
+"""The shell variables of the local stack, and its ports."""
 
 import json
 import socket
@@ -22,7 +22,7 @@ STACK: dict[str, Any] = {
 
 
 def typed(commands: str, program: str = "sh") -> str:
-    """Return what a shell prints that has read the file."""
+    """Return the output of commands in a shell that has loaded the stack's environment."""
     script = f"{shell.environment(STACK)}\n{commands}\n"
     done = subprocess.run([program, "-euc", script], capture_output=True, text=True, check=True)
     assert not done.stderr
@@ -31,21 +31,21 @@ def typed(commands: str, program: str = "sh") -> str:
 
 @pytest.mark.parametrize("program", ["sh", "bash"])
 def test_shell_has_the_stack(program: str) -> None:
-    """Endpoint, region and outputs are variables of the shell, the outputs under their own names."""
+    """Endpoint, region and outputs are shell variables, and the outputs keep their own names."""
     printed = typed('echo "$AWS_ENDPOINT_URL $AWS_REGION $SendSmsFunctionArn"', program)
 
     assert f"http://127.0.0.1:4566 us-east-1 {STACK['outputs']['SendSmsFunctionArn']}\n" == printed
 
 
 def test_shell_has_both_identities() -> None:
-    """It begins as the deployer, and becomes the caller and the deployer again on demand."""
+    """The shell starts as the deployer, and can switch to the caller and back."""
     show = 'echo "$AWS_ACCESS_KEY_ID $AWS_SECRET_ACCESS_KEY"'
 
     assert "test test\nAKIACALLER caller's key\ntest test\n" == typed(f"{show}; as_caller; {show}; as_deployer; {show}")
 
 
 def test_shell_forgets_the_users_own_aws() -> None:
-    """A profile or a session of the user's own is not used."""
+    """The shell does not use a profile or session of the user's own."""
     printed = typed(
         "export AWS_PROFILE=mine AWS_SESSION_TOKEN=mine\n"
         + shell.environment(STACK)
@@ -57,20 +57,20 @@ def test_shell_forgets_the_users_own_aws() -> None:
 
 @pytest.fixture
 def taken() -> Iterator[int]:
-    """Return a port on which somebody listens."""
+    """Return a port on which another server listens."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield server.getsockname()[1]
 
 
 def test_ports_stay_the_same(tmp_path: Path) -> None:
-    """A stack that is started again gets the ports that it had."""
+    """A stack that is started again keeps its ports."""
     first = emulators.choose_ports(tmp_path)
 
     assert first == emulators.choose_ports(tmp_path) == json.loads((tmp_path / "ports.json").read_text())
 
 
 def test_port_that_somebody_took_is_another(tmp_path: Path, taken: int) -> None:
-    """A port on which somebody else listens is given up, the other one stays."""
+    """A port that another server took is replaced, and the other port stays."""
     free = processes.free_port()
     (tmp_path / "ports.json").write_text(json.dumps({"ministack": taken, "emulate": free}))
 

@@ -1,4 +1,4 @@
-"""Does one id find the whole story of a send, and is the line of a success short, and silent about what was sent?"""
+"""One id finds the whole story of a send. The line of a success is short, and does not show what was sent."""
 
 import json
 import os
@@ -62,30 +62,30 @@ def record(body: Any, message_id: str | None = None, *, arn: str = SEND_ARN, gro
 
 
 def deliver(*records: dict[str, Any]) -> list[str]:
-    """Hand records of the send queue over, and return the ids that come again."""
+    """Deliver records of the send queue, and return the ids that SQS must deliver again."""
     answer = send_sms.handler({"Records": list(records)}, Context())
     return [failure["itemIdentifier"] for failure in answer["batchItemFailures"]]
 
 
 def call_back() -> None:
-    """Let Twilio tell the webhook the status of the keyed message."""
+    """Send the webhook a status callback for the keyed message."""
     request = replace(STATUS, query=f"send={record_id(os.environ['DEFAULT_CONNECTION'], KEY)}").request(TARGET)
     assert 200 == webhook.handler(event_2(request), Context())["statusCode"]
 
 
 def leave_unknown(twilio: FaultServer) -> None:
-    """Let the outcome of the keyed send be unknown."""
+    """Send the keyed message so that its outcome is unknown."""
     twilio.script(faults.status(500), faults.OK)
     with pytest.raises(OutcomeUnknownError):
         send_sms.handler(SMS, Context())
 
 
-# A line of a success
+# The line of a success
 
 
 @pytest.mark.parametrize("caller", ["direct", "api", "sqs"])
 def test_a_send_is_one_line(event: LoadEvent, log: Log, caller: str) -> None:
-    """It has all ids by which the send is known anywhere, and nothing that CloudWatch has anyway."""
+    """A send is one line. It has all ids of the send, and nothing that CloudWatch adds itself."""
     ids = {}
     if caller == "api":
         request = event("send_sms_api") | {"body": json.dumps(SMS)}
@@ -112,7 +112,7 @@ def test_a_send_is_one_line(event: LoadEvent, log: Log, caller: str) -> None:
 
 
 def test_a_send_without_a_key_has_no_send_id(log: Log) -> None:
-    """There is no record of it."""
+    """A send without a key has no `send_id`, because the ledger has no record of it."""
     send_sms.handler({"to": TO, "message": TEXT}, Context())
     (line,) = log()
 
@@ -121,7 +121,7 @@ def test_a_send_without_a_key_has_no_send_id(log: Log) -> None:
 
 
 def test_a_result_that_is_given_again_says_so(log: Log) -> None:
-    """Nothing went to Twilio for it, so it has no request of Twilio's."""
+    """A replayed result is logged as `replayed`. It has no Twilio request id, because Twilio got no request."""
     for _ in range(2):
         send_sms.handler(SMS, Context())
     first, again = log()
@@ -134,7 +134,7 @@ def test_a_result_that_is_given_again_says_so(log: Log) -> None:
 
 @pytest.mark.parametrize(("name", "caller"), [("send_sms_sns", "sns"), ("send_sms_eventbridge", "eventbridge")])
 def test_what_goes_into_the_send_queue_is_a_line(event: LoadEvent, log: Log, name: str, caller: str) -> None:
-    """With SQS's id of it, and the id that the send will have."""
+    """An event that is put on the send queue is one line, with its SQS message id and its later `send_id`."""
     given = event(name)
     send_sms.handler(given, Context())
     (line,) = log()
@@ -150,7 +150,7 @@ def test_what_goes_into_the_send_queue_is_a_line(event: LoadEvent, log: Log, nam
 
 
 def test_what_has_no_key_is_queued_without_a_send_id(event: LoadEvent, log: Log) -> None:
-    """It is no input of send_sms: the queue's delivery will say so."""
+    """An event that is not an input of send_sms is queued without a `send_id`; its delivery reports the error."""
     given = event("send_sms_sns")
     given["Records"][0]["Sns"]["Message"] = "[]"
     send_sms.handler(given, Context())
@@ -160,7 +160,7 @@ def test_what_has_no_key_is_queued_without_a_send_id(event: LoadEvent, log: Log)
 
 
 def test_a_setting_lets_only_failures_be_told(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both parameters of the stack."""
+    """`LOG_SUCCESS` and the log level can each turn off the lines of successes; failures are still logged."""
     monkeypatch.setenv("LOG_SUCCESS", "false")
     send_sms.handler(SMS, Context())
     monkeypatch.setenv("LOG_SUCCESS", "true")
@@ -227,7 +227,7 @@ def _poll(twilio: FaultServer, _: AwsWire) -> None:
 
 
 def _rotate(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    rotation_secret._manager.cache_clear()  # it is another test's
+    rotation_secret._manager.cache_clear()  # the cached manager belongs to another test
     twilio.history(0)
     secret = RotatedSecret("twilio/default", json.dumps(API_KEY))
     aws_wire.rotated = {secret.arn: secret}
@@ -251,27 +251,27 @@ LINES: dict[str, tuple[Callable[[FaultServer, AwsWire], None], str, set[str]]] =
     "poll_messages": (_poll, "done", {"caller", "connection", "seen", "published", "complete"}),
     "rotate_connection": (_rotate, "rotated", {"connection", "step"}),
 }  # fmt: skip
-"""What each function does that succeeds, what its last line says, and its fields besides the request's."""
+"""For each function: a call that succeeds, the message of its last line, and the fields besides the request's."""
 ASKS_TWILIO = LINES.keys() - {"webhook", "webhook buffer"}
 UNTIMED = {"webhook buffer"}
-"""A record of the buffer is no call of its own."""
+"""The lines without a duration, because a record of the buffer is not a call of its own."""
 
 
 def last_line(lines: list[dict[str, Any]], message: str) -> dict[str, Any]:
-    """Return the last line of level INFO, which says that."""
+    """Return the last line of level INFO, and check its message."""
     line = [line for line in lines if line["level"] == "INFO"][-1]
     assert message == line["message"]
     return line
 
 
 def test_every_function_is_among_them() -> None:
-    """A new one has its line here."""
+    """Each function is in `LINES`, so a new function needs an entry."""
     assert {path.stem for path in (ROOT / "functions").glob("*.py")} == {name.partition(" ")[0] for name in LINES}
 
 
 @pytest.mark.parametrize("name", LINES)
 def test_the_line_of_a_success_has_its_fields(twilio: FaultServer, aws_wire: AwsWire, log: Log, name: str) -> None:
-    """And no others, in 400 bytes."""
+    """The line of a success has exactly the listed fields, in less than 400 bytes."""
     run, message, named = LINES[name]
     run(twilio, aws_wire)
     line = last_line(log(), message)
@@ -283,7 +283,7 @@ def test_the_line_of_a_success_has_its_fields(twilio: FaultServer, aws_wire: Aws
 
 
 def test_the_page_tells_the_fields() -> None:
-    """Of all functions' lines, and what the lines say; it tells no other field of a success."""
+    """The operations page lists the fields and messages of all functions' success lines, and no other fields."""
     told = rows(section("operations", "Logs").partition("| field |")[2])
     always = {
         "level",
@@ -304,7 +304,7 @@ def test_the_page_tells_the_fields() -> None:
 def test_the_line_of_a_success_is_short(
     twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch, log: Log, name: str
 ) -> None:
-    """Also while X-Ray traces, with the longest name of a connection; which send it is stays in it."""
+    """The line stays below 400 bytes with an X-Ray trace and the longest connection name, and keeps its ids."""
     monkeypatch.setenv("_X_AMZN_TRACE_ID", SAMPLED)
     monkeypatch.setenv("DEFAULT_CONNECTION", LONG_NAME)
     aws_wire.secrets[f"twilio/{LONG_NAME}"] = aws_wire.secrets["twilio/default"]
@@ -335,7 +335,7 @@ def test_the_line_of_a_success_is_short(
 def test_the_trace_is_told_where_there_is_one(
     log: Log, monkeypatch: pytest.MonkeyPatch, header: str, expected: str | None, *, fails: bool
 ) -> None:
-    """In both kinds of lines, and only where X-Ray shows something of that id."""
+    """Lines of successes and of failures have the trace id, but only if X-Ray records the trace."""
     monkeypatch.setenv("_X_AMZN_TRACE_ID", header)
     if fails:
         with pytest.raises(ConnectorError):
@@ -347,7 +347,7 @@ def test_the_trace_is_told_where_there_is_one(
 
 
 def test_the_trace_is_that_of_the_invocation(log: Log, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Threads of a batch have it too, and not what the process has by then."""
+    """Threads of a batch log the trace id of their invocation, even if the process has another one by then."""
     monkeypatch.setenv("_X_AMZN_TRACE_ID", SAMPLED)
 
     def next_invocation(_: str, __: int) -> bool:
@@ -360,11 +360,11 @@ def test_the_trace_is_that_of_the_invocation(log: Log, aws_wire: AwsWire, monkey
     assert [TRACE] * 2 == [line["xray_trace_id"] for line in log()]
 
 
-# Whose line it is
+# The ids belong to one record
 
 
 def test_records_of_a_batch_do_not_share_their_ids(log: Log, twilio: FaultServer) -> None:
-    """Though ten are sent at the same time, and some of them fail."""
+    """Each line has its own record's ids, although ten records are sent at a time and some fail."""
     keys = {str(uuid.uuid4()): f"key-{number}" for number in range(40)}
     bodies = {key: SMS | {"idempotency_key": key, "message": f"{TEXT} {key}"} for key in keys.values()}
     for number in range(0, 40, 4):
@@ -383,7 +383,7 @@ def test_records_of_a_batch_do_not_share_their_ids(log: Log, twilio: FaultServer
 
 
 def test_a_record_has_nothing_of_the_one_before_it(log: Log) -> None:
-    """They are handled by the same thread, one after the other."""
+    """A record's line has no ids of the record before it, although the same thread handles both."""
     fifo = {"arn": "arn:aws:sqs:us-east-1:123456789012:parcels.fifo", "group": "one"}
     deliver(record(SMS, **fifo), record("no JSON", second := str(uuid.uuid4()), **fifo))
     sent, unreadable = log()
@@ -394,7 +394,7 @@ def test_a_record_has_nothing_of_the_one_before_it(log: Log) -> None:
 
 
 def test_an_invocation_has_nothing_of_the_one_before_it(log: Log) -> None:
-    """The container is the same."""
+    """An invocation's line has no ids of the invocation before it in the same container."""
     send_sms.handler(SMS, Context())
     other = Context()
     other.aws_request_id = str(uuid.uuid4())
@@ -407,7 +407,7 @@ def test_an_invocation_has_nothing_of_the_one_before_it(log: Log) -> None:
 
 
 def test_a_failure_before_the_send_has_its_id(log: Log, aws_wire: AwsWire) -> None:
-    """The connection cannot be read, so nothing was begun."""
+    """A failure before the send has the `send_id`. Here the connection cannot be read, so no send was started."""
     aws_wire.secrets.clear()
     with pytest.raises(ConnectorError):
         send_sms.handler(SMS, Context())
@@ -417,7 +417,7 @@ def test_a_failure_before_the_send_has_its_id(log: Log, aws_wire: AwsWire) -> No
 
 
 def test_what_is_known_of_a_key_is_a_line_with_its_id(log: Log) -> None:
-    """So is that nothing is."""
+    """A lookup of a key is one line with its `send_id`, whether the key is known or not."""
     with pytest.raises(ConnectorError):
         get_sms.handler({"idempotency_key": KEY}, Context())
     send_sms.handler(SMS, Context())
@@ -429,7 +429,7 @@ def test_what_is_known_of_a_key_is_a_line_with_its_id(log: Log) -> None:
 
 
 def test_a_dry_run_that_has_nobody_to_answer_to_is_a_failure(log: Log, twilio: FaultServer) -> None:
-    """Its last line is why the report says that it failed."""
+    """A dry run in a queue fails, and its last line has the reason that is reported."""
     assert [] == deliver(record(SMS | {"dry_run": True}))
     *_, line = log()
 
@@ -438,7 +438,7 @@ def test_a_dry_run_that_has_nobody_to_answer_to_is_a_failure(log: Log, twilio: F
 
 
 def test_a_record_that_is_given_up_is_a_line(log: Log, twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """The last one of its story, with the error that is reported."""
+    """A record that is given up is one line, the last of its story, with the error that is reported."""
     late = record(SMS)
     late["attributes"]["ApproximateReceiveCount"] = "11"
     assert [] == deliver(late)
@@ -454,7 +454,7 @@ def test_a_record_that_is_given_up_is_a_line(log: Log, twilio: FaultServer, aws_
 
 
 def test_one_id_finds_the_whole_story(twilio: FaultServer, aws_wire: AwsWire, event: LoadEvent, log: Log) -> None:
-    """From the event that asks for a message to the report that nobody knows what became of it, and the redrive."""
+    """One id finds all lines of a send: the requesting event, the report of an unknown outcome, and the redrive."""
     ask = event("send_sms_eventbridge")
     ask["detail"] = SMS
     send_sms.handler(ask, Context())
@@ -488,7 +488,7 @@ def test_one_id_finds_the_whole_story(twilio: FaultServer, aws_wire: AwsWire, ev
 
 
 def test_a_callback_has_its_send_id_while_the_ledger_is_away(aws_wire: AwsWire, log: Log) -> None:
-    """The URL says it, which Twilio signed."""
+    """A callback has its `send_id` while the ledger is unavailable: it is in the URL, which Twilio signed."""
     aws_wire.failures["GetItem"] = [(400, "AccessDeniedException")]
     call_back()
     (entry,) = aws_wire.entries
@@ -500,7 +500,7 @@ def test_a_callback_has_its_send_id_while_the_ledger_is_away(aws_wire: AwsWire, 
 
 @pytest.mark.parametrize("name", ["plain", "call"])
 def test_what_is_no_callback_has_no_send_id(aws_wire: AwsWire, name: str) -> None:
-    """Whatever stands in the URL."""
+    """A webhook that is not a message's status callback has no `send_id`, even if its URL contains one."""
     request = replace(BY_NAME[name], query=f"send={SEND_ID}").request(TARGET)
     assert 200 == webhook.handler(event_2(request), Context())["statusCode"]
     (entry,) = aws_wire.entries
@@ -509,7 +509,7 @@ def test_what_is_no_callback_has_no_send_id(aws_wire: AwsWire, name: str) -> Non
 
 
 def test_an_event_of_the_buffer_that_was_published_says_so(aws_wire: AwsWire, log: Log) -> None:
-    """It is not published again."""
+    """A buffered event that was published before is not published again, and its line says so."""
     detail = {"connection": "default", "account_sid": ACCOUNT_SID, "deduplication_id": "id"}
     text = json.dumps({"detail-type": "Webhook Received", "detail": detail, "uncertain": False})
     for _ in range(2):
@@ -520,19 +520,19 @@ def test_an_event_of_the_buffer_that_was_published_says_so(aws_wire: AwsWire, lo
     assert 1 == len(aws_wire.entries)
 
 
-# What no line tells
+# What no line contains
 
 CANARIES = [KEY, TO, TO[1:], TEXT, "parcel", API_KEY["api_key_secret"]]
 
 
 def told_of(lines: list[dict[str, Any]]) -> list[str]:
-    """Return the canaries that stand in lines."""
+    """Return the canaries that occur in the lines."""
     return [canary for canary in CANARIES if canary in json.dumps(lines, ensure_ascii=False)]
 
 
 @pytest.mark.parametrize("name", LINES)
 def test_no_line_of_a_success_tells_what_was_sent(twilio: FaultServer, aws_wire: AwsWire, log: Log, name: str) -> None:
-    """Neither the key in plain, nor a number, a text or a credential."""
+    """No line of a success contains the plain key, a phone number, a text or a credential."""
     run, message, _ = LINES[name]
     run(twilio, aws_wire)
     lines = log()
@@ -542,7 +542,7 @@ def test_no_line_of_a_success_tells_what_was_sent(twilio: FaultServer, aws_wire:
 
 
 def test_a_number_in_the_place_of_an_id_is_not_told(log: Log) -> None:
-    """Whoever may invoke the function can write anything there."""
+    """A phone number in the place of an id is not logged, because a caller can put any text there."""
     deliver(record(SMS | {"connection": TO}, TO))
     deliver(record(SMS | {"connection": "default", "idempotency_key": f"{TO} {TEXT}"}, TO))
     lines = log()
@@ -553,7 +553,10 @@ def test_a_number_in_the_place_of_an_id_is_not_told(log: Log) -> None:
 
 
 def test_what_joins_tells_nothing(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """The attributes in the failed queue, and the id in events: only the event's own key is in plain."""
+    """The `send_id` of events and the attributes in the failed queue reveal nothing that was sent.
+
+    Only the `idempotency_key` of an event has the plain key.
+    """
     twilio.script(faults.status(400))
     deliver(record(SMS))
     call_back()
@@ -565,5 +568,5 @@ def test_what_joins_tells_nothing(twilio: FaultServer, aws_wire: AwsWire) -> Non
 
 
 def test_a_planted_canary_is_found() -> None:
-    """The sweep bites."""
+    """The search finds a planted canary; otherwise the tests above would prove nothing."""
     assert [KEY] == told_of([{"send_id": KEY}])

@@ -1,4 +1,4 @@
-"""Are inputs read strictly, with all faults at once, and without repeating a value?"""
+"""Inputs are read strictly. An error has all faults at once, and repeats no value."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -34,7 +34,7 @@ class Example(Input, frozen=True, kw_only=True):
 
     @classmethod
     def cross_field_faults(cls, given: Mapping[str, Any]) -> Iterator[Fault]:
-        """Refuse one pair."""
+        """Refuse `note` together with `texts`."""
         if {"note", "texts"} <= given.keys():
             yield Fault("note", "cannot be combined with texts")
 
@@ -52,11 +52,11 @@ def faults(payload: Any, text: Mapping[str, list[str]] | None = None) -> dict[st
     return {}
 
 
-# What is taken
+# Accepted inputs
 
 
 def test_a_whole_input_is_read() -> None:
-    """Names as users write them, values of their own types."""
+    """An input has the field names that users write, and each value gets its field's type."""
     given_input = {
         "connection": "support",
         "to": "(202) 555-0143",
@@ -89,7 +89,7 @@ def test_a_whole_input_is_read() -> None:
 
 
 def test_absent_fields_have_their_defaults() -> None:
-    """None but where a type says otherwise."""
+    """An absent field has its default, which is None unless its type defines another one."""
     example = Example.parse(TO)
 
     assert (None, 5, False, None) == (example.connection, example.size, example.flag, example.texts)
@@ -97,17 +97,17 @@ def test_absent_fields_have_their_defaults() -> None:
 
 @pytest.mark.parametrize("name", ["connection", "from", "count", "size", "flag", "texts", "words", "moment"])
 def test_null_is_the_same_as_absent(name: str) -> None:
-    """Step Functions and templates write null for what is not there."""
+    """A null value counts as absent: Step Functions and templates write null for missing values."""
     assert Example.parse(TO) == Example.parse({**TO, name: None})
 
 
 def test_null_does_not_make_a_required_field() -> None:
-    """It is absent."""
+    """A required field that is null is missing."""
     assert {"to": "is required"} == faults({"to": None})
 
 
 def test_an_input_is_read_only_unless_it_says_otherwise() -> None:
-    """Most actions change nothing."""
+    """An input is read-only by default, because most actions change nothing."""
     assert Example.parse(TO).read_only
 
 
@@ -121,7 +121,7 @@ def test_an_input_is_read_only_unless_it_says_otherwise() -> None:
     ],
 )
 def test_a_moment_is_brought_to_utc(written: str, expected: str) -> None:
-    """As Twilio takes it."""
+    """A date-time is converted to UTC with whole seconds, the form that Twilio takes."""
     assert expected == Example.parse({**TO, "moment": written}).moment
 
 
@@ -149,7 +149,7 @@ def test_a_moment_is_brought_to_utc(written: str, expected: str) -> None:
     ],
 )
 def test_numbers_and_booleans_are_taken_from_a_query_string(name: str, values: list[str], expected: object) -> None:
-    """There everything is text, and a list is a name that repeats."""
+    """Values are converted from the text of a query string, where a list is a name that repeats."""
     assert expected == getattr(Example.parse({}, QUERY | {name: values}), name)
 
 
@@ -197,30 +197,30 @@ def test_numbers_and_booleans_are_taken_from_a_query_string(name: str, values: l
     ],
 )
 def test_each_wrong_value_has_its_message(name: str, value: object, message: str) -> None:
-    """In JSON a number is a number, and text is text."""
+    """Each invalid value has its own message. In JSON a number must be a number, and text must be text."""
     assert {name: message} == faults(TO | {name: value})
 
 
 @pytest.mark.parametrize("values", [["1", "2"], []], ids=["twice", "never"])
 def test_a_single_value_is_not_a_list(values: list[str]) -> None:
-    """Which of two would count?"""
+    """A field with a single value is refused if the query string has two values for it, or none."""
     assert {"count": "must be a whole number"} == faults({}, QUERY | {"count": values})
 
 
 @pytest.mark.parametrize("value", ["yes", "", "2", "null"])
 def test_a_query_strings_boolean_is_true_or_false(value: str) -> None:
-    """Nothing that is nearly one."""
+    """A boolean in a query string must be `true` or `false`; similar texts are refused."""
     assert {"flag": "must be true or false"} == faults({}, QUERY | {"flag": [value]})
 
 
 @pytest.mark.parametrize("value", ["1.5", "", "0x1", "null", "9" * 5000, "1 "])
 def test_a_query_strings_number_is_a_number(value: str) -> None:
-    """Nothing that is nearly one."""
+    """A number in a query string must be a whole number; similar texts are refused."""
     assert {"size": "must be 1 to 9"} == faults({}, QUERY | {"size": [value]})
 
 
 def test_the_same_name_in_body_and_query_is_refused() -> None:
-    """Which of the two would count?"""
+    """A field in both body and query string is refused, because it is not clear which value counts."""
     assert {"note": "is given twice, in the query string or path and in the body"} == faults(
         {**TO, "note": "a"}, {"note": ["a"]}
     )
@@ -230,7 +230,7 @@ def test_the_same_name_in_body_and_query_is_refused() -> None:
 
 
 def test_all_faults_are_reported_at_once() -> None:
-    """Wrong, unknown, missing, and those of fields that do not go together."""
+    """One error has all faults: invalid values, unknown names, missing fields and fields that exclude each other."""
     assert {
         "count": "must be a whole number",
         "notes": "is not known; did you mean note?",
@@ -240,20 +240,20 @@ def test_all_faults_are_reported_at_once() -> None:
 
 
 def test_a_wrong_value_counts_as_given() -> None:
-    """Only what is wrong with it is told, and what it cannot go with."""
+    """An invalid value counts as given: the error has its fault, and the fault of the combination."""
     assert {"texts": "must be a list", "note": "cannot be combined with texts"} == faults(
         TO | {"texts": "a", "note": "a"}
     )
 
 
 def test_null_in_the_body_leaves_the_query_its_value() -> None:
-    """It is the same as absent, also where the value comes from a header."""
+    """A null in the body counts as absent, so that a value from the query string or a header is used."""
     assert "a" == Example.parse({**TO, "note": None}, {"note": ["a"]}).note
 
 
 @pytest.mark.parametrize("source", ["payload", "text"])
 def test_an_unknown_name_is_refused_even_if_it_says_nothing(source: str) -> None:
-    """To ignore it would be a lie."""
+    """An unknown name is refused even if its value is null or empty, because ignoring it would mislead."""
     given_faults = faults({**TO, "later": None}) if source == "payload" else faults(TO, {"later": [""]})
 
     assert {"later": "is not known"} == given_faults
@@ -277,14 +277,14 @@ def test_an_unknown_name_is_refused_even_if_it_says_nothing(source: str) -> None
 )
 @pytest.mark.parametrize("source", ["payload", "text"])
 def test_an_unknown_name_is_refused(name: str, field_name: str, message: str, source: str) -> None:
-    """With the nearest known one; what may be a value in the wrong place is not repeated."""
+    """An unknown name is refused with the nearest known one. A name that may be a misplaced value is not repeated."""
     given_faults = faults({**TO, name: 1}) if source == "payload" else faults(TO, {name: ["1"]})
 
     assert {field_name: message} == given_faults
 
 
 def test_unknown_names_do_not_fill_an_error() -> None:
-    """However many there are, the error has room."""
+    """An error has at most 20 unknown names, so that it stays small."""
     with pytest.raises(InvalidInputError) as refusal:
         Example.parse({**TO, **{f"x{'y' * number}": 1 for number in range(39)}})
 
@@ -292,7 +292,7 @@ def test_unknown_names_do_not_fill_an_error() -> None:
 
 
 def test_a_name_that_may_be_a_value_is_not_repeated_when_it_is_given_twice() -> None:
-    """Faults are logged, and a phone number must not be."""
+    """A name that may be a phone number is not repeated even if it is given twice, because faults are logged."""
     with pytest.raises(InvalidInputError) as refusal:
         Example.parse({**TO, "+15551234567": 1}, {"+15551234567": ["1"]})
 
@@ -301,12 +301,12 @@ def test_a_name_that_may_be_a_value_is_not_repeated_when_it_is_given_twice() -> 
 
 @pytest.mark.parametrize("payload", [None, [], "text", 1, True, [TO]], ids=repr)
 def test_an_input_is_an_object(payload: object) -> None:
-    """Nothing else has fields."""
+    """An input must be a JSON object, because nothing else has fields."""
     assert {"(input)": "must be a JSON object"} == faults(payload)
 
 
 def nested(depth: int) -> Any:
-    """Return a list in a list in a list."""
+    """Return a list that is nested to this depth."""
     value: Any = []
     for _ in range(depth):
         value = [value]
@@ -325,19 +325,22 @@ def nested(depth: int) -> Any:
     ids=["value", "name", "nested", "deep", "object"],
 )
 def test_what_is_no_json_or_unicode_is_refused(payload: dict[str, Any]) -> None:
-    """JSON's escapes can spell half a character; it could not be sent."""
+    """An input that is not JSON or Unicode is refused.
+
+    JSON escapes can spell half a character, which cannot be sent.
+    """
     assert {"(input)": "must be JSON with valid Unicode text only"} == faults(payload)
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity"])
 @pytest.mark.parametrize("name", ["size", "count", "message_sid"])
 def test_what_is_no_number_is_refused(name: str, value: str) -> None:
-    """Python's JSON reader lets it through."""
+    """NaN and infinity are refused, although Python's JSON reader accepts them."""
     assert {name} == faults(TO | {name: json.loads(value)}).keys()
 
 
 def test_a_missing_setting_is_our_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And not the input's."""
+    """A missing setting is an internal error, and not a fault of the input."""
     monkeypatch.delenv("DEFAULT_COUNTRY")
 
     with pytest.raises(InternalError, match="DEFAULT_COUNTRY"):
@@ -345,7 +348,7 @@ def test_a_missing_setting_is_our_fault(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_parsed_text_says_how() -> None:
-    """There is no default."""
+    """A subclass of `Parsed` must define `parse`, because there is no default."""
     with pytest.raises(NotImplementedError):
         Parsed.parse("x")
 
@@ -360,7 +363,7 @@ VALUES = st.recursive(
 
 @given(st.dictionaries(st.sampled_from(NAMES) | st.text(), VALUES))
 def test_any_input_is_read_or_refused(payload: dict[str, Any]) -> None:
-    """No other exception, whatever it holds."""
+    """Any input is read or refused with faults, and no other exception is raised."""
     assert all(isinstance(message, str) for message in faults(payload).values())
 
 
@@ -372,7 +375,7 @@ def test_any_input_is_read_or_refused(payload: dict[str, Any]) -> None:
     st.booleans(),
 )
 def test_no_value_is_repeated(name: str, value: Any, in_query: bool) -> None:  # noqa: FBT001 hypothesis gives no keyword
-    """Not in a message, whatever is wrong with it."""
+    """No fault repeats a value of the input."""
     text = {name: [str(value), MARKER]} if in_query else {}
     payload = {} if in_query else {name: value}
 
@@ -381,5 +384,5 @@ def test_no_value_is_repeated(name: str, value: Any, in_query: bool) -> None:  #
 
 @given(st.text(min_size=3).map(lambda text: f"{MARKER}{text}9"), VALUES)
 def test_no_name_that_may_be_a_value_is_repeated(name: str, value: Any) -> None:
-    """Names with digits are not ours."""
+    """A fault does not repeat a name with digits: no field has one, so the name may be a value."""
     assert MARKER not in str(faults({name: value}))

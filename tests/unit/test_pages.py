@@ -1,4 +1,4 @@
-"""Does whoever wants all pages of a list get each once, and only the connection's own?"""
+"""`TwilioList.pages` yields each page of a list once, and only pages of the connection's own list."""
 
 import json
 
@@ -16,25 +16,25 @@ KEYS = f"/2010-04-01/Accounts/{ACCOUNT_SID}/Keys.json"
 
 
 class Numbers(Struct):
-    """What a page of this list has."""
+    """The fields of a page of this list."""
 
     keys: list[int]
     next_page_uri: str | None = None
 
 
 def page(number: int, uri: str | None) -> Fault:
-    """Answer with a page."""
+    """Return a fault that answers with a page."""
     return faults.answer(json.dumps({"keys": [number], "next_page_uri": uri}).encode(), code=200)
 
 
 def numbers() -> list[int]:
-    """Return what is on all pages."""
+    """Return the numbers on all pages."""
     listed = TwilioList(Twilio(None, Deadline(30)), "Keys.json", Numbers, {"Name": "a b"}, "2")
     return [number for page in listed.pages() for number in page["keys"]]
 
 
 def test_each_page_is_asked_for_with_filters_and_size(twilio: FaultServer) -> None:
-    """Of a link only the page's name counts."""
+    """Each page is requested with the filters and the size. A link adds only the page and its token."""
     twilio.script(page(1, f"{KEYS}?PageSize=9&Page=1&PageToken=PA1&Name=other"), page(2, None))
     first = {"Name": ["a b"], "PageSize": ["2"]}
 
@@ -44,14 +44,14 @@ def test_each_page_is_asked_for_with_filters_and_size(twilio: FaultServer) -> No
 
 @pytest.mark.parametrize("uri", [KEYS, f"{KEYS}?PageToken=PA1"], ids=["first", "second"])
 def test_a_circle_of_pages_ends(twilio: FaultServer, uri: str) -> None:
-    """A link may lead back to the first page, too, which has no name."""
+    """A list ends if a link leads back to an earlier page, or to the first page, which has no token."""
     twilio.script(page(1, f"{KEYS}?PageToken=PA1"), page(2, uri), faults.status(500))
 
     assert [1, 2] == numbers()
 
 
 def test_a_page_of_another_account_is_not_read(twilio: FaultServer) -> None:
-    """Only the connection's own list is."""
+    """A next page of another account is an error, and is not requested."""
     twilio.script(page(1, KEYS.replace(ACCOUNT_SID, f"AC{'f' * 32}")), faults.status(500))
     with pytest.raises(TwilioUnavailableError, match="outside the connection's account"):
         numbers()

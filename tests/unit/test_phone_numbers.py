@@ -1,4 +1,4 @@
-"""Are addresses read as people write them, and never guessed?"""
+"""Addresses are read in the forms that people write, and are never guessed."""
 
 import subprocess
 import sys
@@ -27,7 +27,7 @@ PLAIN = [
 @pytest.mark.parametrize("address", PLAIN)
 @pytest.mark.parametrize("country", ["US", ""], ids=["US", "no country"])
 def test_addresses_that_twilio_knows_pass_untouched(address: str, country: str) -> None:
-    """E.164, short codes and channel addresses need no country, for both directions."""
+    """E.164, short codes and channel addresses pass unchanged as recipient and as sender, without a country."""
     assert (address, address) == (phone_numbers.recipient(address, country), phone_numbers.sender(address, country))
 
 
@@ -48,7 +48,7 @@ def test_addresses_that_twilio_knows_pass_untouched(address: str, country: str) 
     ],
 )
 def test_a_national_number_is_read_in_the_stacks_country(number: str, country: str, expected: str) -> None:
-    """Spaces, dashes and brackets are for people."""
+    """A national number is read in the stack's country. Spaces, dashes and brackets are ignored."""
     assert (expected, expected) == (phone_numbers.recipient(number, country), phone_numbers.sender(number, country))
 
 
@@ -85,7 +85,7 @@ def test_a_national_number_is_read_in_the_stacks_country(number: str, country: s
     ],
 )
 def test_anything_else_is_refused(number: str, country: str, message: str) -> None:
-    """A country is never guessed, and the message does not repeat the number."""
+    """Any other text is refused: a country is never guessed, and the error does not repeat the number."""
     with pytest.raises(ValueError, match=message) as refusal:
         phone_numbers.recipient(number, country)
 
@@ -94,7 +94,7 @@ def test_anything_else_is_refused(number: str, country: str, message: str) -> No
 
 @pytest.mark.parametrize("name", ["Shop", "A", "My Shop 24", "1Shop", "a+b_c-d&e", "1234567890x"])
 def test_a_sender_may_be_a_name(name: str) -> None:
-    """Up to 11 characters of the alphabet that Twilio allows, with a letter among them."""
+    """A sender may be a name: up to 11 characters that Twilio allows, with a letter among them."""
     assert name == phone_numbers.sender(name, "US")
 
 
@@ -119,20 +119,20 @@ def test_a_sender_may_be_a_name(name: str) -> None:
     ],
 )
 def test_other_names_are_refused(name: str, message: str) -> None:
-    """And told why: too long, other characters, no letter, or the name of something else."""
+    """Other names are refused with the reason: too long, other characters, no letter, or a SID."""
     with pytest.raises(ValueError, match=message):
         phone_numbers.sender(name, "US")
 
 
 def test_a_recipient_has_no_name() -> None:
-    """Twilio sends to no alphanumeric address."""
+    """A recipient cannot be a name, because Twilio sends to no alphanumeric address."""
     with pytest.raises(ValueError, match="must be a phone number"):
         phone_numbers.recipient("Shop", "US")
 
 
 @given(st.text(max_size=300) | st.from_regex(r"\A\+?[0-9 ()./x#;=-]{1,30}\Z"), st.sampled_from(["US", "GB", ""]))
 def test_what_comes_out_can_be_sent_to(address: str, country: str) -> None:
-    """Every text is an address or a ValueError, and an address stays the same when it is read again."""
+    """Each text is an address or a ValueError, and an address stays the same if it is read again."""
     try:
         read = phone_numbers.recipient(address, country)
     except ValueError:
@@ -142,7 +142,7 @@ def test_what_comes_out_can_be_sent_to(address: str, country: str) -> None:
 
 
 def test_few_invocations_load_the_numbering_plans() -> None:
-    """They are heavy, and E.164 needs none."""
+    """An E.164 number does not load the numbering plans, which are large and slow to load."""
     code = (
         "import sys; from twilio_connector.validation import phone_numbers; phone_numbers.sender('+15005550006', '');"
         " sys.exit('phonenumbers' in sys.modules)"

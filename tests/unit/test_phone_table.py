@@ -1,4 +1,4 @@
-"""Are numbers read as people in twelve countries write them, and none as another country's?
+"""Numbers are read as people in twelve countries and more write them, and never as another country's numbers.
 
 The numbers are the examples of the numbering plans themselves, one of each region that shares a calling code.
 """
@@ -16,7 +16,7 @@ KINDS = (PhoneNumberType.MOBILE, PhoneNumberType.FIXED_LINE)
 
 
 class Case(NamedTuple):
-    """A number as somebody writes it in a country, and what it is; None where it is refused."""
+    """A number as people write it in a country, and the address that Twilio gets, or None if it is refused."""
 
     written: str
     country: str
@@ -25,22 +25,22 @@ class Case(NamedTuple):
 
 @cache
 def example(region: str, kind: int = PhoneNumberType.MOBILE) -> Any:
-    """Return a region's example of a number."""
+    """Return the example number of a region."""
     return phonenumbers.example_number_for_type(region, kind)
 
 
 def written(number: Any, style: int) -> str:
-    """Return a number in one of the styles that numbering plans have."""
+    """Return a number in one of the styles of the numbering plans."""
     return str(phonenumbers.format_number(number, style))
 
 
 def e164(number: Any) -> str:
-    """Return a number as Twilio takes it."""
+    """Return a number in E.164, the form that Twilio takes."""
     return written(number, PhoneNumberFormat.E164)
 
 
 def neighbours(country: str) -> list[str]:
-    """Return the regions with the calling code of a country, itself among them."""
+    """Return the regions that share a country's calling code, including the country."""
     return list(phonenumbers.region_codes_for_country_code(phonenumbers.country_code_for_region(country)))
 
 
@@ -50,7 +50,7 @@ def wide(text: str) -> str:
 
 
 def arabic(text: str) -> str:
-    """Return a text with the digits of Arabic."""
+    """Return a text with Arabic digits."""
     return text.translate({ord("0") + digit: 0x0660 + digit for digit in range(10)})
 
 
@@ -64,7 +64,7 @@ NATIONAL = [
 
 
 def spelled(country: str) -> list[Case]:
-    """Return one number in all the ways that people have of writing it."""
+    """Return the cases of one number in the ways that people write it, of refused texts, and of a foreign number."""
     number = example(country)
     national, international = (
         written(number, style) for style in (PhoneNumberFormat.NATIONAL, PhoneNumberFormat.INTERNATIONAL)
@@ -73,7 +73,7 @@ def spelled(country: str) -> list[Case]:
     code = str(number.country_code)
     rest = plain.removeprefix(f"+{code}")
     dialled = {"US": "011", "CA": "011", "AU": "0011", "RU": "810", "BR": "0015"}.get(country, "00")
-    foreign = "+41781234567"  # of no country here
+    foreign = "+41781234567"  # a number of none of the countries above
     taken = [
         international,
         written(number, PhoneNumberFormat.RFC3966),
@@ -136,7 +136,7 @@ ODD = [
     Case("+39 (06) 6982 1234", "", "+390669821234"),
     Case("+390669821234", "", "+390669821234"),
     Case("+4400000000000", "", "+4400000000000"),
-    # Without the zero that spreadsheets drop, and the plus that people leave out.
+    # Numbers without the zero, which spreadsheets drop, or without the plus, which people leave out.
     Case("7797712345", "GB", "+447797712345"),
     Case("447797712345", "GB", "+447797712345"),
     Case("447797712345", "US", None),
@@ -154,11 +154,11 @@ ODD = [
     Case("001 415 555 2671", "HK", None),
     Case("009 1 415 555 2671", "HK", None),
     Case("0 21 11 98765-4321", "BR", "+5511987654321"),
-    # The same line, and another one.
+    # A slash within one number, and a slash between two numbers.
     Case("030/1234567", "DE", "+49301234567"),
     Case("030 1234567/8", "DE", None),
     Case("06/12/34/56/78", "FR", "+33612345678"),
-    # Short codes: of three to six digits, and longer ones where there are such.
+    # Short codes: of three to six digits, and longer ones in the countries that have them.
     Case("911", "US", "911"),
     Case("12345", "US", "12345"),
     Case("\u206812345\u2069", "US", "12345"),
@@ -175,7 +175,7 @@ ODD = [
     Case("211234", "FO", "+298211234"),
     Case("12345", "FO", "12345"),
     Case("066982", "IT", "+39066982"),
-    # In a channel.
+    # Channel addresses.
     Case("WhatsApp:+15558675309", "US", "whatsapp:+15558675309"),
     Case("whatsapp: +1 (415) 555-2671", "", "whatsapp:+14155552671"),
     Case("whatsapp:\u2068+15558675309\u2069", "", "whatsapp:+15558675309"),
@@ -188,7 +188,7 @@ ODD = [
     Case("rcs:brand_agent", "US", "rcs:brand_agent"),
     Case("messenger:4155552671", "US", "messenger:4155552671"),
     Case("sim:DE" + "0" * 32, "US", "sim:DE" + "0" * 32),
-    # What is none.
+    # Texts that are not addresses.
     Case("https://wa.me/14155552671", "US", None),
     Case("mailto:name@example.com", "US", None),
     Case("tel:", "US", None),
@@ -203,14 +203,14 @@ TABLE = [*NATIONAL, *SPELLED, *ODD]
 
 
 def test_a_number_is_read_right() -> None:
-    """Whatever stands around it and in it."""
+    """Each valid number of the table is read correctly, despite other characters in it and around it."""
     numbers = {case: phone_numbers.recipient(case.written, case.country) for case in TABLE if case.number}
 
     assert {case: case.number for case in numbers} == numbers
 
 
 def test_what_is_not_a_number_is_refused() -> None:
-    """With the reason; the number is not repeated."""
+    """Each other text of the table is refused with a reason, which does not repeat the number."""
     for case in (case for case in TABLE if not case.number):
         with pytest.raises(ValueError, match=r"^(must be a|is not a valid|could be a) (phone )?number") as refusal:
             phone_numbers.recipient(case.written, case.country)
@@ -220,7 +220,7 @@ def test_what_is_not_a_number_is_refused() -> None:
 
 
 def test_the_table_is_large_enough() -> None:
-    """Twelve countries and more, with a hundred and twenty numbers and more."""
+    """The table has at least 12 countries, 120 different numbers, and regions that share a calling code."""
     assert len(COUNTRIES) >= 12
     assert len({case.written for case in TABLE}) >= 120
     assert {region for country in COUNTRIES for region in neighbours(country)} >= {
@@ -236,9 +236,9 @@ def test_the_table_is_large_enough() -> None:
 
 @pytest.mark.parametrize("country", COUNTRIES)
 def test_no_number_is_read_as_another_countrys(country: str) -> None:
-    """A number of abroad without its plus is refused, unless people at home would write one of theirs so.
+    """A foreign number without its plus is refused, unless it looks like a national number.
 
-    That is a number with as many digits as those at home have, and it cannot be told from one.
+    Such a number has as many digits as national numbers have, and cannot be distinguished from one.
     """
     home = phonenumbers.country_code_for_region(country)
     lengths = {len(str(example(country, kind).national_number)) for kind in KINDS}
@@ -255,7 +255,7 @@ def test_no_number_is_read_as_another_countrys(country: str) -> None:
 
 @pytest.mark.parametrize("country", ["US", "DE", ""])
 def test_a_number_with_its_country_code_is_the_same_in_all_stacks(country: str) -> None:
-    """The stack's country is of no account, and none need be set."""
+    """A number with its country code does not depend on the stack's country, which may be unset."""
     numbers = [
         example(region) or example(region, PhoneNumberType.FIXED_LINE)
         for region in sorted(phonenumbers.SUPPORTED_REGIONS)
@@ -267,7 +267,7 @@ def test_a_number_with_its_country_code_is_the_same_in_all_stacks(country: str) 
 
 
 def test_short_numbers_are_those_of_the_numbering_plans() -> None:
-    """Without a prefix, and as short as a short code."""
+    """`SHORT_NUMBERS` has the countries with numbers that have no prefix and are as short as a short code."""
 
     def is_short(region: str) -> bool:
         plan: Any = PhoneMetadata.metadata_for_region(region)

@@ -1,4 +1,4 @@
-"""The pictures of the documentation: the architecture is the template's, and the terminal's steps are the demo's."""
+"""The documentation's pictures: the architecture matches the template, and the terminal shows the demo's steps."""
 
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -18,14 +18,14 @@ Outputs:
 
 
 def stack(folder: Path, template: str) -> pictures.Stack:
-    """Return what the pictures read of a template."""
+    """Return the stack that the pictures read from a template."""
     path = folder / "template.yaml"
     path.write_text(template)
     return pictures.Stack(path)
 
 
 def test_architecture_is_the_templates(tmp_path: Path) -> None:
-    """The picture has all that the template has, and no arrow besides."""
+    """The picture shows the template's resources, and no arrow that the template does not have."""
     assert [] == pictures.faults(stack(tmp_path, TEMPLATE))
 
 
@@ -45,7 +45,7 @@ def test_arrow_that_is_gone_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(pictures.FOLDER.glob("*.svg")), ids=lambda path: path.stem)
 def test_picture_asks_nobody(path: Path) -> None:
-    """A picture is well-formed, says what it shows, and loads nothing from elsewhere."""
+    """A picture is well-formed, has a title, and loads nothing from other sites."""
     text = path.read_text()
     title = ET.fromstring(text).find("{http://www.w3.org/2000/svg}title")  # noqa: S314 the project's own
 
@@ -56,7 +56,7 @@ def test_picture_asks_nobody(path: Path) -> None:
 
 @pytest.mark.parametrize("title", terminal.SHOWN)
 def test_terminal_shows_the_demos_steps(title: str) -> None:
-    """Each step that the terminal's picture shows is one of the demo's or of the stack's, and is in the picture."""
+    """Each step of the terminal's picture is a step of the demo or of the stack, and both themes show it."""
     code = (ROOT / "local" / "demo.py").read_text() + (ROOT / "local" / "stack.py").read_text()
 
     assert f'step("{title}")' in code

@@ -1,4 +1,4 @@
-"""Is what is new or changed in Twilio's list published, once, however runs end?"""
+"""`poll_messages` publishes each new or changed message in Twilio's list once, however its runs end."""
 
 import gc
 import itertools
@@ -63,13 +63,13 @@ DAY = 24 * HOUR
 
 @pytest.fixture
 def clock(clock: Clock) -> Clock:
-    """Let it be the time of Twilio's newest message."""
+    """Set the clock to the time of Twilio's newest message."""
     clock.now = NEWEST.timestamp()
     return clock
 
 
 class Bus:
-    """What the bus took: SID, status and mark of each event, in order."""
+    """The event bus. It records SID, status and mark of each event that it took, in order."""
 
     def __init__(self, wire: AwsWire) -> None:
         self.taken: list[tuple[str, str, str | None]] = []
@@ -93,23 +93,23 @@ class Bus:
 
     @property
     def sids(self) -> list[str]:
-        """The SIDs, in order."""
+        """The SIDs of the events, in order."""
         return [sid for sid, _, _ in self.taken]
 
     def times(self, sid: str, status: str) -> tuple[int, int]:
-        """Return how often an event came without and with a mark."""
+        """Return how often an event was published without a mark, and how often with one."""
         marks = [mark for *about, mark in self.taken if about == [sid, status]]
         return marks.count(None), len(marks) - marks.count(None)
 
 
 @pytest.fixture
 def bus(aws_wire: AwsWire) -> Bus:
-    """Note what the bus takes."""
+    """Return a bus that records the events that it takes."""
     return Bus(aws_wire)
 
 
 class Memory:
-    """AWS without the network, and without second attempts; `before` is called before each call."""
+    """AWS without a network and without retries. `before` is called before each call."""
 
     def __init__(self, wire: AwsWire) -> None:
         self.before: Callable[[str], object] = lambda _: None
@@ -132,7 +132,7 @@ class Memory:
 
 @pytest.fixture
 def memory(aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch) -> Memory:
-    """Leave the network to AWS out, for tests with thousands of calls."""
+    """Replace the network to AWS by calls in memory, for tests with thousands of calls."""
     memory = Memory(aws_wire)
     monkeypatch.setattr(client, "_exchange", memory.exchange)
     monkeypatch.setattr(
@@ -142,28 +142,28 @@ def memory(aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch) -> Memory:
 
 
 def run(seconds: float = 300, **wanted: Any) -> dict[str, Any]:
-    """Let the schedule's moment come."""
+    """Run the function as its schedule does, and return its answer."""
     return dict(handler(wanted, Context(seconds)))
 
 
 def answer(seen: int, published: int, *, complete: bool = True) -> dict[str, Any]:
-    """Return what a run answers."""
+    """Return the answer that a run gives."""
     return {"seen": seen, "published": published, "complete": complete}
 
 
 def bounds(twilio: FaultServer) -> list[dict[str, str]]:
-    """Return the queries for pages, without their size."""
+    """Return the queries of the requests for pages, without the page size."""
     queries = [request.parameters for request in twilio.requests if request.path == f"{MESSAGES}.json"]
     return [{name: value for name, (value,) in query.items() if name != "PageSize"} for query in queries]
 
 
 def iso(date: datetime) -> str:
-    """Return a date as a filter has it."""
+    """Return a date in the form of Twilio's filters."""
     return date.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def progress(aws_wire: AwsWire) -> dict[str, Any]:
-    """Return what the table has."""
+    """Return the progress that the table has."""
     return dict(json.loads(aws_wire.deliveries[KEY]["progress"]["S"]))
 
 
@@ -172,13 +172,13 @@ def progress(aws_wire: AwsWire) -> dict[str, Any]:
 
 @pytest.mark.usefixtures("twilio", "clock")
 def test_the_event_file_is_taken(event: LoadEvent, bus: Bus) -> None:
-    """It is what a schedule gives."""
+    """The example event, which is the input from a schedule, is accepted."""
     assert answer(0, 0) == handler(event("poll_messages"), Context(300))
     assert [] == bus.taken
 
 
 def test_a_status_is_told_as_by_the_webhook(twilio: FaultServer, clock: Clock, bus: Bus) -> None:
-    """In the same words; `parameters` is Twilio's message as it is."""
+    """A status is published with the fields of the webhook's events; `parameters` is Twilio's unchanged message."""
     sid = twilio.history(0).add(
         clock.ago(hours=1), status="undelivered", error_code=30003, body="Hello", messaging_service_sid="MG" + "0" * 32
     )
@@ -211,7 +211,7 @@ def test_a_status_is_told_as_by_the_webhook(twilio: FaultServer, clock: Clock, b
 
 
 def test_a_message_to_us_is_told_with_its_media(twilio: FaultServer, clock: Clock, bus: Bus) -> None:
-    """At the URLs that the webhook gives too."""
+    """An inbound message is published with its media, at the same URLs as in the webhook's events."""
     sid = twilio.history(0).add(
         clock.ago(hours=1), status="received", direction="inbound", media=["image/png", "text/vcard"]
     )
@@ -229,7 +229,7 @@ def test_a_message_to_us_is_told_with_its_media(twilio: FaultServer, clock: Cloc
 
 @pytest.mark.usefixtures("aws_wire")
 def test_urls_are_those_of_the_region(aws_wire: AwsWire) -> None:
-    """Where no other host is set."""
+    """The URLs of messages have the host of the connection's region, unless a setting names another host."""
     aws_wire.secrets["twilio/default"] = json.dumps(API_KEY | {"region": "ie1"})
     sid = "SM" + "0" * 32
     account = Account(Twilio(None, Deadline(60)), ACCOUNT_SID)
@@ -238,7 +238,7 @@ def test_urls_are_those_of_the_region(aws_wire: AwsWire) -> None:
 
 
 def test_media_that_we_send_are_not_asked_for(twilio: FaultServer, clock: Clock, bus: Bus) -> None:
-    """The webhook does not tell them either."""
+    """Media of outbound messages are not requested, because the webhook's events do not have them either."""
     twilio.history(0).add(clock.ago(hours=1), media=["image/png"])
     run()
 
@@ -246,7 +246,7 @@ def test_media_that_we_send_are_not_asked_for(twilio: FaultServer, clock: Clock,
 
 
 def test_a_message_that_is_still_being_received_is_told_once(twilio: FaultServer, clock: Clock, bus: Bus) -> None:
-    """As the webhook does: `receiving` is no event of its own."""
+    """A message that is still `receiving` is published once, as `received`, which is also what the webhook does."""
     history = twilio.history(0)
     sid = history.add(clock.ago(minutes=2), status="receiving", direction="inbound")
     run()
@@ -258,7 +258,7 @@ def test_a_message_that_is_still_being_received_is_told_once(twilio: FaultServer
 
 
 def test_all_of_a_message_may_be_null(twilio: FaultServer, clock: Clock, bus: Bus) -> None:
-    """But for its SID, its date and what stands in the deduplication."""
+    """A message's fields may be null, except its SID, its date and the status, which deduplication needs."""
     nothing: dict[str, Any] = dict.fromkeys(
         ["from", "to", "body", "direction", "num_media", "error_code", "date_updated"]
     )
@@ -270,7 +270,7 @@ def test_all_of_a_message_may_be_null(twilio: FaultServer, clock: Clock, bus: Bu
 
 @pytest.mark.parametrize("date", ["", "yesterday", 5, "Thu, 99 Foo 2026 99:99:99 +0000"])
 def test_a_date_that_is_none_is_none(twilio: FaultServer, clock: Clock, bus: Bus, date: object) -> None:
-    """Such a message has no place in the list, and keeps no other from being published."""
+    """A message with an invalid date is not published, and does not stop the other messages."""
     row = {"sid": "SM" + "1" * 32, "date_sent": date}
     good = {"sid": "SM" + "2" * 32, "date_sent": format_datetime(clock.ago(hours=1))}
     twilio.script(faults.answer(json.dumps({"messages": [row, good]}).encode(), code=200))
@@ -280,7 +280,7 @@ def test_a_date_that_is_none_is_none(twilio: FaultServer, clock: Clock, bus: Bus
 
 
 def test_webhook_and_polling_publish_once(twilio: FaultServer, clock: Clock, bus: Bus) -> None:
-    """Whoever comes first."""
+    """Webhook and polling together publish a status once, in either order."""
     history = twilio.history(0)
     sids = [history.add(clock.ago(hours=1), status="delivered"), history.add(clock.ago(hours=1), status="sent")]
 
@@ -298,11 +298,11 @@ def test_webhook_and_polling_publish_once(twilio: FaultServer, clock: Clock, bus
     assert [(sids[0], "delivered", None), (sids[1], "sent", None)] == bus.taken
 
 
-# Since when
+# Where a scan begins
 
 
 def test_the_first_run_brings_no_flood(twilio: FaultServer, clock: Clock, bus: Bus) -> None:
-    """It goes back as far as any other."""
+    """The first run goes back as far as any other run, so that it publishes no flood of old messages."""
     history = twilio.history(0)
     history.add(clock.ago(seconds=OVERLAP_SECONDS + 1))
     sid = history.add(clock.ago(seconds=OVERLAP_SECONDS))
@@ -324,14 +324,14 @@ def test_the_first_run_brings_no_flood(twilio: FaultServer, clock: Clock, bus: B
 )
 @pytest.mark.usefixtures("clock")
 def test_the_first_run_begins_where_it_is_told(twilio: FaultServer, since: str, bound: str) -> None:
-    """But Twilio's list goes back 400 days."""
+    """The first run begins at `since`, but at most 400 days ago: Twilio's list goes back no further."""
     run(since=since)
 
     assert [{"DateSent>": bound}] == bounds(twilio)
 
 
 def test_the_first_beginning_is_the_only_one(twilio: FaultServer, clock: Clock) -> None:
-    """A schedule gives it each time; and no later run goes back behind it."""
+    """Only the first `since` counts, because a schedule sends it each time. No later run goes back before it."""
     first = clock.ago(hours=1)
     run(since=iso(first))
     clock.now += 60
@@ -346,7 +346,7 @@ def test_the_first_beginning_is_the_only_one(twilio: FaultServer, clock: Clock) 
 
 
 def test_a_pass_begins_where_the_one_before_it_began(twilio: FaultServer, clock: Clock, bus: Bus) -> None:
-    """Not where that one ended; what came meanwhile is not lost."""
+    """A scan starts from the time when the last scan began, not when it ended, so that no message is lost."""
     history = twilio.history(0, max_page_size=2)
     sids = [history.add(clock.ago(hours=hours)) for hours in range(1, 6)]
     run()
@@ -363,7 +363,7 @@ def test_a_pass_begins_where_the_one_before_it_began(twilio: FaultServer, clock:
 
 
 def test_a_long_pause_is_made_good(twilio: FaultServer, clock: Clock, bus: Bus) -> None:
-    """What was published before it is not published again."""
+    """After a pause of days, new and changed messages are published, and old ones are not published again."""
     history = twilio.history(0)
     old, changing, costly = (history.add(clock.ago(hours=1), status="sent") for _ in range(3))
     assert answer(3, 3) == run()
@@ -380,7 +380,7 @@ def test_a_long_pause_is_made_good(twilio: FaultServer, clock: Clock, bus: Bus) 
 
 
 def test_a_filter_that_is_coarser_does_no_harm(twilio: FaultServer, clock: Clock, bus: Bus) -> None:
-    """Twilio documents days only; what comes besides is passed over, and ends the pass."""
+    """If Twilio filters by day only, as documented, older messages are skipped, and a page of them ends the scan."""
     clock.now += 60
     history = History(10, spacing=timedelta(hours=5))
     page = json.loads(history.page(Request(1, 0, head=f"GET {MESSAGES}.json HTTP/1.1\r\n\r\n".encode())).body)
@@ -408,7 +408,7 @@ def test_a_filter_that_is_coarser_does_no_harm(twilio: FaultServer, clock: Clock
     ],
 )
 def test_a_wrong_input_is_refused(twilio: FaultServer, aws_wire: AwsWire, wanted: dict[str, Any], field: str) -> None:
-    """It is named, and nobody is asked."""
+    """An invalid input is refused: the error names the field, and neither Twilio nor AWS is called."""
     with pytest.raises(InvalidInputError) as refusal:
         run(**wanted)
 
@@ -416,11 +416,14 @@ def test_a_wrong_input_is_refused(twilio: FaultServer, aws_wire: AwsWire, wanted
     assert ([], []) == (twilio.requests, aws_wire.calls)
 
 
-# What of a message is due
+# Which changes are due
 
 
 def test_what_is_remembered_outlasts_what_is_looked_at() -> None:
-    """With five hours between two passes, and clocks that are an hour wrong."""
+    """The table remembers events for longer than scans go back.
+
+    The margin allows five hours between two scans, and clocks that are an hour wrong.
+    """
     assert RETENTION_SECONDS >= DAY == REMEMBERED_SECONDS + HOUR == OVERLAP_SECONDS + 6 * HOUR
     assert 0 < SETTLING_SECONDS < OVERLAP_SECONDS
 
@@ -433,20 +436,20 @@ LAST, NOW = 1000 * HOUR, 1010 * HOUR
     [
         (1009, 1009, 1000, 1010, Due.YES),
         (981, 1009, 1000, 1010, Due.NO),  # before `since`
-        (1009, 1010, 1000, 1010, Due.NO),  # the next pass takes it
-        (991.9, 1010, 1000, 1010, Due.YES),  # the next pass does not see it
-        (988, 988, 1000, 1010, Due.YES),  # the table knows it
+        (1009, 1010, 1000, 1010, Due.NO),  # the next scan publishes it
+        (991.9, 1010, 1000, 1010, Due.YES),  # the next scan does not read it
+        (988, 988, 1000, 1010, Due.YES),  # the table has its events
         (986, 999.9, 1000, 1010, Due.NO),
         (986, 1000, 1000, 1010, Due.UNCERTAIN),
         (986, 986, None, 1010, Due.YES),
-        (986, 986, None, 986, Due.UNCERTAIN),  # somebody was at it a day ago
+        (986, 986, None, 986, Due.UNCERTAIN),  # the last run was at work a day ago
         (986, 986, 985, 1010, Due.YES),
         (986, 986, 985, 986, Due.UNCERTAIN),
         (988, 988, 985, 986, Due.YES),
     ],
 )
 def test_what_is_due(sent: float, updated: float, watermark: float | None, moved: float, due: Due) -> None:
-    """All times in hours; the pass looks at what was sent since 982."""
+    """`decide` says which changes are due. All times are in hours; the scan reads messages sent since hour 982."""
     progress = Progress(
         since=0,
         watermark=None if watermark is None else int(watermark * HOUR),
@@ -457,12 +460,15 @@ def test_what_is_due(sent: float, updated: float, watermark: float | None, moved
 
 
 def test_without_a_pass_nothing_is_due() -> None:
-    """There is nothing to compare with."""
+    """Nothing is due without a scan, because there is no range to compare with."""
     assert Due.NO is decide(NOW, NOW, Progress(since=0), NOW)
 
 
 def test_what_changed_just_now_waits(twilio: FaultServer, clock: Clock, bus: Bus) -> None:
-    """Its webhook may be under way, and knows more; the next run takes it, if nothing came."""
+    """A message that changed just now is left to the next run.
+
+    Its webhook, which has more fields, may still come. If none comes, the next run publishes it.
+    """
     sid = twilio.history(0).add(clock.ago(seconds=SETTLING_SECONDS))
     assert answer(1, 0) == run()
     clock.now += 60
@@ -472,7 +478,10 @@ def test_what_changed_just_now_waits(twilio: FaultServer, clock: Clock, bus: Bus
 
 
 def test_what_is_not_sent_has_no_place(twilio: FaultServer, clock: Clock, bus: Bus) -> None:
-    """Its date comes late, and may be earlier than the run that did not see it."""
+    """A message without a date is published once it is sent.
+
+    Its date may then be earlier than the run that did not see it.
+    """
     history = twilio.history(0)
     sid = history.add(None, status="scheduled")
     assert answer(0, 0) == run()
@@ -486,7 +495,7 @@ def test_what_is_not_sent_has_no_place(twilio: FaultServer, clock: Clock, bus: B
 
 
 def test_a_status_is_seen_as_long_after_it_was_sent_as_promised(twilio: FaultServer, clock: Clock, bus: Bus) -> None:
-    """To the second, also just before a run; and no longer."""
+    """A status is published up to `OVERLAP_SECONDS` after the send, to the second, and no later."""
     history = twilio.history(0)
     run()
     sids = [history.add(clock.date, status="sent") for _ in range(2)]
@@ -511,7 +520,10 @@ def test_a_status_is_seen_as_long_after_it_was_sent_as_promised(twilio: FaultSer
 
 @pytest.mark.usefixtures("memory")
 def test_what_is_known_costs_a_look(twilio: FaultServer, aws_wire: AwsWire, clock: Clock, bus: Bus) -> None:
-    """A hundred at a time; nothing is claimed, put or asked of Twilio for them."""
+    """Messages that were published before cost one read per hundred.
+
+    Nothing is claimed, published or requested from Twilio for them.
+    """
     history = twilio.history(0)
     for number in range(250):
         history.add(
@@ -537,7 +549,7 @@ def test_what_is_known_costs_a_look(twilio: FaultServer, aws_wire: AwsWire, cloc
 def test_keys_that_are_left_over_are_asked_for_again(
     twilio: FaultServer, aws_wire: AwsWire, clock: Clock, bus: Bus, delays: list[float]
 ) -> None:
-    """DynamoDB may answer for some of them."""
+    """Keys that DynamoDB leaves unprocessed are requested again."""
     history = twilio.history(0)
     for number in range(10):
         history.add(clock.ago(minutes=number + 1))
@@ -553,7 +565,7 @@ def test_keys_that_are_left_over_are_asked_for_again(
 def test_a_table_that_always_leaves_keys_over_is_away(
     twilio: FaultServer, aws_wire: AwsWire, clock: Clock, bus: Bus, delays: list[float]
 ) -> None:
-    """The next run asks again."""
+    """If DynamoDB always leaves keys unprocessed, the run fails, and the next run reads them again."""
     twilio.history(0).add(clock.ago(minutes=1))
     aws_wire.unprocessed = [1] * 5
     with pytest.raises(ServiceUnavailableError):
@@ -565,7 +577,7 @@ def test_a_table_that_always_leaves_keys_over_is_away(
 
 @pytest.mark.usefixtures("clock")
 def test_a_message_that_stands_twice_on_a_page_is_asked_for_once(twilio: FaultServer, clock: Clock, bus: Bus) -> None:
-    """DynamoDB refuses a request with the same key twice."""
+    """A message that is on a page twice is looked up once, because DynamoDB refuses duplicate keys in a request."""
     row = {"sid": "SM" + "1" * 32, "date_sent": format_datetime(clock.ago(hours=1))}
     twilio.script(faults.answer(json.dumps({"messages": [row, row]}).encode(), code=200))
 
@@ -573,7 +585,7 @@ def test_a_message_that_stands_twice_on_a_page_is_asked_for_once(twilio: FaultSe
     assert 1 == len(bus.taken)
 
 
-# AWS that is away
+# AWS is unavailable
 
 
 @pytest.mark.parametrize("failure", [AWAY, LOST], ids=["refused", "lost"])
@@ -582,7 +594,7 @@ def test_a_message_that_stands_twice_on_a_page_is_asked_for_once(twilio: FaultSe
 def test_without_the_table_nothing_moves(
     twilio: FaultServer, aws_wire: AwsWire, clock: Clock, bus: Bus, operation: str, failure: tuple[int, str]
 ) -> None:
-    """Nothing is lost by waiting, so nothing is published that nobody knows of."""
+    """Without the table a run fails, and publishes nothing that the table does not record. Waiting loses no message."""
     sid = twilio.history(0).add(clock.ago(hours=1))
     run()
     later = twilio._account.history.add(clock.ago(minutes=5))
@@ -599,7 +611,7 @@ def test_without_the_table_nothing_moves(
 
 @pytest.mark.usefixtures("memory")
 def test_a_claim_that_fails_keeps_the_page(twilio: FaultServer, aws_wire: AwsWire, clock: Clock, bus: Bus) -> None:
-    """The others of the page are published; the next run publishes what is left, without a mark."""
+    """If a claim fails, the other events of the page are published. The next run publishes the rest, without a mark."""
     history = twilio.history(0)
     sids = [history.add(clock.ago(minutes=minutes)) for minutes in (1, 2, 3)]
     aws_wire.failures["PutItem"] = [PASS, AWAY]  # one of the claims
@@ -616,7 +628,7 @@ def test_a_claim_that_fails_keeps_the_page(twilio: FaultServer, aws_wire: AwsWir
 def test_an_answer_of_the_table_that_is_lost_stops_nobody(
     twilio: FaultServer, aws_wire: AwsWire, clock: Clock, bus: Bus
 ) -> None:
-    """The table is asked again, and what stands there then is what the run wrote itself."""
+    """If the answer to a write is lost, the run continues: the retry finds the run's own write in the table."""
     sid = twilio.history(0).add(clock.ago(minutes=1))
     aws_wire.failures["PutItem"] = [LOST]
 
@@ -634,7 +646,7 @@ def kept(aws_wire: AwsWire) -> list[SqsRecord]:
 def test_what_the_bus_does_not_take_is_in_the_buffer(
     twilio: FaultServer, aws_wire: AwsWire, clock: Clock, bus: Bus
 ) -> None:
-    """The run goes on; what is there is not published by another run too."""
+    """An event that the bus refuses goes to the buffer. The run continues, and no other run publishes the event."""
     sid = twilio.history(0).add(clock.ago(minutes=1))
     aws_wire.failures["PutEvents"] = [THROTTLED] * 2
 
@@ -646,7 +658,7 @@ def test_what_the_bus_does_not_take_is_in_the_buffer(
 
 @pytest.mark.usefixtures("delays")
 def test_without_bus_and_buffer_the_page_stays(twilio: FaultServer, aws_wire: AwsWire, clock: Clock, bus: Bus) -> None:
-    """It is published once one of them is back."""
+    """If bus and buffer are unavailable, the run fails, and a later run publishes the page."""
     sid = twilio.history(0).add(clock.ago(minutes=1))
     aws_wire.failures["PutEvents"] = [THROTTLED] * 2
     aws_wire.failures["SendMessage"] = [AWAY] * 2
@@ -664,7 +676,10 @@ def test_without_bus_and_buffer_the_page_stays(twilio: FaultServer, aws_wire: Aw
 def test_a_run_goes_on_where_the_one_before_it_ended(
     twilio: FaultServer, aws_wire: AwsWire, clock: Clock, bus: Bus
 ) -> None:
-    """Page by page, with Twilio's token; what comes meanwhile waits for the next pass."""
+    """A run continues at the page where the last run stopped, by Twilio's token.
+
+    New messages are left to the next scan.
+    """
     history = twilio.history(0, max_page_size=3)
     sids = [history.add(clock.ago(minutes=minutes)) for minutes in range(1, 9)]
     history.before_page = lambda: setattr(clock, "elapsed", clock.elapsed + 241)
@@ -691,7 +706,10 @@ def test_a_run_goes_on_where_the_one_before_it_ended(
 
 @pytest.mark.usefixtures("clock")
 def test_too_little_time_is_an_error(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """Such a function would never come anywhere, and nobody would notice."""
+    """Too little time for a run is an error.
+
+    Otherwise such a function would never make progress, and nobody would notice.
+    """
     with pytest.raises(ServiceUnavailableError, match="too little time"):
         run(seconds=59)
 
@@ -701,7 +719,7 @@ def test_too_little_time_is_an_error(twilio: FaultServer, aws_wire: AwsWire) -> 
 def test_time_that_ends_with_media_is_used(
     twilio: FaultServer, clock: Clock, bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What has its media is published, so that each run comes further."""
+    """If time ends while media are read, the finished messages are published, so that each run makes progress."""
     history = twilio.history(0)
     sids = [
         history.add(clock.ago(minutes=minutes), status="received", direction="inbound", media=["image/png"])
@@ -720,7 +738,7 @@ def test_time_that_ends_with_media_is_used(
 
 
 def test_time_is_looked_at_every_hundred_messages(twilio: FaultServer, clock: Clock, memory: Memory, bus: Bus) -> None:
-    """What was looked up is published, and what is left is not begun."""
+    """A run checks its time every hundred messages. It publishes those that it looked up, and leaves the rest."""
     history = twilio.history(0)
     sids = [history.add(clock.ago(minutes=1 + number)) for number in range(250)]
     memory.before = lambda name: setattr(clock, "elapsed", clock.elapsed + 121 * (name == "BatchGetItem"))
@@ -732,7 +750,7 @@ def test_time_is_looked_at_every_hundred_messages(twilio: FaultServer, clock: Cl
 
 
 def test_time_is_looked_at_before_every_page(twilio: FaultServer, clock: Clock, memory: Memory, bus: Bus) -> None:
-    """A page that could not be worked through is not fetched."""
+    """A run checks its time before each page, and does not request a page that it could not finish."""
     history = twilio.history(0, max_page_size=2)
     sids = [history.add(clock.ago(minutes=1 + number)) for number in range(3)]
     memory.before = lambda name: setattr(clock, "elapsed", clock.elapsed + 242 * (name == "PutEvents"))
@@ -745,14 +763,14 @@ def test_time_is_looked_at_before_every_page(twilio: FaultServer, clock: Clock, 
 
 
 def test_a_pass_may_take_days(twilio: FaultServer, clock: Clock, memory: Memory, bus: Bus) -> None:
-    """What a run that died had published is not published again."""
+    """A scan may take days. Events that a crashed run published are not published again."""
     history = twilio.history(0, max_page_size=2)
     sids = [history.add(clock.ago(days=3, minutes=minutes)) for minutes in range(10)]
     history.before_page = lambda: setattr(clock, "elapsed", clock.elapsed + 200)
     writes = itertools.count(1)
 
     def die(name: str) -> None:
-        # How far it came is written after the beginning, two claims and two notes of what the bus took.
+        # The sixth write is the progress. Before it come the start, two claims and two notes of published events.
         if name == "PutItem" and next(writes) >= 6:
             raise Crash
 
@@ -772,7 +790,10 @@ def test_a_pass_may_take_days(twilio: FaultServer, clock: Clock, memory: Memory,
 
 
 def test_a_pass_reads_the_last_18_hours_again(twilio: FaultServer, clock: Clock, bus: Bus) -> None:
-    """However long deliveries are remembered: each page costs a request, and each message a look-up."""
+    """A scan reads only the last 18 hours again, however long events are remembered.
+
+    Each page costs a request, and each message a read.
+    """
     history = twilio.history(0, max_page_size=1)
     for hours in range(60):
         history.add(clock.ago(hours=hours, minutes=1), status="delivered")
@@ -787,7 +808,7 @@ def test_a_pass_reads_the_last_18_hours_again(twilio: FaultServer, clock: Clock,
 
 @pytest.mark.usefixtures("clock")
 def test_twilio_is_not_waited_for_until_the_end(twilio: FaultServer, delays: list[float]) -> None:
-    """How far the run came must still be written."""
+    """A run does not wait for Twilio until its time is over, because it must still write its progress."""
     twilio.script(faults.too_many("30"), faults.OK)
     with pytest.raises(TwilioRateLimitError):
         run(seconds=60)
@@ -801,7 +822,7 @@ def test_twilio_is_not_waited_for_until_the_end(twilio: FaultServer, delays: lis
 
 @pytest.mark.parametrize("status", [404, 403, 400])
 def test_media_that_are_gone_hold_nothing_up(twilio: FaultServer, clock: Clock, bus: Bus, status: int) -> None:
-    """The message is told without them; it says how many there were."""
+    """If Twilio refuses a message's media, the message is published without them; `num_media` keeps their number."""
     sid = twilio.history(0).add(clock.ago(minutes=1), status="received", direction="inbound", media=["image/png"])
     twilio.script(faults.OK, faults.status(status), faults.OK)
 
@@ -813,7 +834,7 @@ def test_media_that_are_gone_hold_nothing_up(twilio: FaultServer, clock: Clock, 
 @pytest.mark.parametrize("bad", [{}, {"media_list": [{"sid": "../x"}]}, {"media_list": [{"content_type": "x"}]}])
 @pytest.mark.usefixtures("delays")
 def test_media_that_cannot_be_read_wait(twilio: FaultServer, clock: Clock, bus: Bus, bad: object) -> None:
-    """A proxy may answer anything; the next run asks again."""
+    """If the answer is not a list of media, the run fails, and the next run retries. A proxy may answer anything."""
     sid = twilio.history(0).add(clock.ago(minutes=1), status="received", direction="inbound", media=["image/png"])
     wrong = faults.answer(json.dumps(bad).encode(), code=200)
     twilio.script(faults.OK, wrong, wrong, wrong, faults.OK)
@@ -825,7 +846,7 @@ def test_media_that_cannot_be_read_wait(twilio: FaultServer, clock: Clock, bus: 
     assert ([sid], 1) == (bus.sids, len(bus.details[0]["message"]["media"]))
 
 
-# Pages that lead astray
+# Invalid next pages
 
 
 @pytest.mark.parametrize(
@@ -843,7 +864,7 @@ def test_media_that_cannot_be_read_wait(twilio: FaultServer, clock: Clock, bus: 
 def test_pages_that_lead_nowhere_are_an_error(
     twilio: FaultServer, aws_wire: AwsWire, clock: Clock, bus: Bus, evil: Any, requests: int
 ) -> None:
-    """The pass is not at its end, and says so in each run; no page is published twice."""
+    """An invalid next page is an error in each run, because the scan is not complete. No event is published twice."""
     twilio.history(10, evil=evil, max_page_size=3)
     for _ in range(3):
         with pytest.raises(TwilioUnavailableError, match="next page"):
@@ -858,7 +879,7 @@ def test_pages_that_lead_nowhere_are_an_error(
 def test_a_circle_is_found_over_many_runs(
     twilio: FaultServer, clock: Clock, bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each reads one page, and remembers one."""
+    """A circle of pages is found over many runs, each of which reads one page. The progress remembers one page."""
     sent = format_datetime(clock.ago(hours=1))
 
     def circle(request: Request) -> Reply:
@@ -881,7 +902,10 @@ def test_a_circle_is_found_over_many_runs(
 
 
 def test_a_page_that_twilio_refuses_is_found_by_date(twilio: FaultServer, clock: Clock, bus: Bus) -> None:
-    """Its name is that of a message, which somebody deleted meanwhile."""
+    """If Twilio refuses a page, the scan restarts by date.
+
+    A page's token names a message, which may have been deleted since.
+    """
     history = twilio.history(0, max_page_size=2)
     sids = [history.add(clock.ago(minutes=minutes // 2)) for minutes in range(2, 12)]
     pages: list[int] = []
@@ -903,7 +927,7 @@ def test_a_page_that_twilio_refuses_is_found_by_date(twilio: FaultServer, clock:
 def test_a_page_found_by_date_may_lead_to_the_same_token(
     twilio: FaultServer, clock: Clock, bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """That is no circle."""
+    """A page that was found by date may lead to the same token again; this is not a circle."""
     history = twilio.history(0, max_page_size=2)
     sids = [history.add(clock.ago(minutes=minutes)) for minutes in (1, 1, 2, 2)]
     reply = twilio._account.reply
@@ -921,7 +945,7 @@ def test_a_page_found_by_date_may_lead_to_the_same_token(
 def test_tokens_that_are_always_refused_come_to_an_end(
     twilio: FaultServer, clock: Clock, bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By date the list goes on as far as dates differ."""
+    """If Twilio refuses all tokens, the scan continues by date as long as the dates differ, and then fails."""
     history = twilio.history(0, max_page_size=2)
     sids = [history.add(clock.ago(minutes=minutes)) for minutes in (1, 2, 3, 4, 4, 4)]
     reply = twilio._account.reply
@@ -937,7 +961,7 @@ def test_tokens_that_are_always_refused_come_to_an_end(
 
 
 def test_a_first_page_that_is_refused_is_an_error(twilio: FaultServer) -> None:
-    """There is no other way to it."""
+    """If Twilio refuses the first page, the run fails, because no other request leads to this page."""
     twilio.script(faults.status(400))
     with pytest.raises(TwilioRejectedError):
         run()
@@ -951,7 +975,7 @@ def test_a_first_page_that_is_refused_is_an_error(twilio: FaultServer) -> None:
 def test_a_second_run_leaves_the_first_one_alone(
     twilio: FaultServer, aws_wire: AwsWire, clock: Clock, bus: Bus
 ) -> None:
-    """It asks nobody for anything."""
+    """A second run ends at once while the first one is at work, and sends no request to Twilio."""
     history = twilio.history(0)
     sid = history.add(clock.ago(minutes=1))
     answers: list[dict[str, Any]] = []
@@ -969,7 +993,7 @@ def test_a_second_run_leaves_the_first_one_alone(
 
 
 def test_a_run_that_was_overtaken_stops(twilio: FaultServer, clock: Clock, bus: Bus) -> None:
-    """Though it was thought dead, its page is published once, and it goes no further."""
+    """A run that another run overtook after its lease stops after its page, whose events are published once."""
     history = twilio.history(0, max_page_size=2)
     sids = [history.add(clock.ago(minutes=minutes)) for minutes in range(1, 6)]
     answers: list[dict[str, Any]] = []
@@ -987,7 +1011,7 @@ def test_a_run_that_was_overtaken_stops(twilio: FaultServer, clock: Clock, bus: 
 
 
 def test_each_connection_has_its_own_progress(twilio: FaultServer, aws_wire: AwsWire, clock: Clock, bus: Bus) -> None:
-    """And a connection that gets another account begins anew."""
+    """Each connection and account has its own progress, so a connection with a new account starts over."""
     other = "AC" + "1" * 32
     aws_wire.secrets["twilio/other"] = json.dumps(API_KEY | {"account_sid": other})
     twilio.history(0).add(clock.ago(minutes=1))
@@ -1001,7 +1025,7 @@ def test_each_connection_has_its_own_progress(twilio: FaultServer, aws_wire: Aws
 
 @pytest.mark.usefixtures("clock")
 def test_progress_does_not_expire(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """Else a pause would make a gap."""
+    """The progress does not expire, because a pause would then lose messages."""
     run()
 
     assert {"id", "revision", "progress"} == aws_wire.deliveries[KEY].keys()
@@ -1013,7 +1037,7 @@ def test_progress_does_not_expire(twilio: FaultServer, aws_wire: AwsWire) -> Non
 )
 @pytest.mark.usefixtures("clock")
 def test_damaged_progress_is_told(twilio: FaultServer, aws_wire: AwsWire, damage: dict[str, Any]) -> None:
-    """Nobody guesses where to go on."""
+    """Corrupt progress is an error, because the run must not guess where to continue."""
     run()
     aws_wire.deliveries[KEY] |= damage
     with pytest.raises(InternalError, match="corrupt"):
@@ -1024,7 +1048,7 @@ def test_damaged_progress_is_told(twilio: FaultServer, aws_wire: AwsWire, damage
 
 @pytest.mark.usefixtures("delays")
 def test_one_failure_is_one_line(twilio: FaultServer, log: Log, clock: Clock) -> None:
-    """With the connection, and without what a message says."""
+    """A failed run is one log line, with the connection and without the text of a message."""
     twilio.history(0).add(clock.ago(minutes=1), body="unique text")
     twilio.script(faults.status(503))
     with pytest.raises(TwilioUnavailableError):
@@ -1036,11 +1060,11 @@ def test_one_failure_is_one_line(twilio: FaultServer, log: Log, clock: Clock) ->
     assert "unique text" not in json.dumps(line)
 
 
-# Everything that can go wrong, everywhere
+# Faults at each call
 
 
 def settle(clock: Clock, aws_wire: AwsWire, runs: int = 6) -> None:
-    """Let runs and the buffer come to their ends."""
+    """Run several times, then publish the records in the buffer."""
     for _ in range(runs):
         clock.now += 400
         run()
@@ -1052,7 +1076,7 @@ def settle(clock: Clock, aws_wire: AwsWire, runs: int = 6) -> None:
 
 
 _PAGES = {"list": [0, 2, 4], "media": [1, 3]}
-"""Which of the requests are of a kind: three pages, in the first two a message with media."""
+"""The positions of each kind of request: of three pages, the first two have a message with media."""
 
 
 @pytest.mark.parametrize("kind", ["refused", "lost"])
@@ -1061,7 +1085,10 @@ _PAGES = {"list": [0, 2, 4], "media": [1, 3]}
 def test_a_fault_at_any_call_makes_no_gap(
     twilio: FaultServer, aws_wire: AwsWire, clock: Clock, bus: Bus, operation: str, kind: str
 ) -> None:
-    """And no double, but one that says so: after an answer of the bus, or a note of it, that was lost."""
+    """A fault at any call loses no event, and makes no duplicate without a mark.
+
+    Only a lost answer of the bus, or a failed write to the table, makes a duplicate with a mark.
+    """
     is_over = False
     at = 0
     while not is_over:
@@ -1095,15 +1122,15 @@ def test_a_fault_at_any_call_makes_no_gap(
     assert at > 1
 
 
-# Everything that can happen, in any order
+# All events in any order
 
 
 AGES = st.sampled_from([0, 20, 600, 3 * HOUR, *(OVERLAP_SECONDS - seconds for seconds in (1, 29, 31, 90, 500, HOUR))])
-"""How long ago a message was sent, in seconds; at the edge of what passes look at, a mistake of seconds shows."""
+"""How long ago a message was sent, in seconds. An error of seconds shows at the edges of a scan's range."""
 
 
 class World(NamedTuple):
-    """What an account is polled in."""
+    """The fixtures that the state machine uses."""
 
     twilio: FaultServer
     wire: AwsWire
@@ -1113,12 +1140,15 @@ class World(NamedTuple):
 
 
 class Polling(RuleBasedStateMachine):
-    """An account that is polled while messages come, are sent late and change; runs end anywhere, or do not come."""
+    """The state machine: an account is polled while messages arrive, change and get late dates.
+
+    Runs crash, fail, run out of time or do not start.
+    """
 
     world: ClassVar[World]
 
     def __init__(self) -> None:
-        """Begin with an account without messages."""
+        """Start with an account without messages."""
         super().__init__()
         self.twilio, self.wire, self.clock, self.bus = self.world[:4]
         for each in (self.wire.deliveries, self.wire.failures, self.wire.calls, self.bus.taken):
@@ -1128,10 +1158,10 @@ class Polling(RuleBasedStateMachine):
         self.clock.now = NEWEST.timestamp()
         self.sent: dict[str, datetime | None] = {}
         self.statuses: dict[str, tuple[str, float]] = {}
-        """The status of each message, and since when the list has it."""
+        """The status of each message, and the time since which the list has it."""
         self.changed: dict[str, float] = {}
         self.is_calm = True
-        """Nothing failed, and no pause was too long."""
+        """Whether nothing failed, and no pause was too long."""
         self.latest = self.clock.now
         self.between: list[Callable[[], object]] = []
         self.drained = 0
@@ -1141,12 +1171,12 @@ class Polling(RuleBasedStateMachine):
 
     @initialize(ages=st.lists(AGES, min_size=3, max_size=6))
     def begin(self, ages: list[int]) -> None:
-        """Begin with some messages."""
+        """Start with some messages."""
         self.add(ages, are_sent=True)
 
     @rule(ages=st.lists(AGES, min_size=1, max_size=4), are_sent=st.booleans())
     def add(self, ages: list[int], *, are_sent: bool) -> None:
-        """Send messages, now or a while ago; or schedule them."""
+        """Add messages that were sent now or a while ago, or that are scheduled."""
         for age in ages:
             date = self.clock.ago(seconds=age) if are_sent else None
             sid = self.history.add(date, date_updated=format_datetime(self.clock.date))
@@ -1156,7 +1186,7 @@ class Polling(RuleBasedStateMachine):
     @precondition(lambda self: self.sent)
     @rule(which=st.integers(0, 99), age=AGES)
     def date_late(self, which: int, age: int) -> None:
-        """Let a message get its date, which may be an earlier one."""
+        """Give a scheduled message its date, which may be in the past."""
         if (sid := self._any(which)) and self.sent[sid] is None:
             self.sent[sid] = self.clock.ago(seconds=age)
             self.history.update(sid, self.clock.date, sent=self.sent[sid], status="sent")
@@ -1165,7 +1195,7 @@ class Polling(RuleBasedStateMachine):
     @precondition(lambda self: self.sent)
     @rule(which=st.integers(0, 99), status=st.sampled_from(["sent", "delivered", "undelivered", "read"]))
     def change(self, which: int, status: str) -> None:
-        """Give a message another status, or only a price."""
+        """Give a message another status, or update it without a new status, as a price does."""
         if (sid := self._any(which)) and self.sent[sid]:
             self.history.update(sid, self.clock.date, status=status)
             if status != self.statuses[sid][0]:
@@ -1177,7 +1207,7 @@ class Polling(RuleBasedStateMachine):
         what=st.lists(st.sampled_from(["nothing", "add", "late", "delivered", "read"]), min_size=1, max_size=4),
     )
     def between_pages(self, data: st.DataObject, what: list[str]) -> None:
-        """Let something of that happen between the next pages."""
+        """Let changes happen between the next pages."""
         for each in what:
             which, age, seconds = data.draw(st.integers(0, 99)), data.draw(AGES), data.draw(st.integers(0, 40))
 
@@ -1199,24 +1229,24 @@ class Polling(RuleBasedStateMachine):
 
     @rule(hours=st.sampled_from([7, 25, 60]))
     def pause(self, hours: int) -> None:
-        """Run nothing for long."""
+        """Let hours pass without a run."""
         self.clock.now += hours * HOUR
 
     @rule(seconds=st.sampled_from([0, 60, 400]))
     def run(self, seconds: int) -> None:
-        """Let the schedule's moment come."""
+        """Run the function as its schedule does."""
         self.clock.now += seconds
         self.go(1000)
 
     @rule(calls=st.integers(4, 60))
     def run_short(self, calls: int) -> None:
-        """Run until the time is over, after so many calls."""
+        """Run until the time is over after this many calls."""
         self.add([600, 600, 600], are_sent=True)
         self.go(calls)
 
     @rule(calls=st.integers(2, 60))
     def crash(self, calls: int) -> None:
-        """Run until the function dies at a call."""
+        """Run until the function crashes at a call."""
         self.add([600, 600, 600], are_sent=True)
         self.is_calm = False
         self.go(1000, crash_at=calls)
@@ -1228,7 +1258,7 @@ class Polling(RuleBasedStateMachine):
         times=st.sampled_from([1, 2, 30]),
     )
     def fail(self, operation: str, failure: tuple[int, str], at: int, times: int) -> None:
-        """Run while a service is away for some calls."""
+        """Run while an AWS service is unavailable for some calls."""
         self.add([600, 600, 600], are_sent=True)
         self.is_calm = False
         self.wire.failures[operation] = [PASS] * at + [failure] * times
@@ -1237,15 +1267,15 @@ class Polling(RuleBasedStateMachine):
 
     @rule(failing=st.integers(0, 3))
     def fail_at_twilio(self, failing: int) -> None:
-        """Run while Twilio is away from some page on."""
+        """Run while Twilio is unavailable after some requests."""
         self.twilio.script(*[faults.OK] * failing, faults.status(503))
         self.go(1000)
         self.twilio.script(faults.OK)
 
-    # How it happens
+    # How the actions work
 
     def go(self, calls: int, crash_at: int | None = None) -> None:
-        """Run, and look at what must have been published when a pass is at its end."""
+        """Run the function, and check the published events once a scan is complete."""
         number = itertools.count(1)
 
         def before(_: str) -> None:
@@ -1258,7 +1288,7 @@ class Polling(RuleBasedStateMachine):
             if self.between:
                 self.between.pop(0)()
 
-        # What is published is known for a day from then on, and looked at for as long as passes overlap.
+        # Events are remembered for 23 hours at least, and scans go back 18 hours, so a pause may take five hours.
         self.is_calm = self.is_calm and self.clock.now - self.latest < 5 * HOUR
         self.world.memory.before, self.history.before_page = before, before_page
         pass_began = self.current("until") or self.clock.now - SETTLING_SECONDS
@@ -1272,20 +1302,20 @@ class Polling(RuleBasedStateMachine):
             self.latest = pass_began
 
     def current(self, name: str) -> Any:
-        """Return something of the pass that is not at its end."""
+        """Return a field of the unfinished scan, or None."""
         item = self.wire.deliveries.get(KEY)
         current = json.loads(item["progress"]["S"])["current"] if item else None
         return current and current[name]
 
     def drain(self) -> None:
-        """Let the buffer come to its end."""
+        """Publish the records in the buffer until none is left."""
         records, self.drained = kept(self.wire)[self.drained :], len(kept(self.wire))
         while records:
             self.clock.now += 400
             records = publisher.publish_buffered(records, Deadline(60))
 
     def is_whole(self, until: float) -> None:
-        """Assert that a pass published whatever had changed before it began, and was still to be seen."""
+        """Assert that a scan published all changes from before its start that were still in its range."""
         kept_too = {
             (about["sid"], about["status"])
             for record in kept(self.wire)
@@ -1303,7 +1333,7 @@ class Polling(RuleBasedStateMachine):
 
     @invariant()
     def is_once(self) -> None:
-        """Assert that no event comes twice, but one that says that it may; while all goes well none does."""
+        """Assert that a duplicate has the mark `uncertain`, and that there is none while nothing failed."""
         plain = Counter((sid, status) for sid, status, mark in self.bus.taken if mark is None)
 
         assert all(count == 1 for count in plain.values()), "a double"
@@ -1311,7 +1341,7 @@ class Polling(RuleBasedStateMachine):
         assert not self.is_calm or len(plain) == len(self.bus.taken) == len(set(self.bus.taken)), "an uncertain one"
 
     def teardown(self) -> None:
-        """Publish in the end all of what is there."""
+        """Publish all events that are left, and check that none is a duplicate without a mark."""
         self.between.clear()
         for _ in range(3):
             self.clock.now += 400
@@ -1333,7 +1363,7 @@ class Polling(RuleBasedStateMachine):
 def test_whatever_happens_there_is_no_gap_and_no_double(
     twilio: FaultServer, aws_wire: AwsWire, clock: Clock, memory: Memory, bus: Bus
 ) -> None:
-    """Rules in any order, found by hypothesis."""
+    """In any order of events, which Hypothesis chooses, no event is lost and no duplicate is without a mark."""
     bus.keeps_details = False
     Polling.world = World(twilio, aws_wire, clock, bus, memory)
     run_state_machine_as_test(
@@ -1346,7 +1376,10 @@ def test_whatever_happens_there_is_no_gap_and_no_double(
 
 
 def churn(history: History, clock: Clock, number: int) -> list[str]:
-    """Let happen what happens between two pages: new messages, late dates, other statuses."""
+    """Change the list as between two pages, and return the SIDs of two new messages.
+
+    The second message has no date yet. One message gets a new status, and another one a price.
+    """
     sids = [history.add(clock.date), history.add(None)]
     listed = history.sids
     history.update(listed[number % 500], clock.date, status="delivered")
@@ -1355,10 +1388,10 @@ def churn(history: History, clock: Clock, number: int) -> list[str]:
 
 
 @pytest.mark.exhaustive
-@pytest.mark.timeout(600)  # of 25,000 messages
+@pytest.mark.timeout(600)  # for 25,000 messages
 @pytest.mark.usefixtures("delays", "memory")
 def test_a_long_history_is_worked_through(twilio: FaultServer, aws_wire: AwsWire, clock: Clock, bus: Bus) -> None:
-    """25,000 messages in several runs, with new ones at the front, late dates, and faults of all kinds on the way."""
+    """Several runs publish 25,000 messages without a gap, while new messages arrive and all kinds of faults happen."""
     bus.keeps_details = False
     history = twilio.history(25_000, spacing=timedelta(minutes=5))
     old = history.sids
@@ -1369,7 +1402,7 @@ def test_a_long_history_is_worked_through(twilio: FaultServer, aws_wire: AwsWire
     def go_on() -> None:
         pages.append(1)
         clock.now += 20
-        clock.elapsed += 40  # six pages are a run
+        clock.elapsed += 40  # a run has time for six pages
         if len(pages) <= 20:
             new, late = churn(history, clock, len(pages))
             sent.append(new)
@@ -1399,7 +1432,7 @@ def test_a_long_history_is_worked_through(twilio: FaultServer, aws_wire: AwsWire
     assert {1} == set(plain.values())
     marked = [mark for *_, mark in bus.taken if mark]
     assert {"uncertain"} >= set(marked)
-    assert len(marked) <= 100  # of the chunks in which the table could not be written after the bus had them
+    assert len(marked) <= 100  # events of the chunks for which the table could not be written after the bus took them
 
 
 @pytest.mark.exhaustive
@@ -1407,14 +1440,17 @@ def test_a_long_history_is_worked_through(twilio: FaultServer, aws_wire: AwsWire
 def test_memory_does_not_grow_with_the_history(
     aws_wire: AwsWire, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One page is in it at a time; Twilio answers without a server, whose threads would be measured too."""
+    """The memory does not grow with the history: one page is loaded at a time.
+
+    Twilio answers without a server, because a server's threads would be measured, too.
+    """
     reply = aws_wire.answer
     count = 0
     fields: dict[str, Any] = {name: {"N": str(int(clock.now) + DAY)} for name in ("lease_until", "expires_at")}
     fields |= {"state": {"S": "done"}, "nonce": {"S": ""}, "uncertain": {"BOOL": False}}
 
     def forget(operation: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        """Answer as AWS that keeps nothing, whose own memory would be measured too; one in 16 events is unknown."""
+        """Answer as an AWS that stores nothing, because its memory would be measured. One in 16 events is unknown."""
         if operation == "PutItem":
             return 200, {}
         if operation == "PutEvents":
@@ -1425,10 +1461,10 @@ def test_memory_does_not_grow_with_the_history(
         return 200, {"Responses": {"deliveries": [key | fields for key in keys if key["id"]["S"][0] != "0"]}}
 
     def page(request: requests.PreparedRequest) -> http.Reply:
-        """Answer as a history that is made page by page."""
+        """Answer with a page of a history that is generated page by page."""
         (token,) = parse_qs(urlsplit(str(request.url)).query).get("PageToken", ["PA0"])
         start = int(token.removeprefix("PA"))
-        gc.collect()  # what is left of the page before this one is no part of the peak
+        gc.collect()  # the rest of the page before this one must not count in the peak
         sent = format_datetime(clock.ago(hours=1))
         rows = [
             message(ACCOUNT_SID, f"SM{number:032x}") | {"date_sent": sent, "date_updated": sent}
@@ -1441,7 +1477,7 @@ def test_memory_does_not_grow_with_the_history(
     answer_requests(monkeypatch, page)
 
     def peak(messages: int) -> int:
-        """Return the most memory that a run needs, in bytes."""
+        """Return the peak memory of a run, in bytes."""
         nonlocal count
         count = messages
         aws_wire.calls.clear()
@@ -1455,7 +1491,7 @@ def test_memory_does_not_grow_with_the_history(
         finally:
             tracemalloc.stop()
 
-    peak(1000)  # what is loaded once is loaded
+    peak(1000)  # load what is loaded only once
     few, many = peak(3000), peak(9000)
 
     assert many < 1.1 * few

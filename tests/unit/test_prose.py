@@ -1,4 +1,4 @@
-"""The check of sentences: what is too long is named with its line and its words, and nothing else."""
+"""The sentence check: it names each long sentence with its line and its number of words, and nothing else."""
 
 import re
 import subprocess
@@ -11,12 +11,12 @@ import pytest
 type Check = Callable[[str, str], tuple[int, str]]
 
 LIMIT = " ".join(["word"] * 30)
-"""As many words as a sentence may have."""
+"""A text with the most words that a sentence may have."""
 
 
 @pytest.fixture
 def check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Check:
-    """Return what gives the check's exit code and output for a project with one file of a name and text."""
+    """Return a function that checks a project with one file, and returns the exit code and the output."""
     subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
 
     def check(name: str, text: str) -> tuple[int, str]:
@@ -67,5 +67,5 @@ def test_a_sentence_over_the_limit_is_named(check: Check, name: str, text: str, 
     ],
 )
 def test_a_sentence_within_the_limit_passes(check: Check, name: str, text: str) -> None:
-    """Code, tables, markup and a sentence of the most words are no fault."""
+    """Code, tables, markup and a sentence with the most words allowed pass."""
     assert check(name, text) == (0, "")

@@ -1,4 +1,4 @@
-"""Is each event published once, and is none lost, whatever the bus, the buffer and the table do?"""
+"""Each event is published once, and none is lost, even if the bus, the buffer or the table fails."""
 
 import json
 import threading
@@ -35,7 +35,7 @@ type Counted = Callable[[str], float]
 
 
 def event(number: int = 0, **more: Any) -> Event:
-    """Return one of many events."""
+    """Return an event with this number in its `deduplication_id`, and with more fields."""
     detail = {
         "connection": "default",
         "account_sid": ACCOUNT_SID,
@@ -48,12 +48,12 @@ def event(number: int = 0, **more: Any) -> Event:
 
 
 def events(count: int) -> list[Event]:
-    """Return so many events."""
+    """Return this many events."""
     return [event(number) for number in range(count)]
 
 
 def of_size(size: int, **more: Any) -> Event:
-    """Return an event that has so many bytes as an entry that says that it is `unavailable`."""
+    """Return an event whose entry has this many bytes with the mark `unavailable`."""
     marked = {"deduplication": "unavailable"}
     empty = event(parameters={"Text": ""}, **more).detail | marked
     frame = event_bus.entry("twilio", "Message Received", empty).size
@@ -61,7 +61,7 @@ def of_size(size: int, **more: Any) -> Event:
 
 
 def publish_all(given: Iterable[Event], seconds: float = 30) -> None:
-    """Publish events in so many seconds."""
+    """Publish events within this many seconds."""
     publish(given, Deadline(seconds))
 
 
@@ -80,17 +80,17 @@ def ids(wire: AwsWire) -> list[list[int]]:
 
 
 def marks(wire: AwsWire) -> list[str | None]:
-    """Return what each entry says of its way."""
+    """Return the `deduplication` mark of each entry, or None."""
     return [detail.get("deduplication") for detail in details(wire)]
 
 
 def buffered(wire: AwsWire, queue: str = BUFFER) -> list[dict[str, Any]]:
-    """Return what was put in the buffer, or in another queue."""
+    """Return the messages that were put in the buffer, or in another queue."""
     return [json.loads(body["MessageBody"]) for body in wire.sent if body["QueueUrl"] == queue]
 
 
 def state(wire: AwsWire, given: Event | None = None) -> tuple[str, bool] | None:
-    """Return what the table says of an event, and whether it is uncertain."""
+    """Return an event's state in the table, and whether it is uncertain; None if the table does not have it."""
     item = wire.deliveries.get(event_key(given or event()))
     return (item["state"]["S"], item["uncertain"]["BOOL"]) if item else None
 
@@ -98,7 +98,7 @@ def state(wire: AwsWire, given: Event | None = None) -> tuple[str, bool] | None:
 def stands(
     wire: AwsWire, what: EventState, *, lease: float = 20, uncertain: bool = False, given: Event | None = None
 ) -> None:
-    """Let the table say something of an event; a claim is somebody else's."""
+    """Store the state of an event in the table. A claim belongs to another invocation."""
     given = given or event()
     now = int(time.time())
     seen = Seen(what, "theirs", int(now + lease), now + 1000, uncertain)
@@ -107,7 +107,7 @@ def stands(
 
 
 def operations(wire: AwsWire) -> list[str]:
-    """Return the calls in order, with what is noted."""
+    """Return the calls in order, with the state that each write stores."""
     return [f"{called} {body['Item']['state']['S']}" if called == "PutItem" else called for called, body in wire.calls]
 
 
@@ -115,7 +115,10 @@ def operations(wire: AwsWire) -> list[str]:
 
 
 def test_an_event_is_claimed_then_published_then_done(aws_wire: AwsWire, counted: Counted) -> None:
-    """In this order: what is done before it is out is lost with whoever dies in between."""
+    """An event is claimed, published and then noted as done.
+
+    If it were done before it is published, a crash in between would lose it.
+    """
     publish_all([event()])
 
     assert ["PutItem begun", "PutEvents", "PutItem done"] == operations(aws_wire)
@@ -128,7 +131,7 @@ def test_an_event_is_claimed_then_published_then_done(aws_wire: AwsWire, counted
 
 
 def test_an_event_is_not_done_before_the_bus_has_answered(aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever dies while the bus has it leaves a claim that ends."""
+    """An event is not done before the bus has answered. A crash before the answer leaves a claim that expires."""
     seen, put = [], aws_wire._PutEvents
 
     def put_and_look(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
@@ -142,7 +145,7 @@ def test_an_event_is_not_done_before_the_bus_has_answered(aws_wire: AwsWire, mon
 
 
 def test_what_was_published_is_not_published_again(aws_wire: AwsWire) -> None:
-    """Nor kept, and Twilio is told that all is well."""
+    """An event that was published is neither published again nor buffered, and Twilio gets a success."""
     for _ in range(100):
         publish_all([event()])
 
@@ -150,7 +153,7 @@ def test_what_was_published_is_not_published_again(aws_wire: AwsWire) -> None:
 
 
 def test_what_is_in_the_buffer_is_not_published_by_twilios_next_delivery(aws_wire: AwsWire) -> None:
-    """It comes from there."""
+    """Twilio's next delivery does not publish an event that is in the buffer: the buffer's record will."""
     stands(aws_wire, EventState.KEPT)
     publish_all([event()])
 
@@ -158,14 +161,17 @@ def test_what_is_in_the_buffer_is_not_published_by_twilios_next_delivery(aws_wir
 
 
 def test_an_event_that_is_there_twice_in_one_delivery_is_published_once(aws_wire: AwsWire) -> None:
-    """Event Streams delivers more often than once, in whatever way; the others keep their order."""
+    """An event that is in a delivery twice is published once, and the others keep their order.
+
+    Event Streams may deliver an event more than once, in one delivery or in several.
+    """
     publish_all([event(1), event(2), event(1), event(3), event(3)])
 
     assert [[1, 2, 3]] == ids(aws_wire)
 
 
 def test_of_many_only_those_are_published_that_were_not_before(aws_wire: AwsWire) -> None:
-    """Ten at a time."""
+    """Of many events, only those are published that were not published before, ten at a time."""
     publish_all(events(13)[::2])
     aws_wire.calls.clear()
     publish_all(events(13))
@@ -174,7 +180,7 @@ def test_of_many_only_those_are_published_that_were_not_before(aws_wire: AwsWire
     assert 13 == len(aws_wire.deliveries)
 
 
-# What the bus does not take
+# Events that the bus does not take
 
 
 @pytest.mark.parametrize(
@@ -188,7 +194,10 @@ def test_of_many_only_those_are_published_that_were_not_before(aws_wire: AwsWire
 )
 @pytest.mark.usefixtures("aws_wire")
 def test_a_status_is_counted_once(counted: Counted, status: str, metric: str) -> None:
-    """Not again where Twilio tells it again, and no status but these."""
+    """A message's status `sent`, `delivered`, `undelivered` or `failed` is counted once, and no other status is.
+
+    A duplicate is not counted again.
+    """
     for number, told in enumerate([status, "queued", "received", None]):
         publish_all([event(number, message={"sid": f"SM{number}", "status": told})])
     publish_all([event(0, message={"sid": "SM0", "status": status})])
@@ -202,7 +211,10 @@ def test_a_status_is_counted_once(counted: Counted, status: str, metric: str) ->
 def test_a_message_that_is_no_object_is_published_and_not_counted(
     aws_wire: AwsWire, counted: Counted, message: Any
 ) -> None:
-    """Whoever may write to the buffer can put anything there: it must not hold up the other records."""
+    """An event whose message is not an object is published and not counted.
+
+    A record of the buffer can have any content, and must not hold up the other records.
+    """
     publish_all([event(0, message=message)])
 
     assert [[0]] == ids(aws_wire)
@@ -210,7 +222,10 @@ def test_a_message_that_is_no_object_is_published_and_not_counted(
 
 
 def test_what_is_refused_is_put_again(aws_wire: AwsWire, delays: list[float], counted: Counted) -> None:
-    """HTTP 200 with FailedEntryCount: those entries alone, after a pause, and without a mark: they were not taken."""
+    """Only refused entries (HTTP 200 with FailedEntryCount) are retried, after a pause and without a mark.
+
+    They have no mark because the bus did not take them.
+    """
     aws_wire.refused = [2]
     publish_all(events(5))
 
@@ -223,7 +238,7 @@ def test_what_is_refused_is_put_again(aws_wire: AwsWire, delays: list[float], co
 
 @pytest.mark.parametrize("refused", [[1, 0, 3], [0, 1, 0, 1]], ids=repr)
 def test_each_request_may_be_refused_in_part(aws_wire: AwsWire, refused: list[int]) -> None:
-    """Of 25 events in three requests; what is left fits one."""
+    """Of 25 events in three requests, each request may be refused in part. One request retries the rest."""
     aws_wire.refused = [*refused]
     publish_all(events(25))
     first, second, third, again = ids(aws_wire)[:4]
@@ -241,7 +256,7 @@ def test_each_request_may_be_refused_in_part(aws_wire: AwsWire, refused: list[in
 
 @pytest.mark.parametrize("failure", [THROTTLED, AWAY], ids=repr)
 def test_what_was_refused_altogether_is_put_again(aws_wire: AwsWire, failure: tuple[int, str]) -> None:
-    """Without a mark: it is provably not on the bus."""
+    """A refused request is retried without a mark, because its event is provably not on the bus."""
     aws_wire.failures["PutEvents"] = [failure]
     publish_all([event()])
 
@@ -251,7 +266,10 @@ def test_what_was_refused_altogether_is_put_again(aws_wire: AwsWire, failure: tu
 
 @pytest.mark.parametrize("failure", [LOST, FAILED], ids=repr)
 def test_what_may_be_on_the_bus_says_so_when_it_is_put_again(aws_wire: AwsWire, failure: tuple[int, str]) -> None:
-    """With the same `deduplication_id`, by which a consumer tells it."""
+    """An event that may be on the bus is retried with the mark `uncertain`.
+
+    It has the same `deduplication_id`, by which a consumer recognises a duplicate.
+    """
     aws_wire.failures["PutEvents"] = [failure]
     publish_all([event()])
 
@@ -260,7 +278,7 @@ def test_what_may_be_on_the_bus_says_so_when_it_is_put_again(aws_wire: AwsWire, 
 
 
 def test_only_the_request_whose_answer_is_lost_is_uncertain(aws_wire: AwsWire) -> None:
-    """The others are known."""
+    """Only the events of a request whose answer was lost are uncertain, because the other outcomes are known."""
     aws_wire.failures["PutEvents"] = [PASS, LOST]
     aws_wire.refused = [1]
     publish_all(events(12))
@@ -290,7 +308,10 @@ def test_what_the_bus_does_not_take_is_kept(
     failures: list[tuple[int, str]],
     uncertain: bool,  # noqa: FBT001 a table
 ) -> None:
-    """Whole, with the doubt; noted only after it is in the queue, so that it cannot get lost in between."""
+    """An event that the bus does not take is buffered whole, with its uncertainty.
+
+    It is noted as buffered only once it is in the queue, so that it cannot be lost in between.
+    """
     aws_wire.failures["PutEvents"] = [*failures]
     publish_all([event()])
 
@@ -302,12 +323,12 @@ def test_what_the_bus_does_not_take_is_kept(
 
 
 def test_many_are_kept_each_by_itself(aws_wire: AwsWire, counted: Counted) -> None:
-    """The others are done."""
+    """Each event that the bus does not take is a record of its own in the buffer, and the other events are done."""
     aws_wire.failures["PutEvents"] = [PASS, LOST, LOST, LOST]
     publish_all(events(25))
 
     kept = {each["detail"]["deduplication_id"]: each["uncertain"] for each in buffered(aws_wire)}
-    # The second and third request; of the second attempt the first.
+    # In the first attempt, the second and third request are lost; in the second attempt, the first request is.
     assert {f"id{number}" for number in range(10, 20)} == {key for key, uncertain in kept.items() if uncertain}
     assert (15, 10) == (counted("EventsPublished"), counted("EventsBuffered"))
     assert [("kept", True)] * 10 == [state(aws_wire, event(number)) for number in range(10, 20)]
@@ -318,7 +339,10 @@ def test_many_are_kept_each_by_itself(aws_wire: AwsWire, counted: Counted) -> No
 def test_only_where_both_are_away_it_is_an_error(
     aws_wire: AwsWire, counted: Counted, log: Log, buffer: tuple[int, str], bus_failure: tuple[int, str]
 ) -> None:
-    """Nothing is noted, so that the next delivery publishes it when the claim ends."""
+    """If bus and buffer are both unavailable, publishing fails.
+
+    Nothing is noted, so that the next delivery publishes the event when the claim expires.
+    """
     aws_wire.failures |= {"PutEvents": [bus_failure] * 2, "SendMessage": [buffer] * 2}
 
     with pytest.raises(
@@ -331,7 +355,7 @@ def test_only_where_both_are_away_it_is_an_error(
 
 
 def test_one_of_many_that_nobody_takes_is_an_error(aws_wire: AwsWire, counted: Counted) -> None:
-    """The others are published or kept all the same."""
+    """If bus and buffer refuse one of many events, publishing fails, but the others are published or buffered."""
     aws_wire.refused = [3, 3]
     aws_wire.failures["SendMessage"] = [PASS, AWAY]
 
@@ -344,7 +368,10 @@ def test_one_of_many_that_nobody_takes_is_an_error(aws_wire: AwsWire, counted: C
 
 
 def test_what_nobody_took_is_published_by_the_next_delivery(aws_wire: AwsWire, clock: Clock) -> None:
-    """When the claim has ended; nobody knows any more what became of it, so it says so."""
+    """An event that bus and buffer refused is published by the next delivery, once the claim expires.
+
+    Its outcome is unknown by then, so that it has the mark `uncertain`.
+    """
     aws_wire.failures |= {"PutEvents": [AWAY] * 2, "SendMessage": [AWAY]}
     with pytest.raises(ServiceUnavailableError):
         publish_all([event()])
@@ -361,7 +388,7 @@ def test_what_nobody_took_is_published_by_the_next_delivery(aws_wire: AwsWire, c
 
 @pytest.mark.parametrize("failure", [AWAY, FAILED, THROTTLED, LOST], ids=repr)
 def test_without_the_table_events_are_published(aws_wire: AwsWire, counted: Counted, failure: tuple[int, str]) -> None:
-    """Perhaps twice, so they say so."""
+    """If the table is unavailable, events are published with the mark `unavailable`: they may be duplicates."""
     aws_wire.failures["PutItem"] = [failure] * 1000
     publish_all(events(3))
 
@@ -371,7 +398,7 @@ def test_without_the_table_events_are_published(aws_wire: AwsWire, counted: Coun
 
 
 def test_doubt_goes_before_ignorance(aws_wire: AwsWire) -> None:
-    """An event that may be on the bus says that, whatever the table says."""
+    """An event that may be on the bus has the mark `uncertain`, even if the table is unavailable."""
     aws_wire.failures |= {"PutItem": TABLE_AWAY, "PutEvents": [LOST]}
     publish_all([event()])
 
@@ -379,7 +406,7 @@ def test_doubt_goes_before_ignorance(aws_wire: AwsWire) -> None:
 
 
 def test_without_table_and_bus_events_are_kept(aws_wire: AwsWire) -> None:
-    """The table is not told what it would not hear."""
+    """If table and bus are unavailable, events are buffered, and nothing is noted in the table."""
     aws_wire.failures |= {"PutItem": TABLE_AWAY, "PutEvents": [AWAY] * 2}
     publish_all([event()])
 
@@ -388,7 +415,10 @@ def test_without_table_and_bus_events_are_kept(aws_wire: AwsWire) -> None:
 
 
 def test_an_event_is_out_though_nobody_notes_it(aws_wire: AwsWire, log: Log) -> None:
-    """The next delivery waits until the claim ends, and then says that it may be the second."""
+    """An event is published even if the table cannot note it as done.
+
+    The next delivery waits until the claim expires, and then marks the event as a possible duplicate.
+    """
     aws_wire.failures["PutItem"] = [PASS, AWAY]
     publish_all([event()])
 
@@ -396,11 +426,14 @@ def test_an_event_is_out_though_nobody_notes_it(aws_wire: AwsWire, log: Log) -> 
     assert ["ServiceUnavailableError"] == [line["error"] for line in log()]
 
 
-# Two at the same moment
+# Two invocations at the same time
 
 
 def test_what_somebody_is_publishing_is_kept_until_it_is_known(aws_wire: AwsWire, counted: Counted) -> None:
-    """Whoever is at work on it may die; then it comes from the buffer."""
+    """An event that another invocation is publishing is buffered until that claim expires.
+
+    The other invocation may crash; the event is then published from the buffer.
+    """
     stands(aws_wire, EventState.BEGUN, lease=20)
     publish_all([event()])
 
@@ -412,7 +445,7 @@ def test_what_somebody_is_publishing_is_kept_until_it_is_known(aws_wire: AwsWire
 
 
 def test_sqs_waits_for_a_quarter_of_an_hour_at_most(aws_wire: AwsWire) -> None:
-    """Somebody's clock was wrong by more."""
+    """A delay in SQS is at most 15 minutes, even if the clock of another invocation was wrong by more."""
     stands(aws_wire, EventState.BEGUN, lease=100_000)
     publish_all([event()])
 
@@ -420,7 +453,10 @@ def test_sqs_waits_for_a_quarter_of_an_hour_at_most(aws_wire: AwsWire) -> None:
 
 
 def test_what_somebody_is_publishing_and_nobody_keeps_is_published(aws_wire: AwsWire) -> None:
-    """Twice is better than never; it says so, and the claim stays theirs."""
+    """If the buffer refuses an event that another invocation is publishing, it is published as `uncertain`.
+
+    A duplicate is better than a loss. The claim stays with the other invocation.
+    """
     stands(aws_wire, EventState.BEGUN)
     aws_wire.failures["SendMessage"] = [AWAY]
     publish_all([event()])
@@ -430,7 +466,10 @@ def test_what_somebody_is_publishing_and_nobody_keeps_is_published(aws_wire: Aws
 
 
 def test_what_somebody_is_publishing_and_nobody_takes_is_an_error(aws_wire: AwsWire) -> None:
-    """They may have died with it."""
+    """If bus and buffer refuse an event that another invocation is publishing, publishing fails.
+
+    The other invocation may have crashed before it published the event.
+    """
     stands(aws_wire, EventState.BEGUN)
     aws_wire.failures |= {"SendMessage": [AWAY], "PutEvents": [AWAY] * 2}
 
@@ -439,7 +478,10 @@ def test_what_somebody_is_publishing_and_nobody_takes_is_an_error(aws_wire: AwsW
 
 
 def test_many_deliveries_at_the_same_moment_make_one_event(aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All claim before any is answered; the buffer knows later that it was published."""
+    """Deliveries at the same time publish one event: all claim it before one gets an answer.
+
+    The records in the buffer are later recognised as duplicates.
+    """
     together, answer, first = threading.Barrier(8, timeout=10), aws_wire.answer, threading.local()
 
     def answer_together(operation: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
@@ -459,7 +501,7 @@ def test_many_deliveries_at_the_same_moment_make_one_event(aws_wire: AwsWire, mo
 
 
 def test_a_delivery_while_the_bus_has_the_event_makes_none(aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It comes and goes between the first one's request to the bus and the answer."""
+    """A delivery between another one's request to the bus and the answer does not publish the event again."""
     put = aws_wire._PutEvents
     has_it, goes_on = threading.Event(), threading.Event()
 
@@ -486,7 +528,7 @@ def test_a_delivery_while_the_bus_has_the_event_makes_none(aws_wire: AwsWire, mo
 
 
 def in_threads(do: Callable[[], None], count: int) -> None:
-    """Do something in so many threads, and wait for all."""
+    """Run a function in this many threads, and wait for all."""
     threads = [threading.Thread(target=do) for _ in range(count)]
     for each in threads:
         each.start()
@@ -500,7 +542,7 @@ def in_threads(do: Callable[[], None], count: int) -> None:
 
 @pytest.mark.parametrize("size", [MAX_BYTES - 1, MAX_BYTES])
 def test_an_event_is_as_large_as_the_bus_takes(aws_wire: AwsWire, size: int) -> None:
-    """With the longest mark that it may get."""
+    """An event may be as large as EventBridge allows, with the longest mark that it may get."""
     publish_all([of_size(size)])
 
     assert [of_size(size).detail] == details(aws_wire)
@@ -519,7 +561,10 @@ def test_an_event_is_as_large_as_the_bus_takes(aws_wire: AwsWire, size: int) -> 
 def test_one_byte_more_goes_without_its_parameters(
     aws_wire: AwsWire, failures: dict[str, list[tuple[int, str]]], expected: list[dict[str, Any]]
 ) -> None:
-    """It says so; the whole is in the dead-letter queue once the rest is on the bus, before it counts as done."""
+    """An event that is one byte too large is published as `truncated`, without its parameters.
+
+    The whole event is put in the dead-letter queue after the rest is published, and before it is noted as done.
+    """
     whole = of_size(MAX_BYTES + 1)
     aws_wire.failures |= {name: [*each] for name, each in failures.items()}
     publish_all([whole])
@@ -536,7 +581,7 @@ def test_one_byte_more_goes_without_its_parameters(
 
 @pytest.mark.parametrize("character", ["é", "👍", "\x00"])
 def test_bytes_count_as_they_are_sent(aws_wire: AwsWire, character: str) -> None:
-    """Of UTF-8, and of JSON's escapes."""
+    """The size of an event counts the bytes of its UTF-8 and of JSON's escapes."""
     publish_all([event(parameters={"Text": character * 140_000})])
 
     assert [True] == [detail.get("truncated") for detail in details(aws_wire)]
@@ -550,7 +595,10 @@ def test_bytes_count_as_they_are_sent(aws_wire: AwsWire, character: str) -> None
 def test_a_message_that_is_too_large_without_parameters_is_cut(
     aws_wire: AwsWire, body: str | None, media: list[dict[str, str]]
 ) -> None:
-    """To what an SMS has at most; who sent it stays."""
+    """A message that is too large without parameters loses its media, and its text is cut to 1,600 characters.
+
+    This is the most that an SMS has. The sender stays.
+    """
     message = {"sid": "SM" + "1" * 32, "from": "+15551234567", "body": body, "media": media}
     publish_all([event(message=message)])
     (detail,) = details(aws_wire)
@@ -561,7 +609,7 @@ def test_a_message_that_is_too_large_without_parameters_is_cut(
 
 
 def test_a_message_that_fits_without_its_parameters_stays_whole(aws_wire: AwsWire) -> None:
-    """Nothing more is taken off than must be."""
+    """A message that fits without the event's parameters is not cut."""
     message = {"sid": "SM" + "1" * 32, "body": "x" * 2000, "media": [{"url": "https://x.example"}]}
     publish_all([of_size(MAX_BYTES + 1, message=message)])
 
@@ -569,7 +617,7 @@ def test_a_message_that_fits_without_its_parameters_stays_whole(aws_wire: AwsWir
 
 
 def test_one_that_is_too_large_does_not_touch_the_others(aws_wire: AwsWire) -> None:
-    """Each as it is."""
+    """An event that is too large does not change the other events."""
     publish_all([event(1), of_size(MAX_BYTES + 1), event(2)])
 
     assert {"id0": True, "id1": None, "id2": None} == {
@@ -578,7 +626,7 @@ def test_one_that_is_too_large_does_not_touch_the_others(aws_wire: AwsWire) -> N
 
 
 def test_what_cannot_be_set_aside_is_kept_whole(aws_wire: AwsWire, counted: Counted, log: Log) -> None:
-    """A part alone would be the loss of the rest."""
+    """If the dead-letter queue does not take a large event, the buffer gets it whole, so that no part is lost."""
     aws_wire.failures["SendMessage"] = [AWAY]
     publish_all([of_size(MAX_BYTES + 1), event(1)])
 
@@ -589,7 +637,10 @@ def test_what_cannot_be_set_aside_is_kept_whole(aws_wire: AwsWire, counted: Coun
 
 
 def test_what_can_neither_be_set_aside_nor_kept_is_an_error(aws_wire: AwsWire) -> None:
-    """Though the bus took a part of it; whoever delivers it again finds it begun."""
+    """If dead-letter queue and buffer refuse a large event, publishing fails, although the bus took a part.
+
+    The next delivery finds its claim in the table.
+    """
     aws_wire.failures["SendMessage"] = [AWAY] * 2
 
     with pytest.raises(ServiceUnavailableError, match=r"^1 events could be put neither .* nor in the buffer$"):
@@ -598,7 +649,7 @@ def test_what_can_neither_be_set_aside_nor_kept_is_an_error(aws_wire: AwsWire) -
 
 
 def test_what_is_too_large_is_kept_whole_where_the_bus_is_away(aws_wire: AwsWire) -> None:
-    """Not only what is left of it."""
+    """If the bus is unavailable, the buffer gets a large event whole, and not only the part for the bus."""
     aws_wire.failures["PutEvents"] = [AWAY] * 2
     publish_all([of_size(MAX_BYTES + 1)])
 
@@ -610,7 +661,7 @@ def test_what_is_too_large_is_kept_whole_where_the_bus_is_away(aws_wire: AwsWire
 
 @pytest.mark.parametrize(("seconds", "expected"), [(20.9, "unavailable"), (22, None)])
 def test_who_has_no_time_to_claim_does_not(aws_wire: AwsWire, seconds: float, expected: str | None) -> None:
-    """To publish comes first."""
+    """With too little time for a claim, an event is published without one, because publishing comes first."""
     publish_all([event()], seconds)
 
     assert [expected] == marks(aws_wire)
@@ -619,7 +670,11 @@ def test_who_has_no_time_to_claim_does_not(aws_wire: AwsWire, seconds: float, ex
 
 @pytest.mark.parametrize("seconds", [22, 30, 300])
 def test_a_claim_ends_when_its_function_ends(aws_wire: AwsWire, seconds: float) -> None:
-    """Not before, or somebody would publish it too; nor much later, or it would wait for nobody."""
+    """A claim expires when its function ends.
+
+    If it expired earlier, another invocation would publish the event, too. If it expired much later, others would wait
+    in vain.
+    """
     publish_all([event()], seconds)
     claim = next(body["Item"] for called, body in aws_wire.calls if called == "PutItem")
 
@@ -628,7 +683,10 @@ def test_a_claim_ends_when_its_function_ends(aws_wire: AwsWire, seconds: float) 
 
 @pytest.mark.parametrize(("seconds", "attempts"), [(13.9, 1), (15, 2)])
 def test_who_has_no_time_to_put_an_event_again_keeps_it(aws_wire: AwsWire, seconds: float, attempts: int) -> None:
-    """Killed in between, it would be lost."""
+    """With too little time for a retry, an event is buffered.
+
+    If Lambda ended the function in between, it would be lost.
+    """
     aws_wire.failures["PutEvents"] = [AWAY] * 3
     publish_all([event()], seconds)
 
@@ -636,7 +694,7 @@ def test_who_has_no_time_to_put_an_event_again_keeps_it(aws_wire: AwsWire, secon
 
 
 def test_time_to_publish_and_to_keep_is_reserved() -> None:
-    """Both attempts at the bus with the longest pause, and the buffer."""
+    """The reserved time covers both attempts at the bus with the longest pause, and the call to the buffer."""
     assert (
         publisher.RESERVE_SECONDS
         >= event_bus.ATTEMPTS * (1 + client._READ_SECONDS) + event_bus._LONGEST_PAUSE + client.SECONDS
@@ -652,18 +710,18 @@ def record(body: Any, number: int = 0) -> SqsRecord:
 
 
 def kept(number: int = 0, *, uncertain: bool = False, given: Event | None = None) -> SqsRecord:
-    """Return the record of an event."""
+    """Return the buffer's record of an event."""
     detail_type, detail = given or event(number)
     return record({"detail-type": detail_type, "detail": detail, "uncertain": uncertain}, number)
 
 
 def delivered(wire: AwsWire) -> list[SqsRecord]:
-    """Return the records of what was put in the buffer."""
+    """Return the records that were put in the buffer."""
     return [record(each, number) for number, each in enumerate(buffered(wire))]
 
 
 def again(*records: SqsRecord, seconds: float = 30) -> list[str]:
-    """Publish records, and return the ids of those that come again."""
+    """Publish records of the buffer, and return the ids that SQS must deliver again."""
     return [each.message_id for each in publish_buffered(records, Deadline(seconds))]
 
 
@@ -671,7 +729,7 @@ def again(*records: SqsRecord, seconds: float = 30) -> list[str]:
 def test_what_was_kept_is_published_as_it_was(
     aws_wire: AwsWire, counted: Counted, bus_failure: tuple[int, str], mark: str | None
 ) -> None:
-    """By the same function, with the doubt if there is any; then it is done."""
+    """The same function publishes a buffered event unchanged, with its uncertainty, and then notes it as done."""
     aws_wire.failures["PutEvents"] = [bus_failure] * 2
     publish_all([event()])
     records = delivered(aws_wire)
@@ -686,7 +744,10 @@ def test_what_was_kept_is_published_as_it_was(
 @pytest.mark.parametrize("in_record", [False, True])
 @pytest.mark.parametrize("in_table", [False, True])
 def test_doubt_is_believed_wherever_it_stands(aws_wire: AwsWire, in_record: bool, in_table: bool) -> None:  # noqa: FBT001 a table
-    """In the record or in the table: a note may be lost, and a record is never written anew."""
+    """An event is `uncertain` if the record or the table says so.
+
+    A note in the table may be lost, and a record is never rewritten.
+    """
     stands(aws_wire, EventState.KEPT, lease=0, uncertain=in_table)
 
     assert [] == again(kept(uncertain=in_record))
@@ -694,7 +755,10 @@ def test_doubt_is_believed_wherever_it_stands(aws_wire: AwsWire, in_record: bool
 
 
 def test_a_record_that_comes_twice_is_published_once(aws_wire: AwsWire) -> None:
-    """SQS delivers more often than once, in one batch too; Twilio's next delivery is a duplicate as well."""
+    """A record that SQS delivers twice, in one batch or in two, is published once.
+
+    Twilio's next delivery is a duplicate, too.
+    """
     stands(aws_wire, EventState.KEPT, lease=0)
 
     assert [] == again(kept(), kept())
@@ -704,7 +768,7 @@ def test_a_record_that_comes_twice_is_published_once(aws_wire: AwsWire) -> None:
 
 
 def test_a_record_of_what_somebody_is_publishing_comes_again(aws_wire: AwsWire) -> None:
-    """Until it is known how that ended."""
+    """A record is redelivered while another invocation is publishing its event, until that outcome is known."""
     stands(aws_wire, EventState.BEGUN)
 
     assert ["m0"] == again(kept())
@@ -712,7 +776,7 @@ def test_a_record_of_what_somebody_is_publishing_comes_again(aws_wire: AwsWire) 
 
 
 def test_a_record_of_what_somebody_died_with_is_published(aws_wire: AwsWire) -> None:
-    """When the claim has ended; it may be on the bus."""
+    """A record is published as `uncertain` once another invocation's claim expires: its event may be on the bus."""
     stands(aws_wire, EventState.BEGUN, lease=0)
 
     assert [] == again(kept())
@@ -728,7 +792,10 @@ def test_a_record_that_the_bus_does_not_take_comes_again(
     failures: list[tuple[int, str]],
     uncertain: bool,  # noqa: FBT001 a table
 ) -> None:
-    """As the same message, never as a new one; what it may have done is noted, and told the next time."""
+    """A record that the bus does not take is redelivered as the same message, never as a new one.
+
+    The table notes whether it may be on the bus, and the next attempt is marked so.
+    """
     stands(aws_wire, EventState.KEPT, lease=0)
     aws_wire.failures["PutEvents"] = [*failures]
 
@@ -740,7 +807,7 @@ def test_a_record_that_the_bus_does_not_take_comes_again(
 
 
 def test_doubt_is_not_forgotten_over_a_refusal(aws_wire: AwsWire) -> None:
-    """It was lost the first time, and refused the second: the third may be the second on the bus."""
+    """An event whose answer was lost stays uncertain after a refusal: the third attempt may be a duplicate."""
     stands(aws_wire, EventState.KEPT, lease=0)
     aws_wire.failures["PutEvents"] = [LOST, AWAY, AWAY, AWAY]
     results = [again(kept()) for _ in range(3)]
@@ -750,7 +817,7 @@ def test_doubt_is_not_forgotten_over_a_refusal(aws_wire: AwsWire) -> None:
 
 
 def test_without_the_table_records_are_published(aws_wire: AwsWire) -> None:
-    """They say so, and are done with."""
+    """If the table is unavailable, records are published with the mark `unavailable`, and are not redelivered."""
     aws_wire.failures["PutItem"] = TABLE_AWAY
 
     assert [] == again(kept())
@@ -778,7 +845,10 @@ GARBAGE = {
 
 @pytest.mark.parametrize("body", GARBAGE.values(), ids=GARBAGE)
 def test_a_record_that_is_no_event_does_not_touch_the_others(aws_wire: AwsWire, log: Log, body: Any) -> None:
-    """It comes again until SQS sets it aside; one line says so, and nothing of it."""
+    """A record that is not an event does not affect the others.
+
+    It is redelivered until SQS moves it to the dead-letter queue. One log line says so, and has nothing of its content.
+    """
     assert ["m7"] == again(kept(1), record(body, 7), kept(2))
     assert [[1], [2]] == ids(aws_wire)
     _, line, _ = log()
@@ -787,14 +857,14 @@ def test_a_record_that_is_no_event_does_not_touch_the_others(aws_wire: AwsWire, 
 
 
 def test_who_has_no_time_for_a_record_lets_it_come_again(aws_wire: AwsWire) -> None:
-    """Rather than be killed with it."""
+    """A record is redelivered if too little time is left for it. Otherwise Lambda might end the function in between."""
     assert ["m0"] == again(kept(), seconds=27.9)
     assert [] == aws_wire.calls
     assert [] == again(kept(), seconds=29)
 
 
 def test_time_runs_out_within_a_batch(aws_wire: AwsWire, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is left comes again, untouched."""
+    """If time runs out within a batch, the remaining records are redelivered untouched."""
     put = aws_wire._PutEvents
 
     def put_slowly(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
@@ -808,7 +878,7 @@ def test_time_runs_out_within_a_batch(aws_wire: AwsWire, clock: Clock, monkeypat
 
 
 def test_a_record_that_is_too_large_goes_without_its_parameters(aws_wire: AwsWire) -> None:
-    """As it would have gone at once."""
+    """A buffered event that is too large is published without its parameters, as it would be without the buffer."""
     whole = of_size(MAX_BYTES + 1)
 
     assert [] == again(kept(given=whole))
@@ -817,7 +887,7 @@ def test_a_record_that_is_too_large_goes_without_its_parameters(aws_wire: AwsWir
 
 
 def test_a_record_that_cannot_be_set_aside_comes_again(aws_wire: AwsWire) -> None:
-    """It is in the buffer, and stays there."""
+    """If the dead-letter queue does not take a large event, its record stays in the buffer."""
     aws_wire.failures["SendMessage"] = [AWAY]
 
     assert ["m0"] == again(kept(given=of_size(MAX_BYTES + 1)))
@@ -825,7 +895,7 @@ def test_a_record_that_cannot_be_set_aside_comes_again(aws_wire: AwsWire) -> Non
 
 
 def test_a_record_that_waits_for_the_bus_leaves_no_copies(aws_wire: AwsWire) -> None:
-    """However often it comes: its whole is set aside when it is published."""
+    """A large record that is redelivered leaves one copy in the dead-letter queue, made when it is published."""
     for failures in ([AWAY] * 2, [AWAY] * 2, []):
         aws_wire.failures["PutEvents"] = [*failures]
         left = again(kept(given=of_size(MAX_BYTES + 1)))
@@ -837,7 +907,10 @@ def test_a_record_that_waits_for_the_bus_leaves_no_copies(aws_wire: AwsWire) -> 
 def test_a_whole_that_is_moved_back_is_set_aside_again(
     aws_wire: AwsWire, failures: list[tuple[int, str]], expected: list[str]
 ) -> None:
-    """Its event was published, and the dead-letter queue is the only place that has all of it."""
+    """A whole event that is moved back from the dead-letter queue is put there again.
+
+    Its cut form was published, and only the dead-letter queue has all of it.
+    """
     whole = of_size(MAX_BYTES + 1)
     stands(aws_wire, EventState.DONE, given=whole)
     aws_wire.failures["SendMessage"] = [*failures]
@@ -847,7 +920,7 @@ def test_a_whole_that_is_moved_back_is_set_aside_again(
 
 
 def test_of_a_batch_the_failures_are_told(aws_wire: AwsWire, context: Context) -> None:
-    """By the handler, in the words of SQS."""
+    """The handler returns the failures of a batch in the format of SQS."""
     stands(aws_wire, EventState.BEGUN, given=event(2))
     records = [kept(1), kept(2), record("{", 3), kept(4)]
     batch = [

@@ -39,14 +39,14 @@ FIFO = "arn:aws:sqs:us-east-1:123456789012:parcels.fifo"
 REQUEST_ID = "RQ" + "0" * 32
 AWAY = (400, "AccessDeniedException")
 LOOKED_FOR = 180
-"""Seconds after which a message whose outcome is unknown is looked for."""
+"""Seconds after which `resolve` searches for a message whose outcome is unknown."""
 
-# What SQS takes (https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SendMessage.html)
+# Text that SQS accepts (https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SendMessage.html)
 SQS_TEXT = re.compile("[\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]+")
 
 
 def deliver(*records: dict[str, Any], seconds: float = 30) -> list[str]:
-    """Hand records over as SQS does, and return the ids that it is to deliver again."""
+    """Deliver records as SQS does, and return the ids that SQS must deliver again."""
     answer = handler({"Records": list(records)}, Context(seconds))
     return [failure["itemIdentifier"] for failure in answer["batchItemFailures"]]
 
@@ -57,13 +57,13 @@ def texts(twilio: FaultServer) -> list[str]:
 
 
 def told(aws_wire: AwsWire) -> list[tuple[str, dict[str, Any]]]:
-    """Return the events on the bus: what each says, and its detail."""
+    """Return the detail type and the detail of each event on the bus."""
     assert {("bus", "twilio-connector")} >= {(entry["EventBusName"], entry["Source"]) for entry in aws_wire.entries}
     return [(entry["DetailType"], json.loads(entry["Detail"])) for entry in aws_wire.entries]
 
 
 def names(aws_wire: AwsWire) -> list[str]:
-    """Return what the events on the bus say."""
+    """Return the detail types of the events on the bus."""
     return [name for name, _ in told(aws_wire)]
 
 
@@ -87,14 +87,14 @@ def reported_unknown(
 
 
 def put_off(aws_wire: AwsWire) -> list[int]:
-    """Return after how many seconds records are to be delivered again."""
+    """Return the delays, in seconds, until SQS is to deliver records again."""
     return [
         parameters["VisibilityTimeout"] for called, parameters in aws_wire.calls if called == "ChangeMessageVisibility"
     ]
 
 
 def nothing_was_told(aws_wire: AwsWire) -> bool:
-    """Tell whether neither the bus nor the failed queue has anything."""
+    """Return whether the bus and the failed queue are both empty."""
     return aws_wire.entries == [] and aws_wire.sent == []
 
 
@@ -168,7 +168,10 @@ def test_every_delivery_has_a_key(
 
 
 def test_an_empty_id_is_no_key(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """Without any key, the connector could not know whether the message was sent."""
+    """An event with an empty id gets the SQS message id as its key.
+
+    Without any key, the connector could not know whether the message was sent.
+    """
     twilio.script(faults.status(500), faults.OK)
     for _ in range(2):
         deliver(record(EVENT | {"id": ""}))
@@ -178,7 +181,7 @@ def test_an_empty_id_is_no_key(twilio: FaultServer, aws_wire: AwsWire) -> None:
 
 
 def test_the_same_event_by_two_ways_is_one_message(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """A rule and a topic may both deliver it."""
+    """An event that a rule, a topic and a failure record deliver is sent once."""
     deliver(record(EVENT, "1"), record(NOTIFICATION | {"Message": json.dumps(EVENT)}, "2", receives=2))
     deliver(record(failure("Sandbox.Timedout", EVENT), "3"))
 
@@ -187,7 +190,7 @@ def test_the_same_event_by_two_ways_is_one_message(twilio: FaultServer, aws_wire
 
 
 def test_another_connection_is_told(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """The event has the connection that the input names."""
+    """The event about a sent message has the connection that the input names."""
     aws_wire.secrets["twilio/other"] = aws_wire.secrets["twilio/default"]
     deliver(record(SMS | {"connection": "other"}))
 
@@ -195,35 +198,35 @@ def test_another_connection_is_told(twilio: FaultServer, aws_wire: AwsWire) -> N
     assert 1 == len(posts(twilio))
 
 
-# Not sent, and never will be
+# Never sent
 
 
 def invalid(_: FaultServer, __: AwsWire) -> dict[str, Any]:
-    """Return an input that is wrong."""
+    """Return an invalid input."""
     return {"to": "nobody", "message": "Hello"}
 
 
 def missing(_: FaultServer, aws_wire: AwsWire) -> dict[str, Any]:
-    """Take the connection away."""
+    """Delete the connection, and return an input."""
     del aws_wire.secrets["twilio/default"]
     return SMS
 
 
 def misformed(_: FaultServer, aws_wire: AwsWire) -> dict[str, Any]:
-    """Make the secret no connection."""
+    """Make the connection's secret invalid, and return an input."""
     aws_wire.secrets["twilio/default"] = "{}"
     return SMS
 
 
 def used(_: FaultServer, aws_wire: AwsWire) -> dict[str, Any]:
-    """Use the key for another message."""
+    """Use the key for another message, and return an input with that key."""
     handler(KEYED | {"message": "Bye"}, Context())
     aws_wire.calls.clear()
     return KEYED
 
 
 def refusing(fault: Fault) -> Callable[[FaultServer, AwsWire], dict[str, Any]]:
-    """Return what makes Twilio refuse."""
+    """Return a function that makes Twilio answer with a fault, and returns an input."""
 
     def refuse(twilio: FaultServer, _: AwsWire) -> dict[str, Any]:
         twilio.script(fault)
@@ -245,7 +248,7 @@ MENDABLE: dict[str, tuple[str, Callable[[FaultServer, AwsWire], dict[str, Any]]]
     "bad connection": ("ConnectionInvalidError", misformed),
     "credentials": ("TwilioAuthenticationError", refusing(faults.UNAUTHORIZED)),
 }
-"""What somebody mends who looks after the stack."""
+"""Errors that the stack's owner can fix."""
 
 
 @pytest.mark.parametrize(
@@ -260,7 +263,10 @@ def test_what_cannot_be_sent_is_set_aside_and_told(
     prepare: Callable[[FaultServer, AwsWire], dict[str, Any]],
     receives: int,
 ) -> None:
-    """It is in the failed queue with connection, key and reason. Fixable errors are retried in ten deliveries first."""
+    """A message that cannot be sent is put in the failed queue with connection, key and reason, and is reported.
+
+    Fixable errors are retried in ten deliveries first.
+    """
     sms = prepare(twilio, aws_wire)
 
     assert [] == deliver(record(sms, receives=receives))
@@ -283,7 +289,7 @@ def test_what_cannot_be_sent_is_set_aside_and_told(
 
 
 def test_our_own_fault_is_set_aside(twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The record waits in the failed queue until the fault is fixed, and is not retried in a loop meanwhile."""
+    """After an internal error the record is put in the failed queue, and is not retried in a loop."""
     monkeypatch.delenv("WEBHOOK_URL")
 
     assert [] == deliver(record(SMS))
@@ -291,7 +297,10 @@ def test_our_own_fault_is_set_aside(twilio: FaultServer, aws_wire: AwsWire, monk
 
 
 def test_twilios_answer_is_in_the_attributes(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """An operator sees the reason in the console, and can look up Twilio's code and request."""
+    """The attributes in the failed queue have the reason, and Twilio's code and request id.
+
+    An operator sees them in the console.
+    """
     twilio.script(faults.status(400, twilio_code=21211, message="The number is not valid"))
     deliver(record(SMS))
 
@@ -306,7 +315,7 @@ def test_twilios_answer_is_in_the_attributes(twilio: FaultServer, aws_wire: AwsW
 
 
 def test_the_event_has_the_whole_problem(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """It is the problem object that an API caller would get."""
+    """The event of a failed message has the problem object that an API caller would get."""
     twilio.script(faults.status(422, twilio_code=21211, message="The number is not valid"))
     deliver(record(SMS))
 
@@ -324,7 +333,10 @@ def test_the_event_has_the_whole_problem(twilio: FaultServer, aws_wire: AwsWire)
 
 
 def test_an_attribute_holds_what_sqs_takes(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """Twilio's text may contain any character, and a list of faults may be long."""
+    """An attribute in the failed queue has only text that SQS accepts, and at most 1,000 characters.
+
+    Twilio's text may contain any character, and a list of faults may be long.
+    """
     twilio.script(faults.status(400, message="a\x00b\x1fc\uffffd\ufffee\u2028f\x7f" + "é" * 2000))
     wrong = dict.fromkeys([f"{'x' * 20}{'y' * number}" for number in range(20)] + list(fields(SendSms)), 5)
     deliver(record(SMS, "1"), record(wrong, "2"))
@@ -335,7 +347,7 @@ def test_an_attribute_holds_what_sqs_takes(twilio: FaultServer, aws_wire: AwsWir
 
 @pytest.mark.parametrize("character", ["\uffff", "\ufffe", "\x00", "\x1f", "\x7f", "\x85", "é", "👍"], ids=ascii)
 def test_a_body_that_is_set_aside_holds_what_sqs_takes(aws_wire: AwsWire, character: str) -> None:
-    """JSON escapes can spell any character, and the failed queue must still accept the body."""
+    """A body in the failed queue has only text that SQS accepts, although JSON escapes can spell any character."""
     deliver(record({"to": "nobody", "message": f"a{character}b"}))
 
     (body,) = set_aside(aws_wire)
@@ -369,7 +381,10 @@ def test_a_record_that_cannot_be_read_stays(
     body: str,
     receives: int,
 ) -> None:
-    """It has no field for a key, so it cannot be moved. SQS delivers it again before the alarm's period ends."""
+    """An unreadable record stays in the queue: it has no field for a key, so it cannot be moved.
+
+    SQS delivers it again before the alarm's period ends.
+    """
     kept: list[float] = []
     monkeypatch.setattr(telemetry, "flush", lambda: kept.append(counted("RecordsUnhandled")))
 
@@ -381,7 +396,10 @@ def test_a_record_that_cannot_be_read_stays(
 
 
 def test_what_an_envelope_holds_is_set_aside_without_it(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """The envelope's id becomes the input's key, so that it keeps its key in any queue."""
+    """The failed queue gets an input without its envelope.
+
+    The envelope's id becomes the input's key, so that it keeps its key in any queue.
+    """
     twilio.script(faults.OPTED_OUT)
     deliver(record(NOTIFICATION | {"Message": json.dumps(EVENT)}))
 
@@ -393,7 +411,10 @@ def test_what_an_envelope_holds_is_set_aside_without_it(twilio: FaultServer, aws
 
 @pytest.mark.parametrize("body", [SMS | {"dry_run": True}, EVENT | {"detail": KEYED | {"dry_run": True}}], ids=repr)
 def test_a_dry_run_in_a_queue_is_refused(twilio: FaultServer, aws_wire: AwsWire, body: dict[str, Any]) -> None:
-    """Nobody waits for its answer. Accepting it silently would look like a sent message."""
+    """A dry run in a queue is refused, because nobody waits for its answer.
+
+    Accepting it silently would look like a sent message.
+    """
     assert [] == deliver(record(body))
 
     ((name, detail),) = told(aws_wire)
@@ -411,17 +432,17 @@ def unavailable_secret(_: FaultServer, aws_wire: AwsWire) -> None:
 
 
 def unavailable_ledger(_: FaultServer, aws_wire: AwsWire) -> None:
-    """Let DynamoDB refuse."""
+    """Let DynamoDB refuse the next write."""
     aws_wire.failures["PutItem"] = [AWAY]
 
 
 def too_many(twilio: FaultServer, _: AwsWire) -> None:
-    """Let Twilio be asked too often."""
+    """Let Twilio refuse a request because there are too many."""
     twilio.script(faults.too_many())
 
 
 def full(twilio: FaultServer, _: AwsWire) -> None:
-    """Let the sender's queue be full."""
+    """Let Twilio refuse a message because the sender's queue is full."""
     twilio.script(faults.QUEUE_FULL)
 
 
@@ -433,7 +454,10 @@ LATER = {"secret": unavailable_secret, "ledger": unavailable_ledger, "429": too_
 def test_what_may_go_through_later_is_given_back(
     twilio: FaultServer, aws_wire: AwsWire, prepare: Callable[[FaultServer, AwsWire], None]
 ) -> None:
-    """It is not reported, is delayed, and is sent once when the cause ends."""
+    """After a temporary error a record is returned to the queue with a delay, and is not reported.
+
+    It is sent once when the cause ends.
+    """
     prepare(twilio, aws_wire)
 
     assert ["1"] == deliver(record(SMS))
@@ -452,7 +476,10 @@ def test_what_may_go_through_later_is_given_back(
 @pytest.mark.parametrize("receives", [1, 9])
 @pytest.mark.parametrize("name", MENDABLE)
 def test_what_may_be_mended_is_given_back(twilio: FaultServer, aws_wire: AwsWire, name: str, receives: int) -> None:
-    """As during an outage, it is not reported, is delayed, and is sent once when the cause is fixed."""
+    """After a fixable error a record is returned to the queue with a delay, and is not reported.
+
+    As after an outage, it is sent once when the cause is fixed.
+    """
     secret = aws_wire.secrets["twilio/default"]
     sms = MENDABLE[name][1](twilio, aws_wire)
 
@@ -468,7 +495,7 @@ def test_what_may_be_mended_is_given_back(twilio: FaultServer, aws_wire: AwsWire
 
 
 def test_a_batch_with_refused_credentials_asks_no_more_than_it_must(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """Credentials refused after a re-read are not tried again: a queue full of 401s locks accounts."""
+    """Credentials that Twilio refuses after a re-read are not tried again: a queue full of 401s locks accounts."""
     twilio.script(faults.UNAUTHORIZED)
     deliver(record(SMS, "first"))
     asked = len(posts(twilio))
@@ -481,7 +508,7 @@ def test_a_batch_with_refused_credentials_asks_no_more_than_it_must(twilio: Faul
 
 @pytest.mark.usefixtures("delays")
 def test_what_did_not_reach_twilio_is_given_back(aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is certain that nothing was sent."""
+    """A record whose request did not reach Twilio is returned to the queue: it is certain that nothing was sent."""
     with closed_port() as port:
         monkeypatch.setenv("TWILIO_API_URL", f"http://127.0.0.1:{port}")
         assert ["1"] == deliver(record(SMS))
@@ -491,7 +518,7 @@ def test_what_did_not_reach_twilio_is_given_back(aws_wire: AwsWire, monkeypatch:
 
 
 def test_what_has_no_time_is_given_back(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """The rest of a batch that took too long is delivered again."""
+    """Records for which too little time is left are returned to the queue unsent."""
     assert ["1", "2"] == deliver(record(SMS, "1"), record(SMS, "2"), seconds=10)
 
     assert ([], {}) == (twilio.requests, aws_wire.items)
@@ -506,7 +533,7 @@ def test_what_has_no_time_is_given_back(twilio: FaultServer, aws_wire: AwsWire) 
 def test_deliveries_become_rarer(
     aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch, receives: int, longest: int, part: float
 ) -> None:
-    """The delay doubles each time up to 15 minutes; half of it is random."""
+    """The delay of a record doubles with each delivery up to 15 minutes; half of it is random."""
     monkeypatch.setattr(random.SystemRandom, "uniform", lambda _, least, most: least + part * (most - least))
     aws_wire.failures["PutItem"] = [AWAY]
 
@@ -519,7 +546,7 @@ def test_deliveries_become_rarer(
 def test_a_full_queue_takes_minutes(
     twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch, receives: int, longest: int, part: int
 ) -> None:
-    """A retry after seconds would only fill it again."""
+    """If the sender's queue is full, the delay is minutes: a retry after seconds would only fill it again."""
     monkeypatch.setattr(random.SystemRandom, "uniform", lambda _, least, most: most if part else least)
     twilio.script(faults.QUEUE_FULL)
 
@@ -543,7 +570,7 @@ def test_twilio_says_when(
 
 
 def test_twilio_may_say_when_by_a_date(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """HTTP allows a date in Retry-After."""
+    """A date in Twilio's Retry-After sets the delay, because HTTP allows a date."""
     twilio.script(faults.too_many(timedelta(hours=1)))
 
     assert ["1"] == deliver(record(SMS))
@@ -552,7 +579,7 @@ def test_twilio_may_say_when_by_a_date(twilio: FaultServer, aws_wire: AwsWire) -
 
 @pytest.mark.usefixtures("aws_wire")
 def test_a_part_of_a_second_is_a_whole_one(aws_wire: AwsWire) -> None:
-    """SQS takes whole seconds, and rounding down would be earlier than Twilio asked."""
+    """A delay is rounded up, because SQS takes whole seconds. Rounding down would be earlier than Twilio asked."""
 
     def refuse(_: Inputs) -> dict[str, Any]:
         raise TwilioRateLimitError("too many", retry_after=100.2)
@@ -563,7 +590,10 @@ def test_a_part_of_a_second_is_a_whole_one(aws_wire: AwsWire) -> None:
 
 @pytest.mark.parametrize("retry_after", ["86400", "99999999999999999999"])
 def test_a_record_is_put_off_no_longer_than_sqs_takes(twilio: FaultServer, aws_wire: AwsWire, retry_after: str) -> None:
-    """SQS allows 12 hours from the receipt, and up to five minutes of them are over."""
+    """A delay is at most 12 hours less five minutes.
+
+    SQS allows 12 hours from the receipt, and up to five minutes of them are over.
+    """
     twilio.script(faults.too_many(retry_after))
 
     assert ["1"] == deliver(record(SMS))
@@ -574,7 +604,10 @@ def test_a_record_is_put_off_no_longer_than_sqs_takes(twilio: FaultServer, aws_w
 def test_a_record_that_cannot_be_put_off_is_given_back(
     twilio: FaultServer, aws_wire: AwsWire, caplog: pytest.LogCaptureFixture, refusal: tuple[int, str]
 ) -> None:
-    """SQS delivers it after the queue's own timeout, and no fault is counted."""
+    """If SQS refuses the delay, the record is redelivered after the queue's own timeout.
+
+    This is not logged as an unexpected exception.
+    """
     twilio.script(faults.QUEUE_FULL)
     aws_wire.failures["ChangeMessageVisibility"] = [refusal]
 
@@ -592,7 +625,7 @@ def test_a_record_that_cannot_be_put_off_is_given_back(
     ],
 )
 def test_a_record_of_another_queue_is_only_given_back(twilio: FaultServer, aws_wire: AwsWire, arn: str) -> None:
-    """The function has no permission to change it."""
+    """A record of another queue is returned without a delay: the function has no permission to change it."""
     twilio.script(faults.QUEUE_FULL)
 
     assert ["1"] == deliver(record(SMS, arn=arn))
@@ -600,7 +633,7 @@ def test_a_record_of_another_queue_is_only_given_back(twilio: FaultServer, aws_w
     assert nothing_was_told(aws_wire)
 
 
-# Unknown
+# Unknown outcomes
 
 
 @pytest.mark.parametrize(
@@ -609,7 +642,10 @@ def test_a_record_of_another_queue_is_only_given_back(twilio: FaultServer, aws_w
     ids=lambda f: f.name,
 )
 def test_an_unknown_outcome_is_not_given_back(twilio: FaultServer, aws_wire: AwsWire, fault: Fault) -> None:
-    """It is not reported here either: the ledger has the input, and `resolve` reports it."""
+    """A record with an unknown outcome is neither returned to the queue nor reported here.
+
+    The ledger has the input, and `resolve` reports it.
+    """
     twilio.script(fault)
 
     assert [] == deliver(record(KEYED))
@@ -621,7 +657,7 @@ def test_an_unknown_outcome_is_not_given_back(twilio: FaultServer, aws_wire: Aws
 
 
 def test_an_unknown_outcome_that_comes_again_is_not_sent_again(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """It is sent once, however often SQS delivers it."""
+    """A message with an unknown outcome is sent once, however often SQS delivers it."""
     twilio.script(faults.status(500), faults.OK)
     for _ in range(3):
         assert [] == deliver(record(SMS))
@@ -634,7 +670,7 @@ def test_an_unknown_outcome_that_comes_again_is_not_sent_again(twilio: FaultServ
 def test_an_unknown_outcome_is_sent_again_on_purpose(
     twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch, key: dict[str, str]
 ) -> None:
-    """`resend` means at least once."""
+    """A message with `on_unknown: resend` is sent again after an unknown outcome, so it is sent at least once."""
     monkeypatch.setattr(random.SystemRandom, "uniform", lambda _, __, most: most)
     twilio.script(faults.status(500), faults.OK)
     sms = SMS | key | {"on_unknown": "resend"}
@@ -647,7 +683,7 @@ def test_an_unknown_outcome_is_sent_again_on_purpose(
 
 
 def test_a_failure_record_in_doubt_is_not_sent(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """The failed invocation had no key, and may have sent the message."""
+    """A failure record without a key is not sent, because the failed invocation may have sent the message."""
     for _ in range(2):
         assert [] == deliver(record(failure("Sandbox.Timedout")))
 
@@ -658,7 +694,7 @@ def test_a_failure_record_in_doubt_is_not_sent(twilio: FaultServer, aws_wire: Aw
 
 @pytest.mark.parametrize("receives", [10, 11])
 def test_doubt_is_not_forgotten_in_the_failed_queue(twilio: FaultServer, aws_wire: AwsWire, receives: int) -> None:
-    """A redrive does not send a message that may have been sent, whatever error the record met first."""
+    """A redrive does not send a message that may have been sent, even if the record met another error first."""
     secret = aws_wire.secrets.pop("twilio/default")
     deliver(record(failure("Sandbox.Timedout"), receives=receives))
     aws_wire.secrets["twilio/default"] = secret
@@ -673,11 +709,11 @@ def test_doubt_is_not_forgotten_in_the_failed_queue(twilio: FaultServer, aws_wir
     assert [] == texts(twilio)
 
 
-# Reports that cannot be made
+# Reports that fail
 
 
 def refused_entry(aws_wire: AwsWire) -> None:
-    """Let the bus refuse the next event."""
+    """Let the bus refuse the next event in both attempts."""
     aws_wire.refused = [1, 1]
 
 
@@ -692,7 +728,7 @@ def bus_broken(aws_wire: AwsWire) -> None:
 
 
 def bus_and_ledger_away(_: FaultServer, aws_wire: AwsWire) -> None:
-    """Let neither bus nor ledger take what became of a message, once it was sent."""
+    """Let bus and ledger refuse the outcome of a message that was sent."""
     aws_wire.failures |= {"PutEvents": [AWAY] * 2, "PutItem": [PASS, AWAY]}
 
 
@@ -702,7 +738,10 @@ def bus_and_ledger_away(_: FaultServer, aws_wire: AwsWire) -> None:
 def test_what_was_sent_and_not_told_is_left_to_resolve(
     twilio: FaultServer, aws_wire: AwsWire, break_it: Callable[[AwsWire], None], receives: int
 ) -> None:
-    """It leaves the queue as pending in the ledger: it is reported later, and not sent again."""
+    """A sent message whose report fails leaves the queue, and is pending in the ledger.
+
+    `resolve` reports it later, and it is not sent again.
+    """
     if receives > 1:
         deliver(record(SMS))
         aws_wire.calls.clear()
@@ -725,7 +764,7 @@ def test_what_was_sent_and_not_told_is_left_to_resolve(
 def test_what_can_be_neither_told_nor_left_to_resolve_comes_again(
     twilio: FaultServer, aws_wire: AwsWire, operation: str
 ) -> None:
-    """EventBridge and the ledger fail: the record stays in the queue, and its next delivery reports it."""
+    """If EventBridge and the ledger fail, the record stays in the queue, and its next delivery reports the message."""
     deliver(record(SMS))
     aws_wire.calls.clear()
     bus_away(aws_wire)
@@ -756,7 +795,7 @@ def test_a_bus_that_stays_away_leaves_nothing_twice_in_the_failed_queue(twilio: 
 def test_what_failed_and_was_not_told_comes_again(
     twilio: FaultServer, aws_wire: AwsWire, break_it: Callable[[AwsWire], None]
 ) -> None:
-    """Somebody may wait for the event."""
+    """A rejected message is redelivered until its event is published, because a consumer may wait for it."""
     twilio.script(faults.OPTED_OUT)
     break_it(aws_wire)
 
@@ -771,7 +810,7 @@ def test_what_failed_and_was_not_told_comes_again(
 def test_what_cannot_be_set_aside_comes_again(
     twilio: FaultServer, aws_wire: AwsWire, failures: list[tuple[int, str]]
 ) -> None:
-    """The record stays in the send queue until the failed queue has it; its event may be published twice."""
+    """A rejected message stays in the send queue until the failed queue has it; its event may be published twice."""
     twilio.script(faults.OPTED_OUT)
     aws_wire.failures["SendMessage"] = [*failures]
 
@@ -781,11 +820,11 @@ def test_what_cannot_be_set_aside_comes_again(
     assert (["Message Failed"], 1) == (names(aws_wire), len(set_aside(aws_wire)))
 
 
-# How long they wait
+# How long records wait
 
 
 def aged(minutes: float, receives: int = 1) -> dict[str, Any]:
-    """Return a record that was put in the queue so long ago."""
+    """Return a record that was put in the queue this many minutes ago."""
     each = record(SMS, receives=receives)
     each["attributes"]["SentTimestamp"] = str(int((time.time() - 60 * minutes) * 1000))
     return each
@@ -799,7 +838,7 @@ def test_how_long_a_record_waits_is_measured(
     monkeypatch: pytest.MonkeyPatch,
     prepare: Callable[[FaultServer, AwsWire], None],
 ) -> None:
-    """The age counts from the time it was put in the queue; SQS's own metric ignores retried records."""
+    """A record's age counts from the time it was put in the queue. SQS's own metric ignores retried records."""
     monkeypatch.setattr(telemetry, "flush", lambda: None)
     telemetry.metrics.metric_set.clear()
     prepare(twilio, aws_wire)
@@ -821,11 +860,11 @@ def test_what_leaves_the_queue_waits_no_more(
     assert (["Message Sent"], 1) == (names(aws_wire), len(posts(twilio)))
 
 
-# Too often
+# Too many deliveries
 
 
 def test_ten_deliveries_are_tried(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """The tenth delivery may still send it."""
+    """The tenth delivery of a record may still send it."""
     assert [] == deliver(record(SMS, receives=10))
 
     assert (["Message Sent"], 1) == (names(aws_wire), len(posts(twilio)))
@@ -836,7 +875,7 @@ def test_ten_deliveries_are_tried(twilio: FaultServer, aws_wire: AwsWire) -> Non
 def test_what_was_never_begun_is_given_up(
     twilio: FaultServer, aws_wire: AwsWire, receives: int, body: dict[str, Any]
 ) -> None:
-    """It is not tried again, and waits in the failed queue."""
+    """After ten deliveries a record is not tried again. It is reported as failed and put in the failed queue."""
     assert [] == deliver(record(body, receives=receives))
 
     ((name, detail),) = told(aws_wire)
@@ -847,7 +886,7 @@ def test_what_was_never_begun_is_given_up(
 
 
 def test_what_was_refused_is_given_up_with_its_error(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """The report has Twilio's last error."""
+    """The report of a record that is given up has Twilio's last error."""
     twilio.script(faults.QUEUE_FULL)
     deliver(record(SMS, receives=10))
 
@@ -866,7 +905,7 @@ def test_what_was_refused_is_given_up_with_its_error(twilio: FaultServer, aws_wi
 
 @pytest.mark.usefixtures("delays")
 def test_what_was_sent_is_told_however_often_it_came(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """EventBridge failed in all earlier deliveries."""
+    """A sent message is reported after ten deliveries, too: here EventBridge failed in the earlier ones."""
     aws_wire.failures["PutEvents"] = [AWAY] * 2
     deliver(record(SMS, receives=10))
     aws_wire.calls.clear()
@@ -878,7 +917,7 @@ def test_what_was_sent_is_told_however_often_it_came(twilio: FaultServer, aws_wi
 
 
 def test_what_is_unknown_is_left_to_resolve(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """`resolve` still searches for it."""
+    """An unknown outcome is not given up after ten deliveries, because `resolve` still searches for the message."""
     twilio.script(faults.status(500))
     deliver(record(SMS))
 
@@ -888,7 +927,10 @@ def test_what_is_unknown_is_left_to_resolve(twilio: FaultServer, aws_wire: AwsWi
 
 
 def test_what_is_being_sent_waits_for_its_sender(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """It is not sent, given up or lost: it is delivered again, and its outcome is reported then."""
+    """A message that is being sent is neither sent again nor given up.
+
+    Its record is delivered again, and its outcome is reported then.
+    """
     twilio.script(faults.hang(then=faults.OK))
     with ThreadPoolExecutor(1) as pool:
         sender = pool.submit(deliver, record(SMS))
@@ -905,7 +947,7 @@ def test_what_is_being_sent_waits_for_its_sender(twilio: FaultServer, aws_wire: 
 def test_what_stays_unknown_is_told_again(
     twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was reported, and returned from the failed queue; it can only be reported again."""
+    """An unknown outcome that was reported is reported again if it returns from the failed queue, and is not sent."""
     body = reported_unknown(twilio, aws_wire, monkeypatch, KEYED)
 
     assert [] == deliver(record(body, "2", receives=11))
@@ -915,7 +957,7 @@ def test_what_stays_unknown_is_told_again(
 
 
 def test_a_key_that_was_used_is_not_taken_for_this_message(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """Reporting it as sent would lose it, since the key's message is another one."""
+    """A record is reported as failed if its key belongs to another message: reporting it as sent would lose it."""
     handler(KEYED | {"message": "Bye"}, Context())
 
     assert [] == deliver(record(KEYED, receives=11))
@@ -927,7 +969,7 @@ def test_a_key_that_was_used_is_not_taken_for_this_message(twilio: FaultServer, 
 @pytest.mark.usefixtures("delays")
 @pytest.mark.parametrize(("operation", "times"), [("GetItem", 1), ("SendMessage", 1), ("PutEvents", 2)])
 def test_what_cannot_be_given_up_comes_again(aws_wire: AwsWire, operation: str, times: int) -> None:
-    """It is delivered until the report succeeds."""
+    """A record that is given up is redelivered until its report succeeds."""
     aws_wire.failures[operation] = [AWAY] * times
 
     assert ["1"] == deliver(record(SMS, receives=11))
@@ -936,17 +978,17 @@ def test_what_cannot_be_given_up_comes_again(aws_wire: AwsWire, operation: str, 
     assert (["Message Failed"], 1) == (names(aws_wire), len(set_aside(aws_wire)))
 
 
-# What the ledger knows better
+# Errors after a send
 
 
 def unreadable(aws_wire: AwsWire, _: pytest.MonkeyPatch) -> None:
-    """Take the connection away, of a container that starts anew."""
+    """Delete the connection, as a new container sees it."""
     del aws_wire.secrets["twilio/default"]
     forget()
 
 
 def unsupported(_: AwsWire, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the same number be none any more."""
+    """Make the same number invalid."""
     monkeypatch.setenv("DEFAULT_COUNTRY", "")
 
 
@@ -960,7 +1002,10 @@ def test_what_was_sent_is_not_told_to_have_failed(
     spoil: Callable[[AwsWire, pytest.MonkeyPatch], None],
     receives: int,
 ) -> None:
-    """Only EventBridge failed. A later error, of any kind, does not change that the message was sent."""
+    """A sent message whose report failed is never reported as failed.
+
+    Only EventBridge failed. A later error, of any kind, does not change that the message was sent.
+    """
     aws_wire.failures["PutEvents"] = [AWAY] * 2
     sms = SMS | {"to": "(500) 555-0006"}
     deliver(record(sms))
@@ -981,7 +1026,7 @@ def test_what_is_unknown_is_not_told_to_have_failed(
     spoil: Callable[[AwsWire, pytest.MonkeyPatch], None],
     receives: int,
 ) -> None:
-    """A sender who believes that it was not sent would send it again under another key."""
+    """An unknown outcome is not reported as failed, because the sender would send the message under another key."""
     body = reported_unknown(twilio, aws_wire, monkeypatch, KEYED | {"to": "(500) 555-0006"})
     spoil(aws_wire, monkeypatch)
     deliver(record(json.loads(body) | {"to": "(500) 555-0006"}, "2", receives=receives))
@@ -994,7 +1039,7 @@ def test_what_is_unknown_is_not_told_to_have_failed(
 
 
 def forget() -> None:
-    """Forget the connections, as a container that starts anew."""
+    """Forget the cached connections, as in a new container."""
     from twilio_connector.api import client  # noqa: PLC0415 the fixture's own
     from twilio_connector.api.connections import Connections  # noqa: PLC0415 likewise
 
@@ -1005,7 +1050,10 @@ def forget() -> None:
 def test_what_was_set_aside_is_sent_once_when_it_is_moved_back(
     twilio: FaultServer, aws_wire: AwsWire, name: str
 ) -> None:
-    """However often it is moved, it has a new id each time, and the same key."""
+    """A message that is moved back from the failed queue is sent once.
+
+    It has a new id each time that it is moved, but the same key.
+    """
     secret = aws_wire.secrets["twilio/default"]
     deliver(record((FINAL | MENDABLE)[name][1](twilio, aws_wire), receives=10))
     (body,) = set_aside(aws_wire)
@@ -1045,7 +1093,7 @@ def test_a_dead_letter_of_rule_or_topic_is_sent_once_however_often_it_is_moved(
     key: str,
     letter: Callable[[Any], dict[str, Any]],
 ) -> None:
-    """It contains the id that becomes its key, at every delivery."""
+    """A dead letter of a rule or topic is sent once, because it contains the id that becomes its key."""
     body = letter(event(name))
     assert [] == deliver(record(body, "delivered"))
     for number in range(3):
@@ -1056,7 +1104,7 @@ def test_a_dead_letter_of_rule_or_topic_is_sent_once_however_often_it_is_moved(
 
 
 def test_what_was_given_up_is_sent_when_it_is_moved_back(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """SQS counts its deliveries from one again."""
+    """A record that was given up is sent once it is moved back, because SQS counts its deliveries from one again."""
     deliver(record(EVENT, receives=11))
     (body,) = set_aside(aws_wire)
     for number in ("2", "3"):
@@ -1068,7 +1116,7 @@ def test_what_was_given_up_is_sent_when_it_is_moved_back(twilio: FaultServer, aw
 
 
 def test_what_fails_again_is_set_aside_as_it_was(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """Its body does not grow, and its key does not change."""
+    """If a message fails again, its body in the failed queue does not grow, and its key does not change."""
     twilio.script(faults.OPTED_OUT)
     deliver(record(EVENT))
     for number in ("2", "3"):
@@ -1082,7 +1130,7 @@ def test_what_fails_again_is_set_aside_as_it_was(twilio: FaultServer, aws_wire: 
 def test_an_unknown_outcome_that_is_moved_back_comes_back(
     twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is not sent: `resolve` searches for it, and reports it again."""
+    """An unknown outcome that is moved back is not sent: `resolve` searches for it, and reports it again."""
     body = reported_unknown(twilio, aws_wire, monkeypatch, KEYED)
     assert [] == deliver(record(body, "2"))
     assert {"open": 1, "settled": 1} == resolve.handler({}, Context(120))
@@ -1095,14 +1143,14 @@ def test_an_unknown_outcome_that_is_moved_back_comes_back(
 def test_an_unknown_outcome_is_sent_again_when_it_is_moved_back_so(
     twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An operator added `on_unknown` to it."""
+    """An unknown outcome that is moved back is sent again if an operator added `on_unknown: resend` to it."""
     body = reported_unknown(twilio, aws_wire, monkeypatch, KEYED)
 
     assert [] == deliver(record(json.loads(body) | {"on_unknown": "resend"}, "2"))
     assert (["Message Outcome Unknown", "Message Sent"], 2) == (names(aws_wire), len(posts(twilio)))
 
 
-# Events and notifications straight to the function
+# Events and notifications that invoke the function directly
 
 
 FORWARDED = ["send_sms_sns", "send_sms_eventbridge"]
@@ -1112,7 +1160,7 @@ FORWARDED = ["send_sms_sns", "send_sms_eventbridge"]
 def test_a_delivery_to_the_function_is_put_on_the_send_queue(
     twilio: FaultServer, aws_wire: AwsWire, event: LoadEvent, context: Context, name: str
 ) -> None:
-    """The event is put there once, unchanged, and nothing is sent yet."""
+    """An event that invokes the function is put on the send queue once, unchanged. Nothing is sent yet."""
     assert None is handler(event(name), context)
 
     assert [(SEND, event(name))] == [
@@ -1132,7 +1180,10 @@ def test_a_delivery_to_the_function_is_put_on_the_send_queue(
 def test_a_delivery_by_way_of_the_queue_keeps_its_id(
     twilio: FaultServer, aws_wire: AwsWire, event: LoadEvent, context: Context, name: str, key: str
 ) -> None:
-    """EventBridge or SNS may deliver it twice, and SQS twice again."""
+    """An event keeps its id in the send queue, and is sent once.
+
+    EventBridge or SNS may deliver it twice, and SQS twice again.
+    """
     for _ in range(2):
         handler(event(name), context)
     bodies = [message["MessageBody"] for message in aws_wire.sent]
@@ -1148,7 +1199,7 @@ def test_a_delivery_by_way_of_the_queue_keeps_its_id(
 def test_the_failure_record_of_a_delivery_goes_on_the_send_queue(
     aws_wire: AwsWire, event: LoadEvent, context: Context, name: str
 ) -> None:
-    """An operator invokes the function with it."""
+    """A failure record with which an operator invokes the function is put on the send queue."""
     returned = failure("ServiceUnavailableError", event(name))
     handler(returned, context)
 
@@ -1166,7 +1217,7 @@ def test_a_delivery_that_does_not_get_into_the_queue_fails(
     name: str,
     failures: list[tuple[int, str]],
 ) -> None:
-    """Nothing was sent, and Lambda keeps its failure record."""
+    """If SQS does not take an event, the invocation fails. Nothing was sent, and Lambda keeps its failure record."""
     aws_wire.failures["SendMessage"] = [*failures]
 
     with pytest.raises(ServiceUnavailableError, match=r"^the send queue does not answer .*; nothing was sent$"):
@@ -1176,7 +1227,7 @@ def test_a_delivery_that_does_not_get_into_the_queue_fails(
 
 @pytest.mark.parametrize("text", ["\ud800", "a\udfffb"])
 def test_a_delivery_that_is_no_text_is_refused(aws_wire: AwsWire, context: Context, text: str) -> None:
-    """JSON escapes can spell a lone surrogate, which SQS does not take."""
+    """An event with a lone surrogate is refused: JSON escapes can spell one, but SQS does not accept it."""
     with pytest.raises(InvalidInputError):
         handler(EVENT | {"detail": SMS | {"message": text}}, context)
 
@@ -1185,7 +1236,7 @@ def test_a_delivery_that_is_no_text_is_refused(aws_wire: AwsWire, context: Conte
 
 @pytest.mark.parametrize("character", ["\uffff", "\ufffe", "\x00", "é", "👍"], ids=ascii)
 def test_a_delivery_is_put_on_the_queue_as_sqs_takes_it(aws_wire: AwsWire, context: Context, character: str) -> None:
-    """Otherwise it could never be delivered."""
+    """The queued event has only text that SQS accepts; otherwise it could never be delivered."""
     handler(EVENT | {"detail": SMS | {"message": character}}, context)
 
     (body,) = [message["MessageBody"] for message in aws_wire.sent]
@@ -1194,7 +1245,7 @@ def test_a_delivery_is_put_on_the_queue_as_sqs_takes_it(aws_wire: AwsWire, conte
 
 
 def test_a_notification_that_is_no_input_fails(aws_wire: AwsWire, context: Context) -> None:
-    """The connector does not know its shape."""
+    """A notification whose message is not JSON is refused, because the connector does not know its format."""
     with pytest.raises(InvalidInputError, match="Message: must be JSON"):
         handler(NOTIFICATION | {"Message": "Hello"}, context)
 
@@ -1202,7 +1253,7 @@ def test_a_notification_that_is_no_input_fails(aws_wire: AwsWire, context: Conte
 
 
 def test_other_actions_run_them_at_once(twilio: FaultServer, aws_wire: AwsWire, context: Context) -> None:
-    """Only sends are queued and reported."""
+    """Other actions than sends run at once, because only sends are queued and reported."""
     sid = "SM" + "0" * 32
     asked = {"message_sid": sid}
 
@@ -1215,10 +1266,10 @@ def test_other_actions_run_them_at_once(twilio: FaultServer, aws_wire: AwsWire, 
 
 
 class Flight:
-    """A fault that hangs the first so many requests, and counts how many are there at the same time."""
+    """A fault that hangs the first requests, and counts the most requests at the same time."""
 
     def __init__(self, hanging: int) -> None:
-        """Answer normally after the first ones."""
+        """Take how many requests hang; the later ones get normal answers."""
         self.peak = self._now = self._number = 0
         self._hanging = hanging
         self._lock = threading.Lock()
@@ -1241,7 +1292,7 @@ class Flight:
 def test_so_many_records_are_sent_at_the_same_time(
     twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch, threads: int, count: int
 ) -> None:
-    """It is as many as SendThreads says, and no more."""
+    """As many records are sent at the same time as SendThreads says, and no more."""
     monkeypatch.setenv("SEND_THREADS", str(threads))
     flight = Flight(threads)
     twilio.script(flight.fault)
@@ -1258,7 +1309,7 @@ def test_so_many_records_are_sent_at_the_same_time(
 def test_a_batch_of_a_hundred_is_sent_once_each(
     twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fifty are sent at a time, and SQS delivers all three times."""
+    """A hundred records are sent once each, fifty at a time, although SQS delivers all of them three times."""
     monkeypatch.setenv("SEND_THREADS", "50")
     records = [record(SMS | {"message": f"Hello {number}"}, str(number)) for number in range(100)]
     for _ in range(3):
@@ -1274,7 +1325,7 @@ def test_a_batch_of_a_hundred_is_sent_once_each(
 def test_all_that_come_at_once_share_one_look_up(
     twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A container that just started reads the connection once."""
+    """A container that just started reads the connection once for all records of a batch."""
     monkeypatch.setenv("SEND_THREADS", "20")
     assert [] == deliver(*(record(SMS, str(number)) for number in range(20)))
 
@@ -1293,7 +1344,10 @@ def test_all_that_come_at_once_share_one_look_up(
     ids="+".join,
 )
 def test_a_batch_ends_in_time_whatever_hangs(twilio: FaultServer, aws_wire: AwsWire, hanging: list[str]) -> None:
-    """Otherwise Lambda would end the function, and SQS would deliver finished records again."""
+    """A batch ends in time, even if calls to AWS hang.
+
+    Otherwise Lambda would end the function, and SQS would deliver finished records again.
+    """
     aws_wire.hangs = lambda called, _: called in hanging
     with Stopwatch() as took:
         given_back = deliver(*(record(SMS, str(number)) for number in range(30)), seconds=2)
@@ -1306,7 +1360,10 @@ def test_a_batch_ends_in_time_whatever_hangs(twilio: FaultServer, aws_wire: AwsW
 
 @pytest.mark.parametrize("seconds", [3, 7.5])
 def test_a_report_that_may_take_too_long_is_not_begun(aws_wire: AwsWire, seconds: float) -> None:
-    """EventBridge may hang past the function's timeout. The next delivery reports."""
+    """A report is not begun with too little time left: EventBridge may hang past the function's timeout.
+
+    The next delivery reports the message.
+    """
     message = {"sid": f"SM{1:032x}"}
 
     assert queue_consumer.deliver(SqsRecord("1", "{}", None, ARN, "handle"), lambda _: message, Deadline(seconds))
@@ -1327,7 +1384,7 @@ BODIES: dict[str, tuple[Any, str]] = {
 
 
 def test_each_record_of_a_batch_has_its_own_end(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """No record's outcome changes another's."""
+    """The outcome of a record does not change the outcome of another record in the batch."""
     given_back = deliver(*(record(body, name) for name, (body, _) in BODIES.items()))
     ends = {detail["idempotency_key"]: name for name, detail in told(aws_wire)}
 
@@ -1352,7 +1409,7 @@ ODD: dict[str, dict[str, Any]] = {
 def test_an_odd_record_does_not_touch_the_others(
     twilio: FaultServer, aws_wire: AwsWire, odd: dict[str, Any], receives: int
 ) -> None:
-    """Otherwise its whole batch would stay in the queue."""
+    """An odd record does not affect the other records. Otherwise the whole batch would stay in the queue."""
     deliver(record(SMS, "1"), record(odd, "odd", receives=receives), record(SMS, "2"))
 
     assert {"1", "2"} <= {detail["idempotency_key"] for name, detail in told(aws_wire) if name == "Message Sent"}
@@ -1362,7 +1419,10 @@ def test_an_odd_record_does_not_touch_the_others(
 def test_an_odd_item_in_the_ledger_does_not_touch_the_others(
     twilio: FaultServer, aws_wire: AwsWire, counted: Callable[[str], float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only its record is delivered again, and counted for the alarm, since its outcome cannot be read."""
+    """A corrupt item in the ledger affects only its own record, whose outcome cannot be read.
+
+    Only this record is delivered again, and counted for the alarm.
+    """
     monkeypatch.setattr(telemetry, "flush", lambda: None)
     odd = record_id("default", "odd")
     for receives in (1, 11):
@@ -1375,14 +1435,14 @@ def test_an_odd_item_in_the_ledger_does_not_touch_the_others(
 
 
 def test_a_record_that_is_there_twice_is_sent_once(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """SQS may deliver the same record twice in a batch."""
+    """A record that SQS delivers twice in a batch is sent once."""
     assert [] == deliver(record(SMS), record(SMS))
 
     assert (["Message Sent"] * 2, 1) == (names(aws_wire), len(posts(twilio)))
 
 
 def test_the_same_key_at_the_same_time_is_sent_once(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """The second record waits for the outcome of the first."""
+    """Two records with the same key are sent once: the second record waits for the outcome of the first."""
     twilio.script(faults.hang(then=faults.OK))
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(deliver, record(KEYED, "1"))
@@ -1406,7 +1466,7 @@ def fifo(name: str, text: str | None = None, receives: int = 1) -> dict[str, Any
 
 
 def test_groups_are_sent_in_order_and_at_the_same_time(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """A record that hangs holds up its own group only."""
+    """The groups of a FIFO queue are sent in order. A record that hangs holds up its own group only."""
     twilio.named["wait"] = faults.hang(then=faults.OK)
     with ThreadPoolExecutor(1) as pool:
         batch = pool.submit(
@@ -1423,7 +1483,7 @@ def test_groups_are_sent_in_order_and_at_the_same_time(twilio: FaultServer, aws_
 
 
 def test_those_behind_one_that_comes_again_come_again(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """They stay unsent, so that they do not overtake it; other groups go on."""
+    """Records behind a redelivered one stay unsent, so that they do not overtake it. Other groups continue."""
     given_back = deliver(fifo("a1"), fifo("a2", "fault=status_429_far"), fifo("b1"), fifo("a3"), fifo("b2"), fifo("a4"))
 
     assert ["a2", "a3", "a4"] == given_back
@@ -1433,7 +1493,7 @@ def test_those_behind_one_that_comes_again_come_again(twilio: FaultServer, aws_w
 
 
 def test_a_group_goes_on_behind_what_does_not_come_again(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """The record before was rejected, is unknown, or was given up."""
+    """A group continues after a record that was rejected, has an unknown outcome or was given up."""
     given_back = deliver(
         fifo("a1", "fault=status_400"), fifo("a2", "fault=status_500"), fifo("a3", receives=11), fifo("a4")
     )
@@ -1445,7 +1505,7 @@ def test_a_group_goes_on_behind_what_does_not_come_again(twilio: FaultServer, aw
 
 @pytest.mark.usefixtures("delays")
 def test_a_group_waits_for_what_could_not_be_told(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """EventBridge and the ledger failed: the message is delivered again, and so are those behind it."""
+    """If EventBridge and the ledger fail, the record is delivered again, and so are those behind it in its group."""
     bus_and_ledger_away(twilio, aws_wire)
 
     assert ["a1", "a2"] == deliver(fifo("a1"), fifo("a2"))
@@ -1456,7 +1516,7 @@ def test_a_group_waits_for_what_could_not_be_told(twilio: FaultServer, aws_wire:
 
 @pytest.mark.usefixtures("delays")
 def test_a_group_goes_on_behind_what_resolve_will_tell(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """Only EventBridge failed: the message was sent in its place."""
+    """A group continues if only EventBridge fails, because the message was sent in its place."""
     bus_away(aws_wire)
 
     assert [] == deliver(fifo("a1"), fifo("a2"))
@@ -1471,7 +1531,7 @@ def test_a_group_goes_on_behind_what_resolve_will_tell(twilio: FaultServer, aws_
 def test_a_ledger_whose_answers_are_lost_does_not_send_twice(
     twilio: FaultServer, aws_wire: AwsWire, writes: list[tuple[int, str]]
 ) -> None:
-    """A write counts, whether its answer arrived or not."""
+    """A message is sent once even if answers of the ledger are lost: a write counts even without its answer."""
     aws_wire.failures["PutItem"] = [*writes]
     for receives in (1, 2, 3):
         deliver(record(SMS, receives=receives))
@@ -1480,7 +1540,7 @@ def test_a_ledger_whose_answers_are_lost_does_not_send_twice(
 
 
 def test_an_error_of_the_connector_is_not_taken_for_one_of_the_batch(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """A batch gets an answer; only an event that is not a batch raises."""
+    """A batch gets an answer despite a connector error; only an event that is not a batch raises the error."""
     aws_wire.secrets.clear()
 
     assert [] == deliver(record(SMS, receives=10))

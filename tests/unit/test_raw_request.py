@@ -1,4 +1,4 @@
-"""A raw request does with each of its inputs what it says."""
+"""Tests of raw_request: its inputs, its answer, its retries and its errors."""
 
 import base64
 import email.parser
@@ -53,14 +53,14 @@ def call(url: str = CALLS, method: str = "GET", **more: Any) -> dict[str, Any]:
 
 
 def failure(**inputs: Any) -> ConnectorError:
-    """Return the error that a raw request ends with."""
+    """Return the error that a raw request raises."""
     with pytest.raises(ConnectorError) as caught:
         call(**inputs)
     return caught.value
 
 
 def faulty(**inputs: Any) -> set[str]:
-    """Return the fields that are wrong."""
+    """Return the names of the inputs that a raw request rejects."""
     error = failure(**inputs)
     assert isinstance(error, InvalidInputError)
     return {fault.field for fault in error.faults}
@@ -75,7 +75,7 @@ class Part(NamedTuple):
 
 
 def parts(request: Request) -> list[Part]:
-    """Read a multipart body."""
+    """Return the parts of a multipart body."""
     head = f"Content-Type: {request.header('Content-Type')}\r\n\r\n".encode()
     message = email.parser.BytesParser(policy=email.policy.HTTP).parsebytes(head + request.body)
     assert message.is_multipart()
@@ -90,7 +90,7 @@ def parts(request: Request) -> list[Part]:
 
 
 def with_status(status: int, fault: Fault) -> Fault:
-    """Give a fault another status than the normal one."""
+    """Return a copy of a fault that answers with this HTTP status."""
 
     def act(exchange: Exchange) -> None:
         exchange.normal = exchange.normal._replace(status=status)
@@ -100,7 +100,7 @@ def with_status(status: int, fault: Fault) -> Fault:
 
 
 def test_all_inputs_have_their_defaults() -> None:
-    """Fifteen inputs, two of them required."""
+    """Of the fifteen inputs, two are required, and the others have their defaults."""
     raw = raw_request.RawRequest.parse({"url": CALLS, "method": "GET"})
 
     assert {
@@ -123,7 +123,7 @@ def test_all_inputs_have_their_defaults() -> None:
 
 
 def test_an_answer_has_four_parts(twilio: FaultServer) -> None:
-    """Status, headers, data and attempts."""
+    """The result has status, headers, data and attempts. Header names are lower case, without hop-by-hop headers."""
     twilio.script(faults.answer(b'{"sid": "CA1"}', code=202, headers={"X-Test": "a", "Keep-Alive": "timeout=5"}))
     answer = call()
 
@@ -135,7 +135,7 @@ def test_an_answer_has_four_parts(twilio: FaultServer) -> None:
 
 
 def test_the_example_event_is_answered(twilio: FaultServer, event: LoadEvent, context: Context) -> None:
-    """Directly and through the API."""
+    """The example event returns the same data in a direct invocation and through API Gateway."""
     direct = raw_request.handler(event("raw_request"), context)
     answer = raw_request.handler(event("raw_request_api"), context)
 
@@ -161,14 +161,14 @@ def test_the_example_event_is_answered(twilio: FaultServer, event: LoadEvent, co
     ],
 )
 def test_the_url_is_a_path_in_the_account(twilio: FaultServer, url: str, target: str) -> None:
-    """It goes on after the base, as it is but for the account's SID."""
+    """The path is appended to the base URL unchanged, except that the variable is replaced by the account's SID."""
     call(url)
 
     assert [target] == [request.target for request in twilio.requests]
 
 
 def test_a_listed_subaccount_may_be_used(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """With the connection's own credentials; any other account is refused before anything is sent."""
+    """The connection's own credentials reach a listed subaccount. Any other account is refused before a request."""
     aws_wire.secrets["twilio/default"] = json.dumps(API_KEY | {"subaccount_sids": [SUBACCOUNT]})
     call(f"/Accounts/{SUBACCOUNT}.json")
 
@@ -179,7 +179,7 @@ def test_a_listed_subaccount_may_be_used(twilio: FaultServer, aws_wire: AwsWire)
 
 
 def test_another_connection_brings_its_own_account(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """Its SID is what the variable stands for, and it has no right to the default one's."""
+    """Another connection's SID replaces the variable. That connection may not use the default connection's account."""
     aws_wire.secrets["twilio/other"] = json.dumps({"account_sid": STRANGER, "auth_token": AUTH_TOKEN})
     call(connection="other")
 
@@ -190,7 +190,7 @@ def test_another_connection_brings_its_own_account(twilio: FaultServer, aws_wire
 
 
 def test_a_connection_that_is_not_there(twilio: FaultServer) -> None:
-    """Nothing is sent."""
+    """A connection that does not exist raises ConnectionNotFoundError, and no request is sent."""
     assert isinstance(failure(connection="nobody"), errors.ConnectionNotFoundError)
     assert [] == twilio.requests
 
@@ -200,7 +200,7 @@ def test_a_connection_that_is_not_there(twilio: FaultServer) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_each_method_goes_out(twilio: FaultServer, method: str) -> None:
-    """As it is, to the path that was given."""
+    """Each allowed method is sent unchanged to the given path. HEAD and DELETE return no data."""
     answer = call(method=method)
 
     assert [(method, f"{ROOT}/Calls.json")] == [(request.method, request.target) for request in twilio.requests]
@@ -209,7 +209,7 @@ def test_each_method_goes_out(twilio: FaultServer, method: str) -> None:
 
 @pytest.mark.parametrize("method", ["get", "TRACE", "CONNECT", "", "GET ", "GET\r\nX: 1", 1, None])
 def test_other_methods_are_refused(twilio: FaultServer, method: Any) -> None:
-    """Also in another case."""
+    """Any other method is refused, also an allowed one in lower case, and no request is sent."""
     assert {"method"} == faulty(method=method)
     assert [] == twilio.requests
 
@@ -247,7 +247,7 @@ def test_no_content_is_none(twilio: FaultServer) -> None:
     ],
 )  # fmt: skip
 def test_data_is_the_body(twilio: FaultServer, inputs: dict[str, Any], content_type: str | None, body: bytes) -> None:
-    """Text goes as it is, an object as a form, or as JSON where the header says so."""
+    """A text is sent unchanged. An object is sent as a form, or as JSON if the Content-Type header says so."""
     call(method="POST", **inputs)
     request = twilio.requests[0]
 
@@ -267,7 +267,7 @@ def test_data_is_the_body(twilio: FaultServer, inputs: dict[str, Any], content_t
     ],
 )
 def test_data_that_is_no_form_is_refused(twilio: FaultServer, inputs: dict[str, Any]) -> None:
-    """A form has no objects in it."""
+    """`data` that is not text and cannot be a form is refused: a form has no objects, lists of lists or nulls."""
     assert {"data"} == faulty(method="POST", **inputs)
     assert [] == twilio.requests
 
@@ -276,7 +276,7 @@ def test_data_that_is_no_form_is_refused(twilio: FaultServer, inputs: dict[str, 
 
 
 def test_a_multipart_upload(twilio: FaultServer) -> None:
-    """Fields and files go out byte for byte, with the names that were given."""
+    """A multipart upload sends fields and files byte for byte, with the given names."""
     octets = bytes(range(256))
     call(
         method="POST",
@@ -300,7 +300,7 @@ def test_a_multipart_upload(twilio: FaultServer) -> None:
 
 
 def test_an_upload_of_lists(twilio: FaultServer) -> None:
-    """A field may repeat, and its files have their names in the same order; the last one has none."""
+    """A field may repeat. Its files get the given names in order; a file without a given name gets the field's name."""
     call(
         method="POST",
         file_data=[
@@ -322,14 +322,14 @@ def test_an_upload_of_lists(twilio: FaultServer) -> None:
 
 @pytest.mark.parametrize("alone", [{"form_data": {"A": "1"}}, {"file_data": {"A": "1"}}])
 def test_each_kind_of_part_goes_alone(twilio: FaultServer, alone: dict[str, Any]) -> None:
-    """Both are multipart."""
+    """`form_data` alone and `file_data` alone are both sent as multipart."""
     call(method="POST", **alone)
 
     assert [b"1"] == [part.content for part in parts(twilio.requests[0])]
 
 
 def test_file_names_cannot_write_headers(twilio: FaultServer) -> None:
-    """What would end a name or its line is encoded."""
+    """Quotes and line ends in field and file names are encoded, so that a name cannot add a header."""
     call(
         method="POST",
         form_data={'a"\r\nX-Evil: 1\r\n\r\n': "1"},
@@ -373,7 +373,7 @@ def test_file_names_cannot_write_headers(twilio: FaultServer) -> None:
     ],
 )
 def test_uploads_that_are_wrong_are_refused(twilio: FaultServer, inputs: dict[str, Any], fields: set[str]) -> None:
-    """Each fault is named by its field, and nothing is sent."""
+    """An invalid upload is refused with the names of the wrong inputs, and no request is sent."""
     assert fields == faulty(method="POST", **inputs)
     assert [] == twilio.requests
 
@@ -396,7 +396,7 @@ def test_uploads_that_are_wrong_are_refused(twilio: FaultServer, inputs: dict[st
     ],
 )  # fmt: skip
 def test_query_parameters_are_encoded(twilio: FaultServer, query: Any, pairs: list[tuple[str, str]]) -> None:
-    """Names may repeat; nothing in them gets out of the query."""
+    """Query parameters are encoded, so that they cannot change the rest of the URL. A name may repeat."""
     call(query_parameters=query)
     request = twilio.requests[0]
 
@@ -406,13 +406,13 @@ def test_query_parameters_are_encoded(twilio: FaultServer, query: Any, pairs: li
 
 @pytest.mark.parametrize("query", ["A=1", 5, ["A"], {"A": None}, {"A": {"b": 1}}])
 def test_query_parameters_of_another_kind_are_refused(twilio: FaultServer, query: Any) -> None:
-    """They are an object or a list of pairs."""
+    """Query parameters are refused if they are not an object or a list of pairs, or if a value is null or an object."""
     assert {"query_parameters"} == faulty(query_parameters=query)
     assert [] == twilio.requests
 
 
 def test_headers_go_along(twilio: FaultServer) -> None:
-    """Those that repeat are joined, and ours stay."""
+    """The caller's headers are sent. Headers of the same name are joined, and the credentials are not replaced."""
     call(
         headers=[
             {"key": "X-One", "value": "a"},
@@ -432,7 +432,7 @@ def test_headers_go_along(twilio: FaultServer) -> None:
 
 
 def test_there_are_bounds(twilio: FaultServer) -> None:
-    """As many headers, and as long a path, as servers take."""
+    """A request has at most 100 headers and a URL of at most 32,768 characters, because servers accept no more."""
     call(headers={f"X-{number}": "a" for number in range(100)})
     assert {"headers"} == faulty(headers={f"X-{number}": "a" for number in range(101)})
     assert {"url"} == faulty(url=f"{OWN}/{'a' * 32_768}")
@@ -466,7 +466,7 @@ def test_there_are_bounds(twilio: FaultServer) -> None:
     ids=lambda value: value if isinstance(value, str) and len(value) < 10 else "",
 )
 def test_an_answer_comes_as_asked(twilio: FaultServer, body: bytes, response_type: str, data: Any) -> None:
-    """As JSON where it is JSON, as text, or as Base64 of the bytes."""
+    """`response_type` chooses how an answer is returned: as JSON (or text if it is not JSON), as text, or as Base64."""
     twilio.script(faults.answer(body))
     answer = call(response_type=response_type)
 
@@ -478,7 +478,7 @@ def test_an_answer_comes_as_asked(twilio: FaultServer, body: bytes, response_typ
 @pytest.mark.parametrize("method", ["GET", "POST"])
 @pytest.mark.parametrize("depth", [500, 990, 5_000, 9_990, 9_998, 9_999, 10_000])
 def test_an_answer_however_deep_is_no_fault_of_ours(twilio: FaultServer, method: str, depth: int) -> None:
-    """It comes as JSON or as text."""
+    """An answer is returned as JSON or as text at any depth of nesting, and never raises an error."""
     twilio.script(faults.answer(b"[" * depth + b"]" * depth))
     answer = call(method=method)
 
@@ -488,7 +488,7 @@ def test_an_answer_however_deep_is_no_fault_of_ours(twilio: FaultServer, method:
 
 @pytest.mark.parametrize("response_type", ["xml", "JSON", "", 1])
 def test_other_response_types_are_refused(twilio: FaultServer, response_type: Any) -> None:
-    """Nothing is sent."""
+    """Any other `response_type` is refused, and no request is sent."""
     assert {"response_type"} == faulty(response_type=response_type)
     assert [] == twilio.requests
 
@@ -501,7 +501,7 @@ def test_other_response_types_are_refused(twilio: FaultServer, response_type: An
 def test_the_timeout_holds_for_the_whole_answer(
     twilio: FaultServer, fault: Fault, method: str, error: type[ConnectorError]
 ) -> None:
-    """It is in milliseconds."""
+    """`timeout_ms` limits the time for the whole answer, in milliseconds, even if the answer arrives byte by byte."""
     client.CONNECTIONS.get("twilio/", "default")
     twilio.script(fault)
     with Stopwatch() as took:
@@ -513,7 +513,7 @@ def test_the_timeout_holds_for_the_whole_answer(
 
 
 def test_the_timeout_is_bounded_by_the_function_s_time(twilio: FaultServer) -> None:
-    """An hour of waiting is of no use to a function that has a second."""
+    """A request ends before the function's own timeout, even if `timeout_ms` is longer."""
     client.CONNECTIONS.get("twilio/", "default")
     twilio.script(faults.hang())
     with Stopwatch() as took, pytest.raises(TwilioUnavailableError):
@@ -542,7 +542,7 @@ def test_the_timeout_is_bounded_by_the_function_s_time(twilio: FaultServer) -> N
     ],
 )
 def test_figures_that_are_wrong_are_refused(twilio: FaultServer, name: str, value: Any) -> None:
-    """Numbers and booleans are not taken from text, nor beyond their bounds."""
+    """A number or boolean of another type or out of bounds is refused, and no request is sent."""
     assert {name} == faulty(**{name: value})
     assert [] == twilio.requests
 
@@ -573,7 +573,7 @@ FAILING = [
 def test_retries_are_the_callers_choice(
     twilio: FaultServer, delays: list[float], method: str, fault: Fault, kind: str
 ) -> None:
-    """None without being asked; 5xx and network errors when asked; all when told."""
+    """`max_retry_count`, 0 by default, retries 5xx and network errors, or all errors with `retry_on_all_errors`."""
     counts: list[int] = []
     for options in (
         {},
@@ -592,7 +592,7 @@ def test_retries_are_the_callers_choice(
 
 
 def test_a_retry_that_succeeds(twilio: FaultServer, delays: list[float]) -> None:
-    """The attempts are told."""
+    """A successful retry returns its answer and the number of attempts."""
     twilio.script(faults.status(500), faults.RESET_AFTER_READ, faults.OK)
     answer = call(method="POST", max_retry_count=5, retry_delay_ms=1500)
 
@@ -601,7 +601,7 @@ def test_a_retry_that_succeeds(twilio: FaultServer, delays: list[float]) -> None
 
 
 def test_the_same_is_sent_again(twilio: FaultServer) -> None:
-    """A repetition has the same method, path, headers and body, to the boundary."""
+    """A retry sends the same form fields, files and headers as the first attempt."""
     twilio.script(faults.status(500), faults.OK)
     call(method="POST", max_retry_count=1, form_data={"A": "1"}, file_data={"B": "2"}, headers={"X-A": "1"})
     first, second = ([Part(*part) for part in parts(request)] for request in twilio.requests)
@@ -611,7 +611,7 @@ def test_the_same_is_sent_again(twilio: FaultServer) -> None:
 
 
 def test_exponential_backoff(twilio: FaultServer, delays: list[float]) -> None:
-    """It doubles up to four seconds, and retry_delay_ms is left out."""
+    """Exponential backoff doubles the delay up to four seconds, and `retry_delay_ms` is ignored."""
     twilio.script(faults.status(500))
     failure(max_retry_count=6, use_exponential_backoff=True, retry_delay_ms=60_000)
 
@@ -621,7 +621,7 @@ def test_exponential_backoff(twilio: FaultServer, delays: list[float]) -> None:
 
 @pytest.mark.parametrize("options", [{"use_exponential_backoff": True}, {"retry_delay_ms": 100}])
 def test_retry_after_is_honoured(twilio: FaultServer, delays: list[float], options: dict[str, Any]) -> None:
-    """Where Twilio says when, that is when."""
+    """A Retry-After header of Twilio replaces the delay that the caller chose."""
     twilio.script(faults.too_many("3"), faults.status(503, headers={"Retry-After": "2"}), faults.OK)
     call(max_retry_count=2, retry_on_all_errors=True, **options)
 
@@ -640,7 +640,7 @@ def test_retry_after_is_honoured(twilio: FaultServer, delays: list[float], optio
 def test_a_wait_that_outlasts_the_function_is_not_begun(
     twilio: FaultServer, delays: list[float], fault: Fault, options: dict[str, Any]
 ) -> None:
-    """The caller is told at once."""
+    """A retry is not attempted if its delay would outlast the function. The caller gets the error at once."""
     twilio.script(fault)
     failure(max_retry_count=5, **options)
 
@@ -650,7 +650,7 @@ def test_a_wait_that_outlasts_the_function_is_not_begun(
 def test_network_errors_before_the_wire_are_retried_when_asked(
     aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch, delays: list[float]
 ) -> None:
-    """A refused connection is one; without being asked it is not tried again."""
+    """A refused connection counts as a network error. It is retried only with `max_retry_count`."""
     with closed_port() as port:
         monkeypatch.setenv("TWILIO_API_URL", f"http://127.0.0.1:{port}")
 
@@ -663,7 +663,7 @@ def test_network_errors_before_the_wire_are_retried_when_asked(
 
 @pytest.mark.usefixtures("aws_wire")
 def test_a_bad_certificate_is_never_tried_again(monkeypatch: pytest.MonkeyPatch, delays: list[float]) -> None:
-    """Not even when told to retry on all errors."""
+    """An invalid certificate is never retried, even with `retry_on_all_errors`."""
     with FaultServer(tls="self_signed") as server:
         monkeypatch.setenv("TWILIO_API_URL", server.url)
         error = failure(max_retry_count=3, retry_on_all_errors=True)
@@ -677,7 +677,7 @@ def test_a_bad_certificate_is_never_tried_again(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_wrong_credentials_are_renewed_once(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """That is no retry of the caller's."""
+    """After a 401, the secret is read again and the request is sent once more. This does not count as a retry."""
     twilio.script(faults.UNAUTHORIZED)
 
     assert isinstance(failure(method="POST"), TwilioAuthenticationError)
@@ -704,7 +704,7 @@ def test_wrong_credentials_are_renewed_once(twilio: FaultServer, aws_wire: AwsWi
 def test_each_method_reads_or_changes(
     twilio: FaultServer, method: str, fault: Fault, read: type[ConnectorError], change: type[ConnectorError]
 ) -> None:
-    """GET, HEAD and OPTIONS change nothing; the others may."""
+    """GET, HEAD and OPTIONS are reads. The other methods may change something, so their outcome can be unknown."""
     twilio.script(fault)
 
     assert (read if method in READS else change) is type(failure(method=method))
@@ -719,7 +719,7 @@ SIZES = [("json", MAX_BYTES), ("text", MAX_BYTES), ("binary", LARGEST_BINARY)]
 def test_an_answer_over_the_limit(
     twilio: FaultServer, response_type: str, size: int, method: str, error: type[ConnectorError]
 ) -> None:
-    """A read is told so; a change may have been carried out. Neither is tried again."""
+    """An answer over the size limit is an error for a read, and an unknown outcome for a change. Neither is retried."""
     twilio.script(faults.answer(b"0" * (size + 1)))
     ended = failure(method=method, response_type=response_type, max_retry_count=3, retry_on_all_errors=True)
 
@@ -728,7 +728,7 @@ def test_an_answer_over_the_limit(
 
 @pytest.mark.parametrize("fault", [faults.ENDLESS, faults.gzip_bomb(64), faults.huge(50)], ids=lambda f: f.name)
 def test_an_answer_without_end(twilio: FaultServer, fault: Fault) -> None:
-    """It is not read to the end, packed or not."""
+    """An answer over the size limit is not read to its end, whether it is compressed or not."""
     twilio.script(fault)
 
     assert ResponseTooLargeError is type(failure(response_type="binary"))
@@ -737,7 +737,7 @@ def test_an_answer_without_end(twilio: FaultServer, fault: Fault) -> None:
 
 
 def test_the_largest_binary_answer_fits(twilio: FaultServer, event: LoadEvent, context: Context) -> None:
-    """Also through the API, as JSON in JSON."""
+    """The largest binary answer fits into a function's response, also as JSON within JSON for API Gateway."""
     twilio.script(faults.answer(bytes(LARGEST_BINARY)))
     answer = raw_request.handler(
         event("raw_request_api") | {"body": json.dumps({"url": CALLS, "method": "GET", "response_type": "binary"})},
@@ -753,7 +753,7 @@ def test_the_largest_binary_answer_fits(twilio: FaultServer, event: LoadEvent, c
 def test_an_answer_that_grows_over_the_limit_when_it_is_written(
     twilio: FaultServer, method: str, error: type[ConnectorError]
 ) -> None:
-    """Quotes take two bytes in JSON."""
+    """A text that exceeds the size limit only as JSON is too large as well: each quote takes two bytes in JSON."""
     twilio.script(faults.answer(b'"' * (MAX_BYTES - 100)))
 
     assert error is type(failure(method=method, response_type="text"))
@@ -765,7 +765,7 @@ def test_an_answer_that_grows_over_the_limit_when_it_is_written(
 
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
 def test_media_are_fetched_where_twilio_keeps_them(twilio: FaultServer, code: int) -> None:
-    """Once, with GET, and without credentials or the caller's headers."""
+    """A media redirect is followed once, with GET, and without credentials or the caller's headers."""
     media = f"{twilio.url}/media/1.jpg?Expires=1&Signature=a%2Fb"
     twilio.script(faults.redirect(code, media), faults.answer(b"\xff\xd8", code=200))
     answer = call(f"{OWN}/Messages/MM1/Media/ME1", response_type="binary", headers={"X-A": "1"})
@@ -778,7 +778,7 @@ def test_media_are_fetched_where_twilio_keeps_them(twilio: FaultServer, code: in
 
 
 def test_media_that_redirect_again_are_not_followed(twilio: FaultServer) -> None:
-    """Once is once, also when the caller retries: each attempt is a request and one redirect."""
+    """Each attempt sends one request and follows one redirect, also when the caller retries."""
     twilio.script(faults.redirect(307, f"{twilio.url}/again"))
 
     assert isinstance(failure(response_type="binary"), TwilioUnavailableError)
@@ -789,7 +789,7 @@ def test_media_that_redirect_again_are_not_followed(twilio: FaultServer) -> None
 
 @pytest.mark.parametrize("method", [method for method in METHODS if method != "GET"])
 def test_only_a_get_is_redirected(twilio: FaultServer, method: str) -> None:
-    """Nothing else fetches media."""
+    """A redirect is followed only for GET, because no other method fetches media."""
     twilio.script(faults.redirect(307, f"{twilio.url}/media"))
     failure(method=method, response_type="binary")
 
@@ -798,7 +798,7 @@ def test_only_a_get_is_redirected(twilio: FaultServer, method: str) -> None:
 
 @pytest.mark.parametrize("response_type", ["json", "text"])
 def test_only_binary_answers_are_redirected(twilio: FaultServer, response_type: str) -> None:
-    """Nothing else is media."""
+    """A redirect is followed only if `response_type` is `binary`, because media are binary."""
     twilio.script(faults.redirect(307, f"{twilio.url}/media"))
     failure(response_type=response_type)
 
@@ -807,7 +807,7 @@ def test_only_binary_answers_are_redirected(twilio: FaultServer, response_type: 
 
 @pytest.mark.parametrize("code", [400, 404, 410, 500, 503])
 def test_only_a_redirect_redirects(twilio: FaultServer, code: int) -> None:
-    """A Location in another answer leads nowhere."""
+    """A Location header in an answer that is not a redirect is ignored."""
     twilio.script(faults.status(code, headers={"Location": f"{twilio.url}/media"}))
     failure(response_type="binary")
 
@@ -815,7 +815,7 @@ def test_only_a_redirect_redirects(twilio: FaultServer, code: int) -> None:
 
 
 def test_oversize_media_are_refused(twilio: FaultServer) -> None:
-    """The limit holds where Twilio keeps them too."""
+    """The size limit also holds for media that are fetched through a redirect."""
     twilio.script(faults.redirect(307, f"{twilio.url}/media"), faults.ENDLESS)
 
     assert isinstance(failure(response_type="binary"), ResponseTooLargeError)
@@ -824,7 +824,7 @@ def test_oversize_media_are_refused(twilio: FaultServer) -> None:
 
 @pytest.fixture
 def real(aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch) -> Iterator[responses.RequestsMock]:
-    """Give Twilio's real hosts, of which none is really reached."""
+    """Yield a mock of Twilio's real hosts, so that no request reaches them."""
     monkeypatch.setenv("TWILIO_API_URL", "")
     with responses.RequestsMock() as wire:
         wire.add_passthru(aws_wire.url)
@@ -833,7 +833,7 @@ def real(aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch) -> Iterator[respons
 
 @pytest.mark.parametrize("host", ["media.twiliocdn.com", "twiliocdn.com", "a.b-c.twiliocdn.com"])
 def test_real_media_hosts_are_known(real: responses.RequestsMock, host: str) -> None:
-    """They get no credentials."""
+    """A redirect to a host of `twiliocdn.com` is followed without credentials."""
     media = f"https://{host}/{ACCOUNT_SID}/1?response-content-disposition=inline"
     real.get(f"https://api.twilio.com{ROOT}/Media/ME1", status=307, headers={"Location": media})
     real.get(media, body=b"\xff\xd8")
@@ -844,7 +844,7 @@ def test_real_media_hosts_are_known(real: responses.RequestsMock, host: str) -> 
 
 
 def test_an_error_of_an_api_call(twilio: FaultServer, event: LoadEvent, context: Context) -> None:
-    """It is the error that all actions have."""
+    """Through API Gateway, an error is returned with the status and the title that all actions use."""
     twilio.script(faults.NOT_FOUND)
     answer = raw_request.handler(event("raw_request_api"), context)
 
@@ -852,7 +852,7 @@ def test_an_error_of_an_api_call(twilio: FaultServer, event: LoadEvent, context:
 
 
 def test_an_error_with_a_body_that_does_not_end(twilio: FaultServer) -> None:
-    """Its status counts."""
+    """An error whose body does not end is classified by its status."""
     twilio.script(replace(with_status(422, faults.ENDLESS), name="endless_422"))
 
     assert isinstance(failure(method="POST"), TwilioRejectedError)

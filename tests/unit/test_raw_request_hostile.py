@@ -1,4 +1,4 @@
-"""Whatever is put into a raw request, it and its credentials go to the connection's own account or nowhere."""
+"""No input can make a raw request send itself or its credentials anywhere but to the connection's own account."""
 
 import json
 import re
@@ -29,7 +29,7 @@ OWN = f"/Accounts/{VARIABLE}"
 NAMED = f"/Accounts/{ACCOUNT_SID}"
 ELSEWHERE = "canary.example"
 
-# What makes another host of the base, if it is just put behind it.
+# URLs that change the host if they are appended to the base URL.
 AUTHORITIES = [
     f"@{ELSEWHERE}",
     f"@{ELSEWHERE}/",
@@ -65,7 +65,7 @@ AUTHORITIES = [
     "@xn--canary-.example/",
 ]
 
-# Hosts and schemes of their own, and what some parsers take for them.
+# URLs with their own host or scheme, and texts that some parsers read as such URLs.
 ABSOLUTE = [
     f"http://{ELSEWHERE}/",
     f"https://{ELSEWHERE}{OWN}.json",
@@ -242,7 +242,7 @@ CHARACTERS = [
 
 REFUSED = AUTHORITIES + ABSOLUTE + TRAVERSALS + ACCOUNTS + VARIABLES + CHARACTERS
 
-# Odd, and still in the account.
+# Unusual URLs that stay in the account.
 KEPT = [
     f"{OWN}/%c0%ae%c0%ae/x",
     f"{OWN}/%{VARIABLE}",
@@ -262,20 +262,20 @@ KEPT = [
 
 
 class Stage(NamedTuple):
-    """A Twilio, and a canary that every other name and address leads to."""
+    """A Twilio server, and a canary that receives the connections to every other name and address."""
 
     server: FaultServer
     canary: Canary
     is_real: bool
 
     def nothing_left(self) -> bool:
-        """Tell that no connection was made, and no name resolved."""
+        """Return whether no connection was made and no name was resolved."""
         return ([], [], []) == (self.canary.names, self.canary.visits, self.server.requests)
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["test_stack", "real_hosts"])
 def stages(request: pytest.FixtureRequest) -> Iterator[Stage]:
-    """Give the stage with TwilioApiUrl, and without."""
+    """Yield the stage, once with TwilioApiUrl and once with Twilio's real hosts."""
     with pytest.MonkeyPatch.context() as patch, AwsWire() as wire, FaultServer() as server, Canary() as canary:
         wire.secrets["twilio/default"] = json.dumps(API_KEY | {"subaccount_sids": [SUBACCOUNT]})
         patch.setenv("AWS_ENDPOINT_URL", wire.url)
@@ -288,7 +288,7 @@ def stages(request: pytest.FixtureRequest) -> Iterator[Stage]:
 
 @pytest.fixture
 def stage(stages: Stage) -> Stage:
-    """Give the stage with nothing on it."""
+    """Return the stage without the requests and visits of earlier tests."""
     stages.server.reset()
     stages.canary.reset()
     return stages
@@ -301,14 +301,14 @@ def call(url: Any = f"{OWN}.json", method: str = "GET", **more: Any) -> dict[str
 
 
 def refused(**inputs: Any) -> set[str]:
-    """Return the fields for which an input is refused."""
+    """Return the names of the inputs that a raw request rejects."""
     with pytest.raises(InvalidInputError) as caught:
         call(**inputs)
     return {fault.field for fault in caught.value.faults}
 
 
 def is_inside(target: str) -> bool:
-    """Tell whether a request's target stays in the accounts that are allowed, however often it is decoded."""
+    """Return whether a request's target stays in the allowed accounts, even if it is decoded several times."""
     path = target.partition("?")[0]
     for _ in range(4):
         path = unquote(path, "latin-1")
@@ -318,7 +318,7 @@ def is_inside(target: str) -> bool:
 
 
 def test_a_hostile_url_is_refused(stage: Stage) -> None:
-    """Nothing leaves, not even a question to the resolver."""
+    """A hostile URL is refused before any connection is made and before any name is resolved."""
     for url in REFUSED:
         assert {"url"} == refused(url=url), url
         assert stage.nothing_left(), url
@@ -326,9 +326,9 @@ def test_a_hostile_url_is_refused(stage: Stage) -> None:
 
 @pytest.mark.parametrize("url", KEPT, ids=lambda url: repr(url[:60]))
 def test_an_odd_url_stays_in_the_account(stage: Stage, url: str) -> None:
-    """It goes to Twilio, and there to the account."""
+    """An unusual but valid URL is sent to Twilio only, and stays in the account."""
     if stage.is_real:
-        with pytest.raises(TwilioUnavailableError):  # the canary cannot prove to be Twilio
+        with pytest.raises(TwilioUnavailableError):  # the canary has no certificate of Twilio
             call(url)
 
         assert [("api.twilio.com", 443)] == stage.canary.names
@@ -342,19 +342,22 @@ def test_an_odd_url_stays_in_the_account(stage: Stage, url: str) -> None:
 
 @pytest.mark.parametrize("url", [None, 5, True, [], [f"{OWN}.json"], {"path": OWN}, "\ud800", f"{OWN}/\udfff"])
 def test_a_url_that_is_no_text_is_refused(stage: Stage, url: Any) -> None:
-    """Nothing leaves."""
+    """A URL that is not valid text is refused, and no connection is made."""
     assert refused(url=url) <= {"url", "(input)"}
     assert stage.nothing_left()
 
 
 def naive(base: str, url: str) -> None:
-    """Put the URL behind the base, as one would who thinks no evil."""
+    """Send a request to the URL appended to the base, as a naive client does."""
     with requests.Session() as session, suppress(requests.RequestException, ValueError):
         session.get(base + url.replace(VARIABLE, ACCOUNT_SID), auth=("SK", "fake"), timeout=5, allow_redirects=False)
 
 
 def test_the_corpus_bites(stage: Stage) -> None:
-    """A naive join takes the credentials to the canary and to other accounts; else the tests above are void."""
+    """A naive client sends its credentials to the canary and to other accounts.
+
+    This proves that the tests above use effective URLs.
+    """
     assert len(REFUSED) >= 100
     for url in REFUSED:
         naive(stage.server.url, url)
@@ -382,7 +385,7 @@ PIECES = [
     st.lists(st.sampled_from(PIECES) | st.characters(), max_size=8),
 )
 def test_no_url_leads_astray(stages: Stage, start: str, pieces: list[str]) -> None:
-    """Whatever is put together."""
+    """No URL of random pieces leaves the account or takes credentials to another host."""
     stages.server.reset()
     stages.canary.reset()
     with suppress(ConnectorError):
@@ -416,7 +419,7 @@ HEADERS = [
 
 
 def test_a_hostile_header_is_refused(stage: Stage) -> None:
-    """Nothing leaves, whether headers are an object or a list."""
+    """A hostile header is refused before any connection is made, in an object and in a list."""
     for name, value in HEADERS:
         headers = [{"key": "X-Ok", "value": "1"}, {"key": name, "value": value}]
         assert {"headers"} == refused(headers=headers), (name, value)
@@ -426,13 +429,13 @@ def test_a_hostile_header_is_refused(stage: Stage) -> None:
 
 @pytest.mark.parametrize("headers", ["Host: x", 5, ["Host"], [{"key": "X-A"}], {"X-A": None}, {"X-A": {"b": "c"}}])
 def test_headers_of_another_kind_are_refused(stage: Stage, headers: Any) -> None:
-    """They are an object or a list of pairs."""
+    """Headers are refused if they are not an object or a list of pairs, or if a value is null or an object."""
     assert {"headers"} == refused(headers=headers)
     assert stage.nothing_left()
 
 
 def test_a_header_cannot_come_in_by_another_field(stage: Stage) -> None:
-    """Line ends in the query, the body or its names stay what they are."""
+    """Line ends in the query, in the body or in their names cannot add a header or change the host."""
     evil = f"x\r\nHost: {ELSEWHERE}\r\nAuthorization: Basic eDp5\r\n\r\n"
     inputs: list[dict[str, Any]] = [
         {"query_parameters": {evil: evil}},
@@ -455,7 +458,7 @@ def test_a_header_cannot_come_in_by_another_field(stage: Stage) -> None:
 
 
 def test_no_field_says_where_twilio_is(stage: Stage) -> None:
-    """What the stack's parameter sets, an input cannot."""
+    """An input that names a host for Twilio is refused, because only the stack's parameter sets it."""
     names = (
         "api_url",
         "base_url",
@@ -474,7 +477,7 @@ def test_no_field_says_where_twilio_is(stage: Stage) -> None:
 
 @pytest.mark.parametrize("name", ["../other", "twilio/other", "a/b", "a b", "", ".", "a" * 65, "a\n", "\u00e9", 5])
 def test_a_connection_s_name_is_no_path(stage: Stage, name: Any) -> None:
-    """It cannot name a secret elsewhere."""
+    """A connection name that is malformed or a path is refused, so that it cannot name a secret elsewhere."""
     assert {"connection"} == refused(connection=name)
     assert stage.nothing_left()
 
@@ -486,7 +489,7 @@ CODES = [301, 302, 303, 307, 308]
 
 
 def locations(stage: Stage) -> list[str]:
-    """Return places that a redirect must not lead to."""
+    """Return URLs that a redirect must not lead to."""
     canary = f"127.0.0.1:{stage.canary.port}"
     return [
         f"http://{canary}",
@@ -522,7 +525,7 @@ def locations(stage: Stage) -> list[str]:
 def test_a_redirect_elsewhere_is_not_followed(
     stages: Stage, monkeypatch: pytest.MonkeyPatch, code: int, method: str, response_type: str
 ) -> None:
-    """One request to Twilio, and none to the canary."""
+    """A redirect to another host is not followed: Twilio gets one request, and the canary none."""
     stages.canary.reset()
     monkeypatch.setenv("TWILIO_API_URL", stages.server.url)
     for location in locations(stages):
@@ -536,7 +539,7 @@ def test_a_redirect_elsewhere_is_not_followed(
 
 
 def test_the_redirects_bite(stage: Stage) -> None:
-    """Who follows them reaches the canary."""
+    """A client that follows these redirects reaches the canary, so the test above uses effective URLs."""
     for location in locations(stage):
         stage.server.script(faults.redirect(307, location), faults.OK)
         with requests.Session() as session, suppress(requests.RequestException, ValueError):
@@ -589,11 +592,11 @@ LOOKALIKES = [
 def test_what_only_looks_like_a_media_host_is_not_visited(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, location: str
 ) -> None:
-    """Twilio's answer may be forged, but not where its redirect leads."""
+    """A redirect to a host that only resembles Twilio's media host is not followed, even if the answer was forged."""
     monkeypatch.setenv("TWILIO_API_URL", "")
     client.CONNECTIONS.get("twilio/", "default")
     with responses.RequestsMock() as wire:
-        wire.add_passthru(re.compile(""))  # all but what follows
+        wire.add_passthru(re.compile(""))  # all requests but the one below
         wire.get(
             f"https://api.twilio.com/2010-04-01/Accounts/{ACCOUNT_SID}/Media/ME1",
             status=307,
@@ -607,7 +610,10 @@ def test_what_only_looks_like_a_media_host_is_not_visited(
 
 
 def test_a_media_host_is_visited_without_credentials(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So the redirects above were not followed because of where they lead; and TLS is verified here too."""
+    """A redirect to Twilio's media host is followed without credentials, and the host's certificate is verified.
+
+    This proves that the redirects above were refused because of their targets.
+    """
     monkeypatch.setenv("TWILIO_API_URL", "")
     client.CONNECTIONS.get("twilio/", "default")
     with responses.RequestsMock() as wire:

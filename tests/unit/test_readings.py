@@ -1,4 +1,4 @@
-"""What makes a reading of a signed text another one, and what does not."""
+"""Tests of readings: which parts of a request distinguish two readings of one signed text."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ SID = "SM" + "1" * 32
 
 
 def of(text: str = "x=1AccountSidAC", url: str = URL, **changes: Any) -> Reading:
-    """Return how a text was read that follows a URL: a POST with a query and a form, but for the changes."""
+    """Return the reading of a text that follows a URL: a POST with a query and a form, except for the changes."""
     parts: dict[str, Any] = {
         "method": "POST",
         "query": [("x", "1"), ("y", "")],
@@ -40,7 +40,7 @@ def of(text: str = "x=1AccountSidAC", url: str = URL, **changes: Any) -> Reading
     ids=str,
 )
 def test_each_part_of_a_reading_counts(changes: dict[str, Any]) -> None:
-    """Method, path, kind of body, the pairs of query and form, and the JSON body; each alone makes another reading."""
+    """Each of these parts alone makes another reading: method, path, kind of body, query, form and JSON body."""
     others: list[dict[str, Any]] = [{}, {"form": []}, {"form": None}, {"form": None, "body": b"{}"}]
 
     assert [] == [other for other in others if other != changes and of(**other).digest == of(**changes).digest]
@@ -57,7 +57,7 @@ def test_each_part_of_a_reading_counts(changes: dict[str, Any]) -> None:
     ids=str,
 )
 def test_what_is_not_signed_makes_no_other_reading(changes: dict[str, Any]) -> None:
-    """The order of pairs, one that is there twice, and how the host was spelled."""
+    """The order of pairs, repeated pairs and the spelling of the host are not signed, so they make no other reading."""
     assert of().digest == of(**changes).digest
 
 
@@ -74,6 +74,6 @@ def test_what_is_not_signed_makes_no_other_reading(changes: dict[str, Any]) -> N
     ids=["value", "query", "inside", "lower case", "none", "in the path"],
 )
 def test_a_sid_is_looked_for_in_the_text(text: str, url: str, has_sid: bool) -> None:  # noqa: FBT001 a table
-    """Wherever it is cut, but not in the path, which is the stack's own."""
+    """A SID is found wherever the text is cut. The path is not searched, because the stack itself sets it."""
     assert has_sid == of(text, url).has_sid
     assert has_sid == of(text, url, form=[(text, "")]).has_sid

@@ -1,4 +1,4 @@
-"""README and docs, as far as they can be compared with the project without running it."""
+"""README and docs agree with the project, as far as this can be checked without running it."""
 
 import json
 import re
@@ -30,22 +30,21 @@ ERRORS: dict[str, type[errors.ConnectorError]] = {
     for name, kind in vars(errors).items()
     if isinstance(kind, type) and issubclass(kind, errors.ConnectorError) and kind is not errors.ConnectorError
 }
-# The errors after which a send may have happened all the same, or that no send has.
 
 
 def names(kind: type[Struct]) -> list[str]:
-    """Return a struct's fields as users write them."""
+    """Return the names of a struct's fields as users write them."""
     return [field.encode_name for field in msgspec.structs.fields(kind)]
 
 
 def test_every_block_is_marked() -> None:
-    """Every fenced block says what becomes of it."""
+    """Every fenced block has a mark that says how it is tested."""
     for page, text in PAGES.items():
         assert len(FENCE.findall(text)) == len([block for block in BLOCKS if block.page == page]), page
 
 
 def test_few_commands_are_only_parsed() -> None:
-    """At most fifteen blocks do not run here, and each says why."""
+    """At most fifteen blocks are only parsed and not run, and each of them gives a reason."""
     parsed = marked("parse")
 
     assert 15 >= len(parsed)
@@ -58,7 +57,7 @@ def test_readme_is_short() -> None:
 
 
 def test_failing_command_does_not_print_the_environment() -> None:
-    """Where `aws` fails, or prints nothing, the commands that set the stack's names print nothing either."""
+    """If `aws` fails or prints nothing, the commands that set the stack's names print nothing either."""
     setting = [block for block in marked("run") if "describe-stacks" in block.text and "export" in block.text]
 
     assert setting
@@ -71,13 +70,13 @@ def test_failing_command_does_not_print_the_environment() -> None:
 
 @pytest.mark.parametrize("page", ["README.md", "docs/start.md"])
 def test_api_function_is_the_local_stacks(page: str) -> None:
-    """The function that signs requests is the one that the shell of the stack on this machine has."""
+    """The pages define the function that signs requests exactly as the local stack's shell does."""
     assert shell.API in [block.text for block in marked("run") if block.page == page]
 
 
 @pytest.mark.parametrize("block", marked("run", "parse", "model"), ids=str)
 def test_commands_parse(block: Block) -> None:
-    """Every command is one that a shell understands."""
+    """Every command has the syntax of Bash."""
     bash = shutil.which("bash") or "bash"
     check = subprocess.run([bash, "-n"], input=block.text, capture_output=True, text=True, check=False)
 
@@ -86,25 +85,25 @@ def test_commands_parse(block: Block) -> None:
 
 @pytest.mark.parametrize("block", marked("run", "parse", "model"), ids=str)
 def test_commands_mean_the_same_in_zsh(block: Block) -> None:
-    """Typed into zsh, no command has what zsh alone reads otherwise: comments, modifiers after names, history."""
+    """No command has syntax that only zsh interprets: comments, modifiers after names, and history expansion."""
     assert [] == re.findall(r"(?:^|\s)#\s.*|\$\w+:[A-Za-z]|!", block.text, re.MULTILINE)
 
 
 @pytest.mark.parametrize("block", marked("answer", "file", "published", "save"), ids=str)
 def test_json_parses(block: Block) -> None:
-    """Every piece of JSON is an object."""
+    """Every JSON block is an object."""
     assert isinstance(json.loads(block.text), dict)
 
 
 @pytest.mark.parametrize("block", marked("file"), ids=str)
 def test_shows_files(block: Block) -> None:
-    """What a page shows of a file is what is in it."""
+    """A block that shows a file equals the file."""
     assert json.loads((ROOT / block.argument).read_text()) == json.loads(block.text)
 
 
 @pytest.mark.parametrize("block", marked("save"), ids=str)
 def test_shows_a_connection(block: Block) -> None:
-    """The secret that a page shows is a connection, with all that the webhook needs."""
+    """The secret that a page shows is a valid connection with the token that the webhook needs."""
     connection = parse_secret("default", block.text)
 
     assert json.loads(block.text)["account_sid"] == connection.account_sid
@@ -113,7 +112,7 @@ def test_shows_a_connection(block: Block) -> None:
 
 @pytest.mark.parametrize("block", marked("published"), ids=str)
 def test_shows_a_published_event(block: Block, aws_wire: AwsWire, context: Context) -> None:
-    """The event that a page shows is the one that the webhook makes of the request."""
+    """The event that a page shows is the event that the webhook publishes for the example request."""
     shown = json.loads(block.text)
 
     answer = webhook.handler(json.loads((ROOT / block.argument).read_text()), context)
@@ -134,7 +133,7 @@ def test_shows_a_published_event(block: Block, aws_wire: AwsWire, context: Conte
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_names_inputs(title: str, kind: type[Struct]) -> None:
-    """Each action's table, or where there is none its text, names all inputs; `connection` is told once."""
+    """The reference names each input of each action. It describes `connection` once, under Send SMS."""
     told = rows(section("reference", title)).keys() or set(re.findall(r"`(\w+)`", section("reference", title)))
 
     assert [] == [name for name in names(kind) if name not in told and name != "connection"]
@@ -143,7 +142,7 @@ def test_names_inputs(title: str, kind: type[Struct]) -> None:
 
 @pytest.mark.parametrize("kind", [list_sms.ListSms, raw_request.RawRequest], ids=lambda kind: kind.__name__)
 def test_says_defaults(kind: type[Struct]) -> None:
-    """The tables have the defaults of the inputs."""
+    """The reference's tables have the inputs' defaults."""
     title = {"ListSms": "List SMS", "RawRequest": "Raw Request"}[kind.__name__]
     table = rows(section("reference", title))
     defaults = {
@@ -156,13 +155,13 @@ def test_says_defaults(kind: type[Struct]) -> None:
 
 
 def test_names_connection_fields() -> None:
-    """The table of connections has all fields of a secret."""
+    """The table of connections has exactly the fields of a secret."""
     assert set(names(Connection)) == rows(section("connections", "Fields of both")).keys()
 
 
 @pytest.mark.parametrize("name", ERRORS)
 def test_tells_errors(name: str) -> None:
-    """The table of errors has each with its status, and whether it can be retried."""
+    """The table of errors has each error with its status, and with whether it can be retried."""
     _, status, retry = rows(section("reference", "Errors"))[name]
 
     assert str(ERRORS[name].status) == status[:3]
@@ -170,12 +169,12 @@ def test_tells_errors(name: str) -> None:
 
 
 def test_tells_no_other_errors() -> None:
-    """The table of errors has none that does not exist."""
+    """The table of errors has exactly the errors that exist."""
     assert ERRORS.keys() == {name for name in rows(section("reference", "Errors")) if name.endswith("Error")}
 
 
 def test_tells_metrics() -> None:
-    """The tables of metrics have all that are counted, in the code and by filters of the logs, and no other."""
+    """The tables of metrics have exactly the metrics that the code and the log filters count."""
     counted = set(re.findall(r'\b(?:count\(|waited\(|name=|metric=)"([A-Z]\w+)"', SOURCES))
     counted |= set(CALL_METRICS.values())
     for metric_filter in of_type("AWS::Logs::MetricFilter").values():
@@ -185,7 +184,7 @@ def test_tells_metrics() -> None:
 
 
 def test_tells_events() -> None:
-    """The table of events has every detail-type that the webhook publishes, and no other."""
+    """The table of events has exactly the detail-types that the webhook publishes."""
     published = set(re.findall(r'"((?:[A-Z][\w-]+ )+(?:Received|Changed|Event|Logged))"', SOURCES))
     table = section("reference", "Events of Twilio").split("| detail-type |")[1].split("\n\n")[0]
 
@@ -193,7 +192,7 @@ def test_tells_events() -> None:
 
 
 def test_changelog_has_the_version() -> None:
-    """The changelog tells of the layer's version, and has a place for what comes next."""
+    """The changelog has a section for the layer's version and one for unreleased changes."""
     changelog = (ROOT / "CHANGELOG.md").read_text()
 
     assert "## [Unreleased]" in changelog
@@ -201,7 +200,7 @@ def test_changelog_has_the_version() -> None:
 
 
 def test_tells_alarms() -> None:
-    """Who is on call finds each alarm of the template, and no other."""
+    """The table of alarms has exactly the template's alarms, with their descriptions and runbooks."""
     every = of_type("AWS::CloudWatch::Alarm") | of_type("AWS::CloudWatch::CompositeAlarm")
     alarms = {
         name.removesuffix("Alarm"): alarm["AlarmDescription"].split(" Runbook: docs/") for name, alarm in every.items()
@@ -212,7 +211,7 @@ def test_tells_alarms() -> None:
 
 
 def test_tells_who_notifies() -> None:
-    """An alarm notifies itself, or the alarm in whose rule it stands does."""
+    """The table of alarms says who notifies: the alarm itself, or the composite alarm whose rule contains it."""
     told = {name: who.strip("`") for name, [_, who, _] in ALARMS.items()}
     for name, alarm in of_type("AWS::CloudWatch::CompositeAlarm").items():
         members = set(re.findall(r"\$\{(\w+)Alarm\}", alarm["AlarmRule"]["Fn::Sub"]))
@@ -222,7 +221,7 @@ def test_tells_who_notifies() -> None:
 
 
 def test_tells_queries() -> None:
-    """Who looks at logs finds each query that the template saves, and no other."""
+    """The table of queries has exactly the queries that the template saves."""
     saved = {each["Name"]["Fn::Sub"] for each in of_type("AWS::Logs::QueryDefinition").values()}
 
     assert saved == {f"${{AWS::StackName}}/{name}" for name in rows(section("operations", "Queries"))}

@@ -1,4 +1,4 @@
-"""What Twilio's list shows of a message whose outcome is unknown, and what `resolve` makes of it."""
+"""Tests of how `resolve` searches Twilio's list for a message with an unknown outcome, and what counts as evidence."""
 
 import json
 import time
@@ -37,17 +37,17 @@ def _no_callback_can_come(aws_wire: AwsWire) -> None:
 
 @pytest.fixture
 def callbacks(aws_wire: AwsWire) -> None:
-    """Let callbacks come."""
+    """Give the connection its auth token, so that status callbacks can arrive."""
     aws_wire.secrets["twilio/default"] = json.dumps(API_KEY)
 
 
 def leave(twilio: FaultServer, given: dict[str, Any] | None = None) -> None:
-    """Leave a message in doubt."""
+    """Leave a message with an unknown outcome."""
     leave_unknown(twilio, given or KEYED)
 
 
 def listed(twilio: FaultServer, monkeypatch: pytest.MonkeyPatch, *messages: Any) -> None:
-    """Let Twilio's list have these messages, half a minute old and each like the one that is sought."""
+    """Let Twilio's list have these messages. By default each is half a minute old and matches the sought message."""
     own = {
         "sid": SID, "to": SMS["to"], "from": "+15551234567", "body": "Hello", "direction": "outbound-api",
         "messaging_service_sid": None, "date_created": formatdate(time.time() - 30), "uri": "/",
@@ -57,7 +57,7 @@ def listed(twilio: FaultServer, monkeypatch: pytest.MonkeyPatch, *messages: Any)
 
 
 def answer(twilio: FaultServer, monkeypatch: pytest.MonkeyPatch, body: Any) -> None:
-    """Let Twilio answer reads with a body."""
+    """Let Twilio answer each read with this body."""
     normal = twilio._account.reply
     monkeypatch.setattr(
         twilio._account,
@@ -67,19 +67,19 @@ def answer(twilio: FaultServer, monkeypatch: pytest.MonkeyPatch, body: Any) -> N
 
 
 def look(aws_wire: AwsWire, seconds: int = 60) -> None:
-    """Let time pass, and `resolve` run."""
+    """Let time pass, and run `resolve`."""
     aws_wire.age(seconds)
     resolve.handler({}, Context(120))
 
 
 def known(key: str = "key") -> tuple[str, str | None, str | None]:
-    """Return what get_sms says of a key: its state, the evidence, and the candidate."""
+    """Return what get_sms reports for a key: its state, its evidence and its candidate."""
     answer = get_sms.handler({"idempotency_key": key}, Context())
     return answer["state"], answer["evidence"], answer["candidate_sid"]
 
 
 def looks(twilio: FaultServer) -> list[Request]:
-    """Return the requests for a list."""
+    """Return the requests for Twilio's list."""
     return [request for request in twilio.requests if request.method == "GET"]
 
 
@@ -88,17 +88,17 @@ NOT_FOUND = ("unknown", None, None)
 NAMED = ("unknown", None, SID)
 
 
-# When the list is asked
+# When the list is searched
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(CAUGHT_UP - 2, NOT_FOUND), (CAUGHT_UP + 1, FOUND)])
 def test_the_list_is_not_asked_before_it_caught_up(
     twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch, seconds: int, expected: object
 ) -> None:
-    """It and the index show what happened a moment ago; each look costs a request."""
+    """The list is searched only after it and the index have caught up, because each search costs a request."""
     leave(twilio)
     aws_wire.age(60)
-    for item in aws_wire.items.values():  # the request took its time
+    for item in aws_wire.items.values():  # the request itself took a minute
         item["unknown_since"] = {"N": str(int(time.time()))}
     listed(twilio, monkeypatch, {})
     look(aws_wire, seconds)
@@ -112,7 +112,7 @@ def test_the_list_is_not_asked_before_it_caught_up(
 def test_a_callback_has_time_to_come(
     twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch, seconds: int, expected: object
 ) -> None:
-    """It is proof, so the list is asked later."""
+    """The list is searched later if a status callback can arrive, because a callback is proof."""
     leave(twilio)
     listed(twilio, monkeypatch, {})
     look(aws_wire, seconds)
@@ -123,7 +123,7 @@ def test_a_callback_has_time_to_come(
 def test_a_message_that_was_just_sent_is_waited_for(
     twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The index may not have the key yet that sent it, at this moment: the look counts as none."""
+    """A search that finds a very recent message does not count, because the index may not show its key yet."""
     monkeypatch.setenv("UNKNOWN_REPORT_AFTER", "0")
     leave(twilio)
     listed(twilio, monkeypatch, {"date_created": formatdate(time.time() - 5)})
@@ -132,13 +132,13 @@ def test_a_message_that_was_just_sent_is_waited_for(
     assert (NOT_FOUND, []) == (known(), aws_wire.entries)
 
 
-# What a match is
+# Which messages match
 
 
 def test_the_only_message_like_it_was_sent(
     twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Since the claim, by what can be asked for; it is told on what evidence, and belongs to the key."""
+    """The only match since the claim counts as sent. It is reported with its evidence, and belongs to the key."""
     leave(twilio)
     listed(twilio, monkeypatch, {})
     look(aws_wire)
@@ -155,7 +155,7 @@ def test_the_only_message_like_it_was_sent(
 def test_the_same_key_again_says_that_only_the_list_shows_it(
     twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever asks gets the message, and on what evidence."""
+    """A second send with the same key returns the message with its evidence, `list`."""
     leave(twilio)
     listed(twilio, monkeypatch, {})
     look(aws_wire)
@@ -169,7 +169,10 @@ def test_the_same_key_again_says_that_only_the_list_shows_it(
 def test_only_where_no_callback_can_come_the_list_says_sent(
     twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch, change: dict[str, str], connection: str
 ) -> None:
-    """The stack's callback gives way to one's own. Where it can come, the message is a candidate, for a person."""
+    """The list settles a send only if no status callback can arrive. Otherwise a person has to check the match.
+
+    A caller's own status callback replaces the stack's.
+    """
     aws_wire.secrets["twilio/default"] = connection
     monkeypatch.setenv("UNKNOWN_REPORT_AFTER", "0")
     leave(twilio, KEYED | change)
@@ -188,7 +191,7 @@ def test_only_where_no_callback_can_come_the_list_says_sent(
 def test_a_callback_after_the_look_is_proof(
     twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may name another message than the candidate."""
+    """A callback after the search is proof, even if it names another message than the candidate."""
     leave(twilio)
     listed(twilio, monkeypatch, {})
     look(aws_wire, 180)
@@ -220,7 +223,7 @@ def test_a_callback_after_the_look_is_proof(
 def test_another_message_is_no_evidence(
     twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch, messages: list[Any]
 ) -> None:
-    """Nor is one of two, for one of them may be anybody's."""
+    """A message that does not match is not evidence. Of two matches neither is, because one may be somebody else's."""
     leave(twilio)
     listed(twilio, monkeypatch, *messages)
     look(aws_wire)
@@ -232,7 +235,7 @@ def test_another_message_is_no_evidence(
 def test_a_page_that_does_not_reach_back_is_no_evidence(
     twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The one message on it may have another one like it behind it."""
+    """A full page that does not reach back to the claim is not evidence: a second match may be on the next page."""
     leave(twilio)
     others = [{"sid": f"SM{number:032x}", "body": "Bye"} for number in range(199)]
     listed(twilio, monkeypatch, {}, *others)
@@ -247,7 +250,7 @@ def test_a_page_that_does_not_reach_back_is_no_evidence(
 def test_the_message_of_the_first_request_is_found_after_a_repetition(
     twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is older than the claim of the second, which was lost too."""
+    """If the resend's answer is lost too, the first request's message is found, although it predates the resend."""
     leave(twilio)
     aws_wire.age(600)
     leave(twilio, KEYED | {"on_unknown": "resend"})
@@ -260,7 +263,7 @@ def test_the_message_of_the_first_request_is_found_after_a_repetition(
 def test_a_service_may_choose_the_sender(
     twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The message has the service, and any sender."""
+    """A send through a messaging service matches a message of that service from any sender."""
     leave(twilio, KEYED | {"messaging_service_sid": SERVICE})
     listed(twilio, monkeypatch, {"messaging_service_sid": SERVICE, "from": "+15005550001"})
     look(aws_wire)
@@ -273,7 +276,7 @@ def test_a_service_may_choose_the_sender(
 def test_another_service_is_no_evidence(
     twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch, service: str | None
 ) -> None:
-    """Nor is a message that no service sent."""
+    """A message of another messaging service, or of none, is not evidence."""
     leave(twilio, KEYED | {"messaging_service_sid": SERVICE})
     listed(twilio, monkeypatch, {"messaging_service_sid": service})
     look(aws_wire)
@@ -281,14 +284,14 @@ def test_another_service_is_no_evidence(
     assert NOT_FOUND == known()
 
 
-# Whose it is
+# Which key a message belongs to
 
 
 @pytest.mark.parametrize("connection", [WITHOUT_TOKEN, json.dumps(API_KEY)], ids=["no callback", "callback"])
 def test_a_message_of_another_key_is_no_evidence(
     twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch, connection: str
 ) -> None:
-    """It belongs to the key that sent it, and is no candidate either."""
+    """A message of another key is neither evidence nor a candidate."""
     aws_wire.secrets["twilio/default"] = connection
     sent = send_sms.handler(KEYED | {"idempotency_key": "other"}, Context())
     leave(twilio)
@@ -301,7 +304,7 @@ def test_a_message_of_another_key_is_no_evidence(
 def test_a_message_that_another_key_made_of_a_template_is_no_evidence(
     twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody knows the template's text, but whose the SID is."""
+    """A message that another key sent from a template is not evidence: its SID shows the key, although no text does."""
     template = {"to": SMS["to"], "content_sid": "HX" + "0" * 32, "idempotency_key": "other"}
     sent = send_sms.handler(template, Context())
     leave(twilio)
@@ -317,7 +320,7 @@ def test_a_message_that_another_key_made_of_a_template_is_no_evidence(
 def test_of_two_equal_messages_in_doubt_nobody_knows_whose_it_is(
     twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is named to both, and given to neither."""
+    """A message that matches two keys with unknown outcomes is a candidate for both, and evidence for neither."""
     leave(twilio, KEYED | {"idempotency_key": "other"})
     leave(twilio)
     listed(twilio, monkeypatch, {})
@@ -350,7 +353,10 @@ def test_a_message_that_another_key_sent_otherwise_is_no_evidence(
     row: dict[str, str],
     became: str,
 ) -> None:
-    """It looks the same in the list, though the inputs name different senders, or connections of one account."""
+    """A match that another key may have sent is not evidence, even if its input names another sender or connection.
+
+    The message looks the same in the list.
+    """
     aws_wire.secrets["twilio/other"] = WITHOUT_TOKEN
     other = KEYED | another | {"idempotency_key": "other"}
     if became == "sent":
@@ -367,7 +373,7 @@ def test_a_message_that_another_key_sent_otherwise_is_no_evidence(
 def test_another_key_that_cannot_be_read_may_be_the_one(
     twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A newer version may have written it."""
+    """If another key's record cannot be read, a match is not evidence: a newer version may have written the record."""
     send_sms.handler(KEYED | {"idempotency_key": "other"}, Context())
     leave(twilio)
     aws_wire.items[record_id("default", "other")]["state"] = {"S": "paused"}
@@ -382,7 +388,10 @@ def test_another_key_that_cannot_be_read_may_be_the_one(
 def test_proof_takes_a_message_back_from_the_list(
     twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
-    """The key that the list gave it to is unknown again, looked for again, and reported again with its input."""
+    """Proof for one key takes the message from the key that has it by the list.
+
+    The outcome of that key is unknown again. It is searched for again, and reported again with its input.
+    """
     monkeypatch.setenv("UNKNOWN_REPORT_AFTER", "3")
     leave(twilio, KEYED | {"idempotency_key": "listed"})
     listed(twilio, monkeypatch, {})
@@ -404,13 +413,13 @@ def test_proof_takes_a_message_back_from_the_list(
     assert ["listed"] == [json.loads(sent["MessageBody"])["idempotency_key"] for sent in aws_wire.sent]
 
 
-# Where nothing can be said
+# Searches without a result
 
 
 def test_what_a_template_makes_is_not_looked_for(
     twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody knows its text; so it is reported without a look."""
+    """A message from a template is reported without a search, because its text is unknown."""
     monkeypatch.setenv("UNKNOWN_REPORT_AFTER", "0")
     leave(twilio, {"to": SMS["to"], "content_sid": "HX" + "0" * 32, "idempotency_key": "key"})
     look(aws_wire, 1)
@@ -424,7 +433,10 @@ def test_what_a_template_makes_is_not_looked_for(
 def test_without_the_other_keys_nothing_is_said(
     twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch, failing: tuple[int, str]
 ) -> None:
-    """The message that is found may be one of theirs; and a key is not reported before it was looked for."""
+    """If the index does not answer, a match proves nothing and the outcome is not reported.
+
+    The match may belong to another key, and an outcome is not reported before a search.
+    """
     monkeypatch.setenv("UNKNOWN_REPORT_AFTER", "0")
     leave(twilio)
     listed(twilio, monkeypatch, {})
@@ -476,7 +488,7 @@ ODD_ROWS: list[dict[str, Any]] = [
 def test_a_malformed_list_says_nothing(
     twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch, body: Any
 ) -> None:
-    """And is no fault of ours."""
+    """A malformed list is not evidence, and does not make `resolve` fail."""
     leave(twilio)
     answer(twilio, monkeypatch, body)
     aws_wire.age(60)
@@ -489,7 +501,7 @@ def test_a_malformed_list_says_nothing(
 def test_the_row_of_a_well_formed_list_says_something(
     twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Or the test above would prove nothing."""
+    """The same row in a well-formed list is evidence, which shows that the test above is effective."""
     leave(twilio)
     answer(twilio, monkeypatch, {"messages": [ROW | {"date_created": formatdate(time.time() - 30)}]})
     look(aws_wire)

@@ -1,4 +1,4 @@
-"""Does no answer of a raw request tell a secret, wherever it stands and however it is escaped?"""
+"""No answer of a raw request contains a secret, at any place and in any escaped form."""
 
 import base64
 import json
@@ -19,7 +19,7 @@ from tests.conftest import Context
 from tests.faults import FaultServer, faults
 from tests.unit.conftest import ACCOUNT_SID
 
-# Made up; with all that JSON, URLs and XML escape.
+# Invented secrets, with characters that JSON, URLs and XML escape.
 TOKEN = "7f3c19a2e5d84b60" * 2
 OLD_TOKEN = "b1946ac92492d234" * 2
 KEY_SECRET = 'Zq"8\\x/<&%41+K='
@@ -36,48 +36,48 @@ CONNECTION = {
 
 
 def in_json(text: str) -> str:
-    """Return a text as JSON has it."""
+    """Return a text as JSON escapes it."""
     return json.dumps(text)[1:-1]
 
 
 def in_json_throughout(text: str) -> str:
-    """Return a text with each character escaped."""
+    """Return a text with each character escaped for JSON."""
     return "".join(f"\\u{ord(character):04X}" for character in text)
 
 
 def in_json_with_slashes(text: str) -> str:
-    """Return a text as PHP writes it."""
+    """Return a text as PHP escapes it in JSON, including slashes."""
     return in_json(text).replace("/", "\\/")
 
 
 def in_url(text: str) -> str:
-    """Return a text as a URL has it."""
+    """Return a text as a URL escapes it."""
     return quote(text, safe="")
 
 
 def in_url_throughout(text: str) -> str:
-    """Return a text with each character escaped."""
+    """Return a text with each character escaped for a URL."""
     return "".join(f"%{ord(character):02x}" for character in text)
 
 
 def in_xml(text: str) -> str:
-    """Return a text as XML has it."""
+    """Return a text as XML escapes it."""
     named = {"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&apos;"}
     return "".join(named.get(character, character) for character in text)
 
 
 def in_xml_throughout(text: str) -> str:
-    """Return a text with each character escaped."""
+    """Return a text with each character escaped for XML."""
     return "".join(f"&#{ord(c)};" if place % 2 else f"&#x{ord(c):X};" for place, c in enumerate(text))
 
 
 def basic(text: str) -> str:
-    """Return a credential."""
+    """Return a Basic credential with this text as the password."""
     return base64.b64encode(f"{ACCOUNT_SID}:{text}".encode()).decode()
 
 
 def base64_within(text: str) -> str:
-    """Return a text within Base64, at another place."""
+    """Return Base64 that contains a text at an offset."""
     return base64.urlsafe_b64encode(f"ab{text}cd".encode()).decode()
 
 
@@ -96,7 +96,7 @@ SPELLINGS: list[Callable[[str], str]] = [
 
 
 def call(twilio: FaultServer, body: bytes, *, headers: dict[str, str] | None = None, **more: Any) -> dict[str, Any]:
-    """Return the answer of a raw request, of which Twilio says this."""
+    """Return the answer of a raw request to which Twilio responds with this body and these headers."""
     twilio.script(faults.answer(body, code=200, headers=headers or {}))
     answer: dict[str, Any] = raw_request.handler(
         {"method": "GET", "url": f"/Accounts/{ACCOUNT_SID}.json"} | more, Context()
@@ -135,7 +135,7 @@ def test_no_secret_is_in_an_answer(
     before: str,
     after: str,
 ) -> None:
-    """Anywhere in a text or in JSON, escaped once, or escaped again."""
+    """No secret is in an answer, at any place in a text or in JSON, whether it is escaped once or twice."""
     spelling = outer(inner(secret))
     told = f"{before} {spelling} {after}"
     body = {
@@ -170,7 +170,7 @@ def test_no_secret_is_in_a_header(
     before: str,
     after: str,
 ) -> None:
-    """Whatever Twilio, or who stands before it, writes there."""
+    """No secret is in a header, whether Twilio or a proxy in front of it sets the header."""
     spelling = outer(inner(secret))
     answer = call(twilio, b"{}", headers={name: f"{before}{spelling}{after}"})
 
@@ -199,12 +199,12 @@ def test_no_secret_is_in_a_header(
     ],
 )  # fmt: skip
 def test_twilios_field_is_redacted(twilio: FaultServer, body: bytes, response_type: str, data: Any) -> None:
-    """Whosever token it is; what only has its name stays."""
+    """The value of Twilio's `auth_token` field is redacted for any account. Other uses of the name are kept."""
     assert data == call(twilio, body, response_type=response_type)["data"]
 
 
 def test_no_secret_is_in_an_error(twilio: FaultServer) -> None:
-    """An API caller gets Twilio's own words."""
+    """No secret is in the error that an API caller gets, which contains Twilio's own message."""
     said = json.dumps({"code": 20001, "message": f"bad token {TOKEN} in {in_url_throughout(OLD_TOKEN)}"})
     twilio.script(faults.answer(said.encode(), code=400))
     with pytest.raises(TwilioRejectedError) as raised:
@@ -214,14 +214,14 @@ def test_no_secret_is_in_an_error(twilio: FaultServer) -> None:
 
 
 def test_a_number_may_be_a_secret(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """It is no text in JSON, and no less a secret."""
+    """A number in JSON is redacted if it equals a secret."""
     aws_wire.secrets["twilio/default"] = json.dumps(CONNECTION | {"auth_token": "40512345678"})
 
     assert {"a": "[redacted]", "b": True, "c": 1.5} == call(twilio, b'{"a": 40512345678, "b": true, "c": 1.5}')["data"]
 
 
 def test_an_answer_without_secrets_is_untouched(twilio: FaultServer) -> None:
-    """To the last escape."""
+    """An answer without secrets is returned unchanged, including its escapes."""
     text = '{"a": "\\u0041%41&#65;\\/", "b": ["QUFB", 1.0, null, {}]}'
 
     assert text == call(twilio, text.encode(), response_type="text")["data"]
@@ -229,7 +229,7 @@ def test_an_answer_without_secrets_is_untouched(twilio: FaultServer) -> None:
 
 
 def test_bytes_are_untouched(twilio: FaultServer) -> None:
-    """What is no text by its kind, or by its bytes, is not read as one."""
+    """Binary content is not redacted, whether its content type or its bytes show that it is not text."""
     media = TOKEN.encode() + b"\xff"
 
     assert media == base64.b64decode(call(twilio, media, response_type="binary")["data"])
@@ -240,7 +240,7 @@ def test_bytes_are_untouched(twilio: FaultServer) -> None:
 
 @pytest.mark.parametrize("depth", [400, 5_000])
 def test_a_secret_however_deep(twilio: FaultServer, depth: int) -> None:
-    """Deeper than Python calls functions."""
+    """A secret is redacted at any depth of nesting, even beyond Python's recursion limit."""
     answer = call(twilio, b"[" * depth + json.dumps(TOKEN).encode() + b"]" * depth)
 
     assert TOKEN not in str(answer["data"])
@@ -262,7 +262,7 @@ def test_a_secret_however_deep(twilio: FaultServer, depth: int) -> None:
     ids=lambda text: text[:12],
 )
 def test_a_long_answer_is_searched_in_linear_time(text: str) -> None:
-    """Twice as much takes about twice as long, whatever it is made of."""
+    """The time to search a long answer grows in proportion to its length, for each of these texts."""
     redaction = Redaction(SECRETS)
 
     def cost(text: str, floor: float) -> float:

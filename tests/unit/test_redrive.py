@@ -1,4 +1,4 @@
-"""The redrive: what it moves, what it refuses, and that a stop between any two of its steps sends nothing twice."""
+"""Tests of the redrive: what it moves, what it refuses, and that a stop at any step sends nothing twice."""
 
 import json
 import os
@@ -131,11 +131,11 @@ def deliver(wire: AwsWire) -> None:
     wire.queues[SEND].clear()
 
 
-# What is moved, and how
+# Records that are moved
 
 
 def test_all_attributes_go_along(queues: AwsWire, capsys: pytest.CaptureFixture[str]) -> None:
-    """A moved record has its body and each of its attributes, of whatever type; it is not in the failed queue."""
+    """A moved record keeps its body and its attributes of every type, and is deleted from the failed queue."""
     attributes = {
         "error": {"DataType": "String", "StringValue": "TwilioAuthenticationError"},
         "tries": {"DataType": "Number.int", "StringValue": "10"},
@@ -151,7 +151,7 @@ def test_all_attributes_go_along(queues: AwsWire, capsys: pytest.CaptureFixture[
 
 
 def test_more_than_one_batch(queues: AwsWire) -> None:
-    """A queue of many records is emptied."""
+    """A queue with more records than one batch is emptied."""
     put(queues, *(KEYED | {"idempotency_key": f"parcel-{number}"} for number in range(25)))
 
     assert 0 == run()
@@ -160,7 +160,7 @@ def test_more_than_one_batch(queues: AwsWire) -> None:
 
 @pytest.mark.parametrize("name", DEAD_LETTERS)
 def test_dead_letter_keeps_its_id(queues: AwsWire, capsys: pytest.CaptureFixture[str], name: str) -> None:
-    """What AWS put aside is moved as it is, and known by the id that becomes its key."""
+    """A dead letter of AWS is moved unchanged, and identified by its key, or by its own id if it has no key."""
     put(queues, DEAD_LETTERS[name], ERROR_CODE={"DataType": "String", "StringValue": "NO_PERMISSIONS"})
     connection = "marketing" if name == "of another connection" else "default"
 
@@ -170,7 +170,7 @@ def test_dead_letter_keeps_its_id(queues: AwsWire, capsys: pytest.CaptureFixture
 
 
 def test_default_connection_of_the_stack(queues: AwsWire, capsys: pytest.CaptureFixture[str]) -> None:
-    """A dead letter without connection is known by the key that it will have in this stack."""
+    """A dead letter without a connection is identified by the key that it will have in this stack."""
     put(queues, EVENT)
 
     assert 0 == run("--default-connection", "main")
@@ -178,7 +178,7 @@ def test_default_connection_of_the_stack(queues: AwsWire, capsys: pytest.Capture
 
 
 def test_only_the_sends_that_were_named(queues: AwsWire, capsys: pytest.CaptureFixture[str]) -> None:
-    """Others stay, and are visible again."""
+    """With `--send-id`, the other records stay in the failed queue and are visible again."""
     others = [KEYED | {"idempotency_key": f"parcel-{number}"} for number in range(12)]
     put(queues, *others, KEYED)
 
@@ -189,7 +189,7 @@ def test_only_the_sends_that_were_named(queues: AwsWire, capsys: pytest.CaptureF
 
 
 def test_send_id_that_the_connector_wrote(queues: AwsWire, capsys: pytest.CaptureFixture[str]) -> None:
-    """The attribute `send_id` is taken, where there is one."""
+    """The `send_id` attribute of a record, if there is one, identifies its send."""
     told = "0" * 64
     put(queues, KEYED, send_id={"DataType": "String", "StringValue": told})
 
@@ -198,7 +198,7 @@ def test_send_id_that_the_connector_wrote(queues: AwsWire, capsys: pytest.Captur
 
 
 def test_send_that_is_not_there(queues: AwsWire, capsys: pytest.CaptureFixture[str]) -> None:
-    """To name a send that the queue does not have is no success."""
+    """The command fails if the queue has no record of a named send."""
     put(queues, KEYED)
 
     assert 1 == run("--send-id", "0" * 64)
@@ -206,7 +206,7 @@ def test_send_that_is_not_there(queues: AwsWire, capsys: pytest.CaptureFixture[s
 
 
 def test_dry_run(queues: AwsWire, capsys: pytest.CaptureFixture[str]) -> None:
-    """It says what would be done, and leaves all records as they were."""
+    """A dry run prints what would be moved, and leaves all records in the queue and visible."""
     put(queues, KEYED, SMS)
 
     assert 1 == run("--dry-run")
@@ -217,7 +217,7 @@ def test_dry_run(queues: AwsWire, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_send_that_fails_again_does_not_go_round(queues: AwsWire, capsys: pytest.CaptureFixture[str]) -> None:
-    """A record whose send this run has moved already stays, or a lasting cause would keep the run from ending."""
+    """A run moves each send once, so that it ends even if a send keeps failing."""
     put(queues, KEYED, KEYED)
 
     assert 1 == run()
@@ -225,12 +225,12 @@ def test_send_that_fails_again_does_not_go_round(queues: AwsWire, capsys: pytest
     assert ["moved", "left"] == [line.split()[1] for line in capsys.readouterr().out.splitlines()]
 
 
-# What is refused
+# Records and options that are refused
 
 
 @pytest.mark.parametrize("name", WITHOUT_KEY)
 def test_record_without_key_stays(queues: AwsWire, capsys: pytest.CaptureFixture[str], name: str) -> None:
-    """It is not sent, it is visible again, and the exit code says so; others are moved."""
+    """A record without a key stays visible in the failed queue, and the command fails. Other records are moved."""
     body, reason = WITHOUT_KEY[name]
     put(queues, body, KEYED)
 
@@ -263,7 +263,7 @@ VALUES = st.none() | st.integers() | st.text(max_size=3) | st.sampled_from(["par
 @example(fields=KEYED, envelopes=[])
 @example(fields=SMS, envelopes=[lambda inner: EVENT | {"detail": inner}] * 3)
 def test_key_is_the_one_that_send_sms_takes(fields: dict[str, Any], envelopes: list[Any]) -> None:
-    """What is moved has the key that the connector sends it under, and never the id of the new record."""
+    """A moved record has the key under which the connector will send it, which is never the new record's id."""
     body: Any = fields
     for envelope in envelopes:
         body = envelope(body)
@@ -284,7 +284,7 @@ def test_key_is_the_one_that_send_sms_takes(fields: dict[str, Any], envelopes: l
 
 
 def test_reads_what_the_connector_reads() -> None:
-    """The script needs nothing of the layer, so it repeats some of its rules: they are the same."""
+    """The script does not use the layer and repeats some of its rules. The rules are the same."""
     assert events._ENVELOPE_FIELDS == redrive.ENVELOPE_FIELDS
     for kind, pattern in ((model.IdempotencyKey, redrive._KEY), (model.ConnectionName, redrive._CONNECTION)):
         assert rf"\A{pattern.pattern}\Z" == get_args(kind)[1].pattern
@@ -292,18 +292,18 @@ def test_reads_what_the_connector_reads() -> None:
 
 @pytest.mark.parametrize("options", [["--send-id", "parcel-4711"], ["--to", FAILED], ["--all"]])
 def test_wrong_options(queues: AwsWire, options: list[str]) -> None:
-    """A key in place of its hash, and one queue for both, are refused before anything is received."""
+    """A key in place of its hash, one queue for both, and an unknown option are refused before a call to AWS."""
     with pytest.raises(SystemExit) as raised:
         run(*options)
 
     assert (2, []) == (raised.value.code, queues.calls)
 
 
-# What is told
+# Output
 
 
 def test_output_has_no_key_number_or_text(queues: AwsWire, capsys: pytest.CaptureFixture[str]) -> None:
-    """Whatever stands in a record, also where a name of an error is expected."""
+    """The output has no key, number or text of a record, even from an attribute that should be an error's name."""
     markers = ["parcel-4711", "5005550006", "Your parcel", "event-1", "notification-1", "request-1"]
     put(queues, *DEAD_LETTERS.values(), *(body for body, _ in WITHOUT_KEY.values()), KEYED)
     for record, marker in zip(queues.queues[FAILED], markers, strict=False):
@@ -327,7 +327,7 @@ def test_output_has_no_key_number_or_text(queues: AwsWire, capsys: pytest.Captur
     [("ReceiveMessage", 0, 1), ("SendMessage", 0, 1), ("DeleteMessage", 1, 1)],
 )
 def test_aws_refuses(queues: AwsWire, capsys: pytest.CaptureFixture[str], operation: str, sent: int, kept: int) -> None:
-    """The exit code and the last line say that the run stopped, and nothing is lost."""
+    """If AWS refuses a call, the exit code and the last line say that the run stopped. No record is lost."""
     put(queues, KEYED)
     queues.failures[operation] = [(400, "AccessDenied")]
 
@@ -342,7 +342,7 @@ def test_aws_refuses(queues: AwsWire, capsys: pytest.CaptureFixture[str], operat
 def test_aws_is_not_reached(
     queues: AwsWire, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The line says what could not be reached."""
+    """If AWS is unreachable, the last line names the endpoint."""
     put(queues, KEYED)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
@@ -353,7 +353,7 @@ def test_aws_is_not_reached(
 
 
 def test_records_that_cannot_be_shown_again(queues: AwsWire, capsys: pytest.CaptureFixture[str]) -> None:
-    """SQS shows them by itself; the run says when."""
+    """If records cannot be made visible, the run says when SQS makes them visible."""
     put(queues, SMS)
     queues.failures["ChangeMessageVisibilityBatch"] = [(400, "AccessDenied")]
 
@@ -361,20 +361,20 @@ def test_records_that_cannot_be_shown_again(queues: AwsWire, capsys: pytest.Capt
     assert "the records that stay are visible again in 300 seconds" in capsys.readouterr().err
 
 
-# Stopped between any two steps
+# A stop between any two steps
 
 STEPS = ["ReceiveMessage", "SendMessage", "DeleteMessage", "SendMessage", "DeleteMessage", "ReceiveMessage"]
 
 
 @pytest.fixture
 def proxy(queues: AwsWire) -> Iterator[AwsProxy]:
-    """Stand between the command and AWS."""
+    """Yield a proxy between the command and AWS."""
     with AwsProxy(queues.url) as proxy:
         yield proxy
 
 
 def process(proxy: AwsProxy) -> subprocess.CompletedProcess[str]:
-    """Run the command as an operator does."""
+    """Run the command in a process of its own, as an operator does."""
     command = [sys.executable, "-W", "ignore", str(ROOT / "examples" / "redrive.py"), "--from", FAILED, "--to", SEND]
     environment = os.environ | {"AWS_ENDPOINT_URL": proxy.url}
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -384,9 +384,9 @@ def process(proxy: AwsProxy) -> subprocess.CompletedProcess[str]:
 def test_stop_between_two_steps(
     queues: AwsWire, proxy: AwsProxy, twilio: FaultServer, capsys: pytest.CaptureFixture[str], step: int
 ) -> None:
-    """Killed after any of its calls and run again, it has lost no message and sent none twice.
+    """A run that is killed after any of its calls and then repeated loses no message and sends none twice.
 
-    Between the two runs the first one's records may be sent, or wait; both are tried.
+    Between the two runs, the records that the first run moved may be sent already or still wait. Both are tested.
     """
     texts = ["first", "second"]
     put(queues, *(KEYED | {"idempotency_key": each, "message": each} for each in texts))
@@ -412,7 +412,7 @@ def test_stop_between_two_steps(
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """Let programs take Ctrl-C, which they ignore where a shell started the tests in the background."""
+    """Let child processes react to Ctrl-C, which they ignore if a shell started the tests in the background."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -420,7 +420,7 @@ def interruptible() -> Iterator[None]:
 
 @pytest.mark.usefixtures("interruptible")
 def test_interrupted(queues: AwsWire, proxy: AwsProxy) -> None:
-    """Ctrl-C ends the run with a line, and shows the records again."""
+    """Ctrl-C ends the run with a message, and makes the record that the run refused visible again."""
     put(queues, SMS, KEYED)
     proxy.add(AwsFault(aws.HANG_BEFORE, operation="SendMessage"))
     command = [sys.executable, str(ROOT / "examples" / "redrive.py"), "--from", FAILED, "--to", SEND]

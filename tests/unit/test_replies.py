@@ -1,4 +1,4 @@
-"""Is Twilio told what the user's function or text says, and nothing at all where that fails?"""
+"""Tests of replies: Twilio gets the TwiML of the user's function or text, and an empty response if that fails."""
 
 import json
 import threading
@@ -37,14 +37,14 @@ type Answered = tuple[dict[str, str], bytes]
 
 @pytest.fixture(autouse=True)
 def _started(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:  # noqa: ARG001 by which the setting is kept
-    """Let the container be one that knows no setting yet."""
+    """Start as in a new container, which has not read a setting yet."""
     monkeypatch.setattr(replies, "_settings", {})
     monkeypatch.setenv("REPLY_PARAMETER", PARAMETER)
 
 
 @pytest.fixture
 def ask(aws_wire: AwsWire) -> Ask:
-    """Return what asks for a reply; the setting is a function's ARN."""
+    """Return a function that asks for a reply; the setting is a function's ARN."""
     aws_wire.parameters[PARAMETER] = f"{FUNCTION}\n"
 
     def ask(event: Event = EVENT, seconds: float = 30, *, is_call: bool = False) -> str:
@@ -54,26 +54,26 @@ def ask(aws_wire: AwsWire) -> Ask:
 
 
 def posted(each: Webhook) -> dict[str, Any]:
-    """Return what Twilio is answered."""
+    """Return the webhook's answer to a delivery."""
     return webhook.handler(event_2(each.request(TARGET)), Context())
 
 
 def returns(value: Any) -> Callable[[Any], Answered]:
-    """Return a function that returns something."""
+    """Return a reply function that returns this value."""
     return lambda _: ({}, json.dumps(value).encode())
 
 
 def asked(wire: AwsWire) -> list[dict[str, Any]]:
-    """Return what the function was asked."""
+    """Return the invocations of the reply function."""
     return [body for called, body in wire.calls if called == "Invoke"]
 
 
-# The function
+# The reply function
 
 
 @pytest.mark.usefixtures("ask")
 def test_a_function_is_asked_with_the_event(aws_wire: AwsWire) -> None:
-    """In the shape in which EventBridge would give it, after it is on the bus."""
+    """The function gets the event in EventBridge's shape, after the event was published."""
     answer = posted(SMS)
     ((entry,), (call,)) = aws_wire.entries, asked(aws_wire)
 
@@ -101,7 +101,7 @@ def test_a_function_is_asked_with_the_event(aws_wire: AwsWire) -> None:
     ids=["declared", "short", "empty", "redirect", "entity", "64 KB", "64 KB in two bytes each"],
 )
 def test_twiml_is_returned_as_it_is(ask: Ask, aws_wire: AwsWire, counted: Counted, twiml: str) -> None:
-    """Whatever Twilio makes of it."""
+    """A function's TwiML is returned unchanged, because only Twilio interprets it."""
     aws_wire.function = returns(twiml)
 
     assert twiml == ask()
@@ -110,14 +110,14 @@ def test_twiml_is_returned_as_it_is(ask: Ask, aws_wire: AwsWire, counted: Counte
 
 @pytest.mark.usefixtures("ask")
 def test_twilio_gets_the_twiml(aws_wire: AwsWire) -> None:
-    """As XML: as plain text it would go to the customer."""
+    """Twilio gets the TwiML as XML, because it would send plain text to the customer."""
     aws_wire.function = returns(TWIML)
 
     assert {"statusCode": 200, "headers": {"Content-Type": "text/xml"}, "body": TWIML} == posted(SMS)
 
 
 def test_a_function_may_have_nothing_to_say(ask: Ask, aws_wire: AwsWire, counted: Counted, log: Log) -> None:
-    """Null is no failure."""
+    """A function that returns null gives an empty response, which is not a failure."""
     aws_wire.function = returns(None)
 
     assert NOTHING == ask()
@@ -157,7 +157,10 @@ FAILURES: dict[str, tuple[Callable[[Any], Answered], str]] = {
 def test_what_is_no_twiml_is_not_passed_on(
     ask: Ask, aws_wire: AwsWire, counted: Counted, log: Log, function: Callable[[Any], Answered], reason: str
 ) -> None:
-    """Twilio would say so to the customer. One line says why, and nothing of the reply."""
+    """A result that is not valid TwiML is not returned to Twilio, because Twilio would tell the customer.
+
+    One log line has the reason, and nothing of the result.
+    """
     aws_wire.function = function
 
     assert NOTHING == ask()
@@ -182,7 +185,10 @@ def test_what_is_no_twiml_is_not_passed_on(
 def test_a_function_that_cannot_be_asked_is_asked_once(
     ask: Ask, aws_wire: AwsWire, counted: Counted, log: Log, failure: tuple[int, str]
 ) -> None:
-    """It may have sent something itself; the event is out, so all is well for Twilio."""
+    """A failed invocation is not retried, because the function may have sent something itself.
+
+    Twilio gets an empty response, because the event is published.
+    """
     aws_wire.failures["Invoke"] = [failure]
 
     assert NOTHING == ask()
@@ -194,7 +200,7 @@ def test_a_function_that_cannot_be_asked_is_asked_once(
 def test_a_function_that_is_slow_is_not_waited_for(
     ask: Ask, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch, counted: Counted, part: str
 ) -> None:
-    """Twilio waits 15 seconds; nor is one whose answer stops halfway."""
+    """The webhook gives up on a function that is slow or stops in mid-answer, because Twilio waits only 15 seconds."""
     goes_on = threading.Event()
 
     def wait(_: Any) -> Answered:
@@ -214,7 +220,7 @@ def test_a_function_that_is_slow_is_not_waited_for(
 
 @pytest.mark.usefixtures("ask")
 def test_twilio_is_answered_though_an_answer_breaks_off(aws_wire: AwsWire) -> None:
-    """The event is on the bus."""
+    """Twilio gets an empty response if the function's answer breaks off, because the event is published."""
     aws_wire.function = lambda _: ({"Content-Length": "1000", "Connection": "close"}, b'"<Resp')
 
     assert {"statusCode": 200, "headers": {"Content-Type": "text/xml"}, "body": NOTHING} == posted(SMS)
@@ -229,19 +235,19 @@ def test_twilio_is_answered_though_an_answer_breaks_off(aws_wire: AwsWire) -> No
 def test_who_has_no_time_to_ask_does_not(
     ask: Ask, aws_wire: AwsWire, counted: Counted, seconds: float, parameters: int, calls: int
 ) -> None:
-    """Killed in between, it would not answer Twilio at all."""
+    """Without enough time the function is not invoked: a webhook that Lambda kills would not answer Twilio at all."""
     assert NOTHING == ask(seconds=seconds)
     assert (parameters, calls) == (aws_wire.count("GetParameter"), aws_wire.count("Invoke"))
     assert (1 - calls) == counted("RepliesFailed")
 
 
-# Which deliveries are answered
+# Which deliveries get a reply
 
 
 @pytest.mark.usefixtures("ask")
 @pytest.mark.parametrize("name", [each.name for each in GENUINE])
 def test_what_wants_a_reply_is_asked_for(aws_wire: AwsWire, name: str) -> None:
-    """Inbound messages and calls: Twilio answers opt-outs itself, and ignores what is said to all others."""
+    """Only inbound messages and calls get a reply. Twilio answers opt-outs itself, and ignores other replies."""
     aws_wire.function = returns(TWIML)
     no_reply = {"opt-out", "status", "failed", "debugger", "GET status", "Event Streams", "JSON object"}
 
@@ -251,7 +257,7 @@ def test_what_wants_a_reply_is_asked_for(aws_wire: AwsWire, name: str) -> None:
 
 @pytest.mark.usefixtures("ask")
 def test_what_was_published_before_is_answered_again(aws_wire: AwsWire) -> None:
-    """Twilio comes again because it did not hear the first answer."""
+    """A duplicate delivery is answered again, because Twilio did not receive the first answer."""
     aws_wire.function = returns(TWIML)
 
     assert [TWIML] * 2 == [posted(SMS)["body"] for _ in range(2)]
@@ -260,7 +266,7 @@ def test_what_was_published_before_is_answered_again(aws_wire: AwsWire) -> None:
 
 @pytest.mark.usefixtures("ask")
 def test_what_is_refused_is_not_answered(aws_wire: AwsWire) -> None:
-    """Nobody's function is asked for a stranger."""
+    """The function is not invoked for a delivery whose signature is refused."""
     request = SMS.request(TARGET).with_header(SIGNATURE, "x")
 
     assert 403 == webhook.handler(event_2(request), Context())["statusCode"]
@@ -269,7 +275,7 @@ def test_what_is_refused_is_not_answered(aws_wire: AwsWire) -> None:
 
 @pytest.mark.usefixtures("ask", "delays")
 def test_what_nobody_took_is_not_answered(aws_wire: AwsWire) -> None:
-    """It is not done: Twilio is to come again."""
+    """A delivery that neither EventBridge nor SQS took gets 503 and no reply, so that Twilio retries it."""
     aws_wire.failures |= {"PutEvents": [(400, "AccessDeniedException")] * 2, "SendMessage": [(400, "x")]}
 
     assert 503 == posted(SMS)["statusCode"]
@@ -277,7 +283,7 @@ def test_what_nobody_took_is_not_answered(aws_wire: AwsWire) -> None:
 
 
 def test_without_a_setting_nobody_is_asked(aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor is it looked for."""
+    """Without the setting's parameter, nothing is read and no function is invoked."""
     monkeypatch.setenv("REPLY_PARAMETER", "")
 
     assert NOTHING == replies.reply(EVENT, Deadline(30), is_call=False)
@@ -288,13 +294,13 @@ def test_without_a_setting_nobody_is_asked(aws_wire: AwsWire, monkeypatch: pytes
 
 
 def texted(wire: AwsWire, text: str, event: Event = EVENT, *, is_call: bool = False) -> str:
-    """Return the reply where the setting is a text."""
+    """Return the reply if the setting is a text."""
     wire.parameters[PARAMETER] = f"\n{text}"
     return replies.reply(event, Deadline(30), is_call=is_call)
 
 
 def test_a_message_is_answered_with_the_text(aws_wire: AwsWire) -> None:
-    """No function is asked."""
+    """A message is answered with the text, and no function is invoked."""
     assert "<Response><Message>Thanks, we call you back.</Message></Response>" == texted(
         aws_wire, "Thanks, we call you back."
     )
@@ -302,7 +308,7 @@ def test_a_message_is_answered_with_the_text(aws_wire: AwsWire) -> None:
 
 
 def test_a_text_is_never_markup(aws_wire: AwsWire) -> None:
-    """Nor the end of the message."""
+    """The text is escaped, so that it is never markup and never ends the message."""
     assert "<Response><Message>a &lt; b &amp;&amp; c &gt; d ]]&gt;&lt;/Message&gt;</Message></Response>" == texted(
         aws_wire, "a < b && c > d ]]></Message>"
     )
@@ -311,7 +317,7 @@ def test_a_text_is_never_markup(aws_wire: AwsWire) -> None:
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(st.characters(codec="utf-8")))
 def test_any_text_makes_a_message(aws_wire: AwsWire, text: str) -> None:
-    """Without the characters that XML has not, which no parser takes, escaped or not."""
+    """Any text gives valid TwiML. Characters that XML does not allow, even escaped, are removed."""
     replies._settings.clear()
     reply = texted(aws_wire, text)
     has = "".join(each for each in text if each in "\t\n\r" or each >= " ").replace("\ufffe", "").replace("\uffff", "")
@@ -321,26 +327,26 @@ def test_any_text_makes_a_message(aws_wire: AwsWire, text: str) -> None:
 
 
 def test_a_text_may_have_lines(aws_wire: AwsWire) -> None:
-    """All but the first of the setting, which is the function's."""
+    """A text may have several lines: all of the setting's lines but the first, which is for the function's ARN."""
     assert "<Response><Message>One\n\nTwo</Message></Response>" == texted(aws_wire, " One\n\nTwo\n")
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n", "\x00", "\ufffe"], ids=repr)
 def test_a_text_without_characters_is_none(aws_wire: AwsWire, counted: Counted, text: str) -> None:
-    """An empty message is none that Twilio sends."""
+    """A text without characters gives an empty response, because Twilio does not send empty messages."""
     assert NOTHING == texted(aws_wire, text)
     assert 0 == counted("RepliesFailed")
 
 
 def test_a_call_is_not_answered_with_the_text(aws_wire: AwsWire) -> None:
-    """It is one for messages."""
+    """A call gets an empty response, because the text is for messages."""
     call = EVENT._replace(detail_type="Webhook Received")
 
     assert NOTHING == texted(aws_wire, "Thanks", call, is_call=True)
 
 
 def test_the_function_goes_before_the_text(ask: Ask, aws_wire: AwsWire) -> None:
-    """Where both are set, also where it fails: a text would say something else."""
+    """The function takes precedence over the text, even if the function fails: the text would say something else."""
     aws_wire.parameters[PARAMETER] = f"{FUNCTION}\nThanks"
     aws_wire.function = returns(TWIML)
     first = ask()
@@ -353,7 +359,7 @@ def test_the_function_goes_before_the_text(ask: Ask, aws_wire: AwsWire) -> None:
 
 
 def test_a_setting_is_kept_for_five_minutes(aws_wire: AwsWire, clock: Clock) -> None:
-    """Then it is read again, and what changed is seen."""
+    """A setting is kept for five minutes. Then it is read again, and a change takes effect."""
     counts, texts = [], []
     for seconds, text in ((0, "a"), (299, "b"), (1, "c"), (299, "d"), (1, "")):
         clock.go_on(seconds)
@@ -370,7 +376,7 @@ def test_a_setting_is_kept_for_five_minutes(aws_wire: AwsWire, clock: Clock) -> 
 def test_an_old_setting_is_better_than_none(
     aws_wire: AwsWire, clock: Clock, counted: Counted, failure: tuple[int, str]
 ) -> None:
-    """While Systems Manager is away; when it is back, it is asked again."""
+    """While Systems Manager is unavailable, the old setting is used. Afterwards, the setting is read again."""
     texted(aws_wire, "old")
     clock.go_on(1000)
     aws_wire.failures["GetParameter"] = [failure] * 2
@@ -386,7 +392,7 @@ def test_an_old_setting_is_better_than_none(
 def test_without_a_setting_that_can_be_read_nothing_is_said(
     aws_wire: AwsWire, counted: Counted, log: Log, failure: tuple[int, str]
 ) -> None:
-    """It is looked for again at the next delivery."""
+    """If the setting cannot be read, Twilio gets an empty response. The next delivery reads it again."""
     aws_wire.failures["GetParameter"] = [failure] * 2
 
     assert NOTHING == texted(aws_wire, "Thanks")
@@ -396,7 +402,7 @@ def test_without_a_setting_that_can_be_read_nothing_is_said(
 
 
 def test_spaces_around_an_arn_are_nothing(ask: Ask, aws_wire: AwsWire) -> None:
-    """A person may have typed them."""
+    """Spaces around an ARN are ignored, because a person may have typed them."""
     aws_wire.parameters[PARAMETER] = f"  {FUNCTION} \r\nThanks"
     ask()
 
@@ -405,7 +411,7 @@ def test_spaces_around_an_arn_are_nothing(ask: Ask, aws_wire: AwsWire) -> None:
 
 @pytest.mark.usefixtures("ask")
 def test_a_hidden_message_wants_no_reply_of_a_status(aws_wire: AwsWire) -> None:
-    """The kind is that of the event, not of a field that somebody may set."""
+    """A status callback with an opt-out field gets no reply: the event's type decides, and anyone may set a field."""
     status = BY_NAME["status"]
     posted(replace(status, fields=status.fields | {"OptOutType": "STOP"}))
 

@@ -1,4 +1,4 @@
-"""The reply example, run with what the webhook gives it."""
+"""Tests of the reply example with the events that the webhook gives it."""
 
 import json
 from datetime import datetime
@@ -25,7 +25,7 @@ OPEN = ["2026-11-23T08:00:00Z", "2026-11-27T16:59:59Z"]
 
 
 class Template(yaml.SafeLoader):
-    """YAML whose tags are CloudFormation's functions."""
+    """A YAML loader that reads the tags of CloudFormation's functions."""
 
 
 Template.add_multi_constructor("!", lambda _, name, node: {name: node.value})
@@ -35,14 +35,14 @@ FUNCTION = TEMPLATE["Resources"]["ReplyFunction"]["Properties"]
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Set what the template sets, with its defaults, and a text that needs escaping."""
+    """Set the template's variables to their defaults, and the text to one that needs escaping."""
     for name, value in FUNCTION["Environment"]["Variables"].items():
         monkeypatch.setenv(name, str(TEMPLATE["Parameters"][value["Ref"]]["Default"]))
     monkeypatch.setenv("CLOSED_TEXT", TEXT)
 
 
 def at(moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let it be a moment."""
+    """Set the example's clock to a moment."""
 
     class Clock(datetime):
         @classmethod
@@ -57,7 +57,7 @@ def at(moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_twilio_is_answered(
     aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch, moment: str, name: str, verb: str
 ) -> None:
-    """The webhook gives the function its event, and Twilio its TwiML: one text, as it was written."""
+    """The webhook gives the function its event, and gives Twilio the function's TwiML: one element with the text."""
     at(moment, monkeypatch)
     monkeypatch.setenv("REPLY_PARAMETER", "reply")
     aws_wire.parameters["reply"] = f"{ARN}\n"
@@ -71,14 +71,14 @@ def test_what_twilio_is_answered(
 
 @pytest.mark.parametrize("moment", OPEN)
 def test_nothing_is_replied_while_somebody_is_there(monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
-    """People answer then."""
+    """The function returns nothing during the opening hours, because people answer then."""
     at(moment, monkeypatch)
 
     assert opening_hours.handler({"source": "twilio", "detail-type": "Message Received", "detail": {}}, None) is None
 
 
 def test_template() -> None:
-    """It deploys the file, which needs no rights and is as fast as the webhook wants it."""
+    """The template deploys the file without rights or layers, and with a timeout that the webhook allows."""
     assert "opening_hours.handler" == FUNCTION["Handler"]
     assert (FOLDER / FUNCTION["CodeUri"] / "opening_hours.py").is_file()
     assert 8 >= FUNCTION["Timeout"]

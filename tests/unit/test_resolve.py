@@ -1,4 +1,4 @@
-"""What `resolve` finds out, and whom it tells."""
+"""Tests of `resolve`: what it finds out about messages with an unknown outcome, and what it reports."""
 
 import json
 import threading
@@ -29,29 +29,29 @@ AWAY = (500, "InternalError")
 
 @pytest.fixture
 def unknown(twilio: FaultServer) -> FaultServer:
-    """Leave a message in doubt, which Twilio's list does not show."""
+    """Leave a message with an unknown outcome, which Twilio's list does not show, and return Twilio."""
     leave(twilio)
     return twilio
 
 
 def leave(twilio: FaultServer, **more: Any) -> None:
-    """Leave a message in doubt."""
+    """Leave a message with an unknown outcome."""
     leave_unknown(twilio, SMS | more)
     twilio.reset()
 
 
 def run(seconds: float = 120) -> dict[str, int]:
-    """Let the minute come."""
+    """Run `resolve` as its schedule does."""
     return resolve.handler({}, Context(seconds))
 
 
 def age(aws_wire: AwsWire, minutes: int = 16) -> None:
-    """Let the keys be older than they are."""
+    """Make all keys older by this many minutes."""
     aws_wire.age(60 * minutes)
 
 
 def prove(aws_wire: AwsWire) -> None:
-    """Let a status callback have proved all messages."""
+    """Mark all messages as sent, as a status callback does."""
     for item in aws_wire.items.values():
         proof = {"S": json.dumps({"sid": SID, "status": "sent"})}
         item |= {"state": {"S": "sent"}, "sid": {"S": SID}, "message": proof, "unsettled": {"S": item["id"]["S"][0]}}
@@ -59,17 +59,17 @@ def prove(aws_wire: AwsWire) -> None:
 
 
 def told(aws_wire: AwsWire) -> list[str]:
-    """Return the events' names."""
+    """Return the detail-types of the events."""
     return [entry["DetailType"] for entry in aws_wire.entries]
 
 
 def detail(aws_wire: AwsWire) -> dict[str, Any]:
-    """Return what the last event tells."""
+    """Return the detail of the last event."""
     return dict(json.loads(aws_wire.entries[-1]["Detail"]))
 
 
 def test_the_event_file_is_taken(aws_wire: AwsWire, event: LoadEvent) -> None:
-    """Nothing is open, and nothing happens."""
+    """The example event is accepted. If no record is open, nothing is reported."""
     assert {"open": 0, "settled": 0} == resolve.handler(event("resolve"), Context(120))
     assert {"GetItem", "PutItem", "Query"} == {name for name, _ in aws_wire.calls}
     assert [] == aws_wire.entries
@@ -77,7 +77,7 @@ def test_the_event_file_is_taken(aws_wire: AwsWire, event: LoadEvent) -> None:
 
 @pytest.mark.usefixtures("unknown")
 def test_what_is_not_found_waits(aws_wire: AwsWire) -> None:
-    """Not to be in the list proves nothing."""
+    """A message that is not in the list is not reported yet, because its absence proves nothing."""
     age(aws_wire, minutes=14)
 
     assert {"open": 1, "settled": 0} == run()
@@ -86,7 +86,10 @@ def test_what_is_not_found_waits(aws_wire: AwsWire) -> None:
 
 @pytest.mark.usefixtures("unknown")
 def test_what_stays_unknown_is_told_and_set_aside(aws_wire: AwsWire) -> None:
-    """With its key, so that it can be moved back, and once."""
+    """An outcome that stays unknown is reported once, and the input goes to the failed queue with its key.
+
+    With the key, the record can be moved back to the send queue.
+    """
     age(aws_wire)
 
     assert {"open": 1, "settled": 1} == run()
@@ -100,7 +103,7 @@ def test_what_stays_unknown_is_told_and_set_aside(aws_wire: AwsWire) -> None:
 
 @pytest.mark.usefixtures("unknown")
 def test_a_proof_that_comes_later_is_told_too(aws_wire: AwsWire) -> None:
-    """Whoever heard that it is unknown hears that it was sent."""
+    """A proof that arrives after the report is reported too, so that consumers learn that the message was sent."""
     age(aws_wire)
     run()
     prove(aws_wire)
@@ -114,7 +117,7 @@ def test_a_proof_that_comes_later_is_told_too(aws_wire: AwsWire) -> None:
 def test_a_proof_that_comes_while_it_is_told_is_told_too(
     aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch, operation: str
 ) -> None:
-    """A callback between the report and the note of it is not swallowed."""
+    """A callback between the report and the note that it was made is not lost: the next run reports it."""
     age(aws_wire)
     answer = aws_wire.answer
     proofs = [Confirmed({"sid": SID, "status": "sent"})]
@@ -137,7 +140,7 @@ def test_a_proof_that_comes_while_it_is_told_is_told_too(
 
 @pytest.mark.usefixtures("unknown")
 def test_a_proof_is_told_once_its_sender_cannot_answer_any_more(aws_wire: AwsWire) -> None:
-    """Until then the caller may get the message himself."""
+    """A proof is reported after the sender's lease, because until then the sender may return the message itself."""
     prove(aws_wire)
 
     assert {"open": 1, "settled": 0} == run()
@@ -149,7 +152,7 @@ def test_a_proof_is_told_once_its_sender_cannot_answer_any_more(aws_wire: AwsWir
 
 @pytest.mark.usefixtures("unknown")
 def test_what_its_sender_ends_meanwhile_is_not_told(aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The caller has the message."""
+    """A send that its sender completes during the run is not reported, because the caller has the message."""
     age(aws_wire)
     for item in aws_wire.items.values():
         item["state"] = {"S": "sending"}
@@ -174,7 +177,7 @@ def test_what_its_sender_ends_meanwhile_is_not_told(aws_wire: AwsWire, monkeypat
 
 @pytest.mark.usefixtures("unknown")
 def test_what_is_claimed_again_meanwhile_is_not_settled(aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Somebody sends it again on purpose: its sender may still answer."""
+    """A record that is claimed again during the run is not settled, because its new sender may still answer."""
     age(aws_wire)
     for item in aws_wire.items.values():
         item["state"] = {"S": "sending"}
@@ -197,7 +200,7 @@ def test_what_is_claimed_again_meanwhile_is_not_settled(aws_wire: AwsWire, monke
 
 @pytest.mark.usefixtures("unknown")
 def test_a_record_that_expires_meanwhile_is_settled(aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch) -> None:
-    """DynamoDB deletes it at the moment when it would be changed; nothing is left to report."""
+    """A record that DynamoDB deletes just before the write counts as settled, because nothing is left to report."""
     age(aws_wire)
     for item in aws_wire.items.values():
         item["state"] = {"S": "sending"}
@@ -215,7 +218,7 @@ def test_a_record_that_expires_meanwhile_is_settled(aws_wire: AwsWire, monkeypat
 
 
 def test_what_a_callback_tells_is_asked_for_in_full(unknown: FaultServer, aws_wire: AwsWire) -> None:
-    """The event has Twilio's message object; where Twilio does not answer, what the callback told."""
+    """The event has Twilio's message object. If Twilio does not return it, the event has the callback's fields."""
     age(aws_wire)
     prove(aws_wire)
     run()
@@ -229,14 +232,14 @@ def test_what_a_callback_tells_is_asked_for_in_full(unknown: FaultServer, aws_wi
 
 @pytest.mark.usefixtures("unknown")
 def test_a_send_that_is_under_way_is_left_alone(aws_wire: AwsWire) -> None:
-    """Its sender may still answer; past its lease it is lost."""
+    """A send in progress is left alone, as its sender may still answer. After its lease, the outcome is unknown."""
     for item in aws_wire.items.values():
         item["state"] = {"S": "sending"}
 
     assert {"open": 1, "settled": 0} == run()
     assert ["sending"] == [item["state"]["S"] for item in aws_wire.items.values()]
     age(aws_wire)
-    assert {"open": 1, "settled": 0} == run()  # it is not looked for yet
+    assert {"open": 1, "settled": 0} == run()  # it is too early to search for it
     age(aws_wire, 2)
     assert {"open": 1, "settled": 1} == run()
     assert ["Message Outcome Unknown"] == told(aws_wire)
@@ -245,7 +248,7 @@ def test_a_send_that_is_under_way_is_left_alone(aws_wire: AwsWire) -> None:
 @pytest.mark.usefixtures("delays", "unknown")
 @pytest.mark.parametrize("operation", ["PutEvents", "SendMessage"])
 def test_what_could_not_be_told_is_told_by_the_next_run(aws_wire: AwsWire, operation: str) -> None:
-    """Nothing is settled before it was told."""
+    """A report that fails is made by the next run, because a record is settled only after its report."""
     age(aws_wire)
     aws_wire.failures[operation] = [AWAY, AWAY]
 
@@ -257,7 +260,7 @@ def test_what_could_not_be_told_is_told_by_the_next_run(aws_wire: AwsWire, opera
 def test_a_connection_that_is_gone_holds_nothing_up(
     twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its messages cannot be looked for; the others are told, and they after an hour."""
+    """Messages of a deleted connection do not delay others. They are reported after an hour, without a search."""
     aws_wire.secrets["twilio/other"] = aws_wire.secrets["twilio/default"]
     leave(twilio, connection="other")
     leave(twilio, idempotency_key="second")
@@ -273,13 +276,13 @@ def test_a_connection_that_is_gone_holds_nothing_up(
 
 
 def keys_told(aws_wire: AwsWire) -> set[str]:
-    """Return the keys that the events are about."""
+    """Return the keys of the events."""
     return {json.loads(entry["Detail"])["idempotency_key"] for entry in aws_wire.entries}
 
 
 @pytest.fixture
 def keys(twilio: FaultServer, aws_wire: AwsWire) -> list[str]:
-    """Leave ten messages in doubt, long enough, and return their keys in the order in which they are taken up."""
+    """Leave ten messages with unknown outcomes that are due, and return their keys in the order of their record ids."""
     names = [f"key-{number}" for number in range(10)]
     for name in names:
         leave(twilio, idempotency_key=name, message=name)
@@ -288,7 +291,7 @@ def keys(twilio: FaultServer, aws_wire: AwsWire) -> list[str]:
 
 
 def test_a_message_that_cannot_be_set_aside_holds_nothing_up(aws_wire: AwsWire, keys: list[str]) -> None:
-    """It is tried again by the next run, which sets nothing else aside; each is there once."""
+    """A record that the failed queue refuses does not delay others. The next run stores it, and nothing twice."""
     aws_wire.failures["SendMessage"] = [(400, "InvalidMessageContents")]
 
     assert {"open": 10, "settled": 9} == run()
@@ -299,7 +302,7 @@ def test_a_message_that_cannot_be_set_aside_holds_nothing_up(aws_wire: AwsWire, 
 
 
 def test_a_malformed_list_holds_nothing_up(twilio: FaultServer, aws_wire: AwsWire, keys: list[str]) -> None:
-    """It proves nothing, of this message and of the others."""
+    """A malformed list proves nothing, and does not delay the report of this message or of the others."""
     rows = [{"sid": [SID]}, {"sid": SID, "date_created": 5}]
     twilio.script(faults.answer(json.dumps({"messages": rows}).encode()))
 
@@ -308,7 +311,7 @@ def test_a_malformed_list_holds_nothing_up(twilio: FaultServer, aws_wire: AwsWir
 
 
 def test_a_look_up_that_fails_is_made_again_before_it_is_told(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """For an hour, as long as the queue tries to send."""
+    """A failed search delays the report for an hour, in which it is retried. The queue retries a send for as long."""
     leave(twilio)
     twilio.script(faults.status(503))
     age(aws_wire, 58)
@@ -323,7 +326,7 @@ def test_a_look_up_that_fails_is_made_again_before_it_is_told(twilio: FaultServe
 def test_no_key_is_told_before_it_was_looked_for(
     twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However soon it is to be told."""
+    """No outcome is reported before a search, however short UNKNOWN_REPORT_AFTER is."""
     monkeypatch.setenv("UNKNOWN_REPORT_AFTER", "1")
     leave(twilio)
     aws_wire.age(115)
@@ -337,7 +340,7 @@ def test_no_key_is_told_before_it_was_looked_for(
 
 @pytest.mark.usefixtures("delays", "unknown")
 def test_a_bus_that_is_away_leaves_the_failed_queue_alone(aws_wire: AwsWire) -> None:
-    """What is told only by the third run is set aside once."""
+    """If EventBridge is unavailable for two runs, the input still goes to the failed queue only once."""
     age(aws_wire)
     aws_wire.failures["PutEvents"] = [AWAY] * 4  # two attempts each
 
@@ -345,13 +348,13 @@ def test_a_bus_that_is_away_leaves_the_failed_queue_alone(aws_wire: AwsWire) -> 
     assert ["key"] == [json.loads(message["MessageBody"])["idempotency_key"] for message in aws_wire.sent]
 
 
-# One run at a time, and several records at once
+# One run at a time, and several records in parallel
 
 
 def test_two_runs_at_once_tell_nothing_twice(
     aws_wire: AwsWire, keys: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second one returns at once, and the next minute's goes on."""
+    """A second run at the same time returns at once, so that nothing is reported twice."""
     answer = aws_wire.answer
     second: list[dict[str, int]] = []
 
@@ -372,7 +375,7 @@ def test_two_runs_at_once_tell_nothing_twice(
 
 @pytest.mark.usefixtures("unknown")
 def test_a_run_that_died_holds_the_lease_until_its_time_is_over(aws_wire: AwsWire) -> None:
-    """Its function is ended then."""
+    """A killed run holds the lease until it expires, which is when Lambda ends the run at the latest."""
     age(aws_wire)
     lease = Leases("ledger", "resolve").take(120)
 
@@ -383,7 +386,7 @@ def test_a_run_that_died_holds_the_lease_until_its_time_is_over(aws_wire: AwsWir
 
 
 def test_each_run_begins_with_another_part(aws_wire: AwsWire, keys: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where its time is over before the last one, the same keys are not always the ones that wait."""
+    """Each run begins with another shard, so that short runs do not always leave out the same keys."""
     monkeypatch.setattr(resolve, "_THREADS", 1)
     monkeypatch.setenv("UNKNOWN_REPORT_AFTER", "1440")
     found: list[list[str]] = []
@@ -401,7 +404,7 @@ def test_each_run_begins_with_another_part(aws_wire: AwsWire, keys: list[str], m
 def test_several_records_are_taken_up_at_once(
     aws_wire: AwsWire, keys: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each waits for Twilio, and for the bus."""
+    """Eight records are reconciled in parallel, because each waits for Twilio and for EventBridge."""
     together = threading.Barrier(8)
     waits = iter(range(8))
     whole = reconciliation.find_sent_message
@@ -430,7 +433,7 @@ def test_several_records_are_taken_up_at_once(
 def test_an_item_that_cannot_be_read_holds_nothing_up(
     aws_wire: AwsWire, keys: list[str], damage: dict[str, Any]
 ) -> None:
-    """The run may fail, so that somebody looks at it; but the others are told."""
+    """A record that cannot be read may fail the run, so that a person checks it. The other records are reported."""
     aws_wire.items[record_id("default", keys[0])] |= damage
     with suppress(InternalError):
         run()
@@ -441,7 +444,7 @@ def test_an_item_that_cannot_be_read_holds_nothing_up(
 def test_what_the_time_does_not_cover_is_left_to_the_next_run(
     aws_wire: AwsWire, keys: list[str], clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was begun is ended."""
+    """A run without enough time for all records leaves the rest to the next run, and completes those that it began."""
     answer = aws_wire.answer
 
     def slow(called: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
@@ -457,7 +460,7 @@ def test_what_the_time_does_not_cover_is_left_to_the_next_run(
 
 @pytest.mark.usefixtures("unknown")
 def test_without_time_nothing_is_begun(aws_wire: AwsWire) -> None:
-    """The next run takes it up."""
+    """A run without enough time for one record begins none, and leaves them to the next run."""
     age(aws_wire)
 
     assert {"open": 0, "settled": 0} == run(seconds=29)
@@ -466,7 +469,7 @@ def test_without_time_nothing_is_begun(aws_wire: AwsWire) -> None:
 
 @pytest.mark.usefixtures("delays")
 def test_a_ledger_that_does_not_answer_is_an_error(aws_wire: AwsWire) -> None:
-    """Lambda counts it, and the alarm tells."""
+    """The run fails if the ledger is unavailable, so that Lambda counts the error and the alarm reports it."""
     aws_wire.failures["Query"] = [AWAY, AWAY]
 
     with pytest.raises(ServiceUnavailableError):

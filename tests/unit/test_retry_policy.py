@@ -1,4 +1,4 @@
-"""Is only that sent again which is provably safe?"""
+"""The retry policy: only requests that are provably safe are retried."""
 
 from datetime import UTC, datetime
 from email.utils import format_datetime
@@ -33,7 +33,7 @@ REFUSED = (TwilioAuthenticationError, False)
 TOO_MANY = (TwilioRateLimitError, True)
 QUEUE_FULL = (SenderQueueFullError, False)
 
-# How it ended, Twilio's code, and what that means for a read and for a change.
+# How the request ended, Twilio's error code, and the classification for a read and for a change.
 TABLE: list[tuple[FailureKind | int, int | None, Expected, Expected]] = [
     (FailureKind.NEVER_SENT, None, AGAIN, AGAIN),
     (FailureKind.BAD_CERTIFICATE, None, NOT_AGAIN, NOT_AGAIN),
@@ -61,19 +61,19 @@ TABLE: list[tuple[FailureKind | int, int | None, Expected, Expected]] = [
 
 
 def identify(value: object) -> str | None:
-    """Name an end in a test's id."""
+    """Return the name of a failure kind for a test's id."""
     return value.name.lower() if isinstance(value, FailureKind) else None
 
 
 @pytest.mark.parametrize(("end", "code", "read", "change"), TABLE, ids=identify)
 def test_each_end_has_its_meaning(end: FailureKind | int, code: int | None, read: Expected, change: Expected) -> None:
-    """The same end means another thing for a read than for a change."""
+    """A failure has its own classification for a read and for a change."""
     assert read == classify(end, code=code, read_only=True)
     assert change == classify(end, code=code, read_only=False)
 
 
 def test_every_end_is_in_the_table() -> None:
-    """An end that is added needs its meaning."""
+    """The table has every failure kind, so that a new kind needs a classification."""
     assert set(FailureKind) == {end for end, *_ in TABLE if isinstance(end, FailureKind)}
 
 
@@ -85,7 +85,10 @@ REFUSALS = sorted({*range(400, 500)} - {408})
 
 
 def test_a_change_is_sent_again_only_after_429() -> None:
-    """Twilio never processed a 429; whatever else was answered may have been carried out, or will not go better."""
+    """A change is retried only after a 429, which Twilio never processes.
+
+    After any other status, it may have been carried out, or a retry would fail again.
+    """
     repeated = {
         (status, code) for status in STATUSES for code in CODES if classify(status, code=code, read_only=False).retry
     }
@@ -94,7 +97,7 @@ def test_a_change_is_sent_again_only_after_429() -> None:
 
 
 def test_a_read_is_never_in_doubt() -> None:
-    """It changes nothing, so its outcome is known."""
+    """A read never has an unknown outcome, because it changes nothing."""
     errors = {
         (status, code): classify(status, code=code, read_only=True).error for status in STATUSES for code in CODES
     }
@@ -103,27 +106,27 @@ def test_a_read_is_never_in_doubt() -> None:
 
 
 def test_a_change_is_in_doubt_where_twilio_did_not_refuse_it() -> None:
-    """A 1xx, a 3xx, a 408 and a 5xx say nothing about what was done."""
+    """A change has an unknown outcome after a 1xx, 3xx, 408 or 5xx, which do not show whether it was carried out."""
     errors = {status: classify(status, read_only=False).error for status in STATUSES if status not in REFUSALS}
 
     assert dict.fromkeys(errors, OutcomeUnknownError) == errors
 
 
 def test_a_refusal_means_the_same_for_reads_and_changes() -> None:
-    """Twilio looked at it and said no."""
+    """A refusal has the same classification for reads and changes, because Twilio has rejected the request."""
     read, change = ({status: classify(status, read_only=is_read) for status in REFUSALS} for is_read in (True, False))
 
     assert read == change
 
 
 def test_read_only_methods() -> None:
-    """No other method is safe by HTTP's own rules."""
+    """The read-only methods are GET, HEAD and OPTIONS."""
     assert {"GET", "HEAD", "OPTIONS"} == READ_ONLY_METHODS
 
 
 @pytest.mark.parametrize(("retries", "most"), [(0, 0.25), (1, 0.5), (2, 1), (3, 2), (4, 4), (5, 4), (100, 4)])
 def test_backoff_is_spread_over_its_whole_range(retries: int, most: float) -> None:
-    """Full jitter between nothing and a bound that doubles up to a cap."""
+    """The backoff has full jitter: it lies between zero and a bound that doubles up to a cap."""
     delays = [backoff(retries) for _ in range(1000)]
 
     assert 0 <= min(delays) < most * 0.1
@@ -159,13 +162,13 @@ def test_backoff_is_spread_over_its_whole_range(retries: int, most: float) -> No
     ],
 )
 def test_retry_after_is_read_in_all_its_forms(header: str | None, seconds: float | None) -> None:
-    """Seconds or a date; anything else says nothing."""
+    """Retry-After is read as seconds or as a date, and ignored if it is neither."""
     assert seconds == retry_after(header, NOW)
 
 
 @given(st.datetimes(min_value=datetime(1971, 1, 1), max_value=datetime(9999, 1, 1), timezones=st.just(UTC)))  # noqa: DTZ001 hypothesis adds the zone
 def test_retry_after_is_the_time_until_a_date(moment: datetime) -> None:
-    """A moment in the past is now."""
+    """A date in Retry-After gives the seconds until then, or zero if it is in the past."""
     header = format_datetime(moment, usegmt=True)
 
     assert max(0, moment.replace(microsecond=0).timestamp() - NOW) == retry_after(header, NOW)
@@ -173,7 +176,7 @@ def test_retry_after_is_the_time_until_a_date(moment: datetime) -> None:
 
 @given(st.text() | st.from_regex(r"[A-Z][a-z]{2}, [0-9]{1,3} [A-Z][a-z]{2} [0-9]{1,6} [0-9:]{1,9} .{0,6}"))
 def test_retry_after_never_raises(header: str) -> None:
-    """Whatever a proxy sends, it is seconds or nothing."""
+    """Any value of Retry-After gives seconds or None, and never raises an error."""
     seconds = retry_after(header, NOW)
 
     assert seconds is None or seconds >= 0

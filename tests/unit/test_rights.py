@@ -1,6 +1,6 @@
-"""Does each function use what its policy allows it, and nothing else?
+"""Each function uses exactly the rights that its policies give it.
 
-What a function does is what its calls ask of AWS, in cases that have it do all that it can.
+The rights that a function uses are taken from its calls to AWS, in cases that make it do everything that it can.
 """
 
 import json
@@ -38,7 +38,7 @@ BY_AWS = {
     "kms:Decrypt",
     "kms:GenerateDataKey",
 }
-"""What Lambda and Secrets Manager do with a function's role.
+"""The actions that Lambda and Secrets Manager take with a function's role.
 
 https://docs.aws.amazon.com/lambda/latest/dg/services-sqs-configure.html#events-sqs-permissions
 https://docs.aws.amazon.com/secretsmanager/latest/userguide/security-encryption.html#security-encryption-authz
@@ -59,7 +59,7 @@ MUCH = "x" * 300_000
 
 
 class World(NamedTuple):
-    """What functions meet."""
+    """AWS, Twilio and the fixtures that a case uses."""
 
     aws: AwsWire
     twilio: FaultServer
@@ -69,13 +69,13 @@ class World(NamedTuple):
 
 @pytest.fixture
 def world(aws_wire: AwsWire, twilio: FaultServer, event: LoadEvent, monkeypatch: pytest.MonkeyPatch) -> World:
-    """Return AWS and Twilio, with nothing that an earlier test left in memory."""
+    """Return AWS and Twilio, without what earlier tests left in memory."""
     monkeypatch.setattr(replies, "_settings", {})
     return World(aws_wire, twilio, event, monkeypatch)
 
 
 def send(world: World) -> None:
-    """Send with a key, by queue, by event; fail, and be put off."""
+    """Send with a key, by event and by queue; include a send that fails and one that is postponed."""
     send_sms.handler(KEYED, Context())
     send_sms.handler(world.event("send_sms_eventbridge"), Context())
     send_sms.handler({"Records": [record(SMS, "1")]}, Context())
@@ -85,13 +85,13 @@ def send(world: World) -> None:
 
 
 def start_anew(world: World) -> None:
-    """Let what comes be a container's first, with nothing in memory."""
+    """Clear the calls and the memory, so that the next call is the first in its container."""
     world.aws.calls.clear()
     world.patch.setattr(client, "CONNECTIONS", Connections())
 
 
 def get(world: World) -> None:
-    """Look a message and a key up."""
+    """Look up a message and a key."""
     send_sms.handler(KEYED, Context())
     start_anew(world)
     get_sms.handler({"idempotency_key": "key"}, Context())
@@ -99,7 +99,7 @@ def get(world: World) -> None:
 
 
 def resolve_all(world: World) -> None:
-    """Look for a message that Twilio's list has not, and report it."""
+    """Search for a message that Twilio's list does not have, and report it."""
     account = {name: value for name, value in API_KEY.items() if name != "auth_token"}
     world.aws.secrets["twilio/default"] = json.dumps(account)  # no callback can come
     world.twilio.script(faults.status(500), faults.OK)
@@ -111,7 +111,7 @@ def resolve_all(world: World) -> None:
 
 
 def receive(world: World) -> None:
-    """Publish, prove a send, keep what the bus does not take or what is too large, and reply."""
+    """Publish, confirm a send, store events that are too large or that EventBridge does not take, and reply."""
     world.aws.parameters["reply"] = f"{REPLY_FUNCTION}\n"
     proven = begin_send()
     start_anew(world)
@@ -130,7 +130,7 @@ def receive(world: World) -> None:
 
 
 def poll(world: World) -> None:
-    """Publish messages, keep one that the bus does not take, and one that is too large."""
+    """Publish messages, and store one that EventBridge does not take and one that is too large."""
     history = world.twilio.history(5)
     history.add(NEWEST, body=MUCH)
     world.patch.setattr(time, "time", lambda: NEWEST.timestamp() + 60)
@@ -165,7 +165,7 @@ CASES: dict[str, Callable[[World], object]] = {
 
 
 def used(wire: AwsWire) -> Iterator[str]:
-    """Yield what calls needed: an action, and on what."""
+    """Yield the rights that calls needed: an action and its resource."""
     for operation, body in wire.calls:
         match operation:
             case "PutEvents":
@@ -183,7 +183,7 @@ def used(wire: AwsWire) -> Iterator[str]:
 
 
 def in_tables(operation: str, body: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield what a call of DynamoDB needs: a transaction needs what each of its writes does."""
+    """Yield the actions and tables that a call of DynamoDB needs. A transaction needs those of each of its writes."""
     match operation:
         case "BatchGetItem":
             yield from ((operation, TABLES[table]) for table in body["RequestItems"])
@@ -195,7 +195,7 @@ def in_tables(operation: str, body: dict[str, Any]) -> Iterator[tuple[str, str]]
 
 
 def given(name: str) -> Iterator[str]:
-    """Yield what a function's policies allow, but for what AWS does with them."""
+    """Yield the rights that a function's policies give, except those that AWS itself uses."""
     shared = RESOURCES["ConnectionsPolicy"]["Properties"]["PolicyDocument"]
     own = [policy for policy in RESOURCES[resource(name)]["Properties"]["Policies"] if "Statement" in policy]
     for document in (shared, *own):
@@ -208,7 +208,7 @@ def given(name: str) -> Iterator[str]:
 
 
 def on(action: str, arn: Any, statement: Any) -> str:
-    """Return what an action is allowed on, in our words."""
+    """Return the resource that an action is allowed on, as these tests name it."""
     match arn:
         case _ if action == "events:PutEvents":
             return str(statement["Condition"]["ForAllValues:StringEquals"]["events:source"])
@@ -224,7 +224,7 @@ def on(action: str, arn: Any, statement: Any) -> str:
 
 
 def test_every_function_is_tried() -> None:
-    """None is left out."""
+    """Each function has a case."""
     assert FUNCTIONS == sorted(CASES)
 
 
@@ -233,7 +233,7 @@ def test_every_function_is_tried() -> None:
 def test_a_function_uses_all_of_its_rights_and_no_other(
     world: World, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """An action that nothing uses is removed from the template; one that is missing would be denied."""
+    """A function uses exactly its rights: an unused one is to be removed, and a missing one would be denied."""
     monkeypatch.setenv("REPLY_PARAMETER", "reply")
     CASES[name](world)
 

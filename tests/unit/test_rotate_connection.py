@@ -1,4 +1,4 @@
-"""A rotation ends with new credentials, wherever it is interrupted, and at no moment without any that work."""
+"""A rotation that is interrupted anywhere ends with new credentials, and the credentials in use always work."""
 
 import json
 import logging
@@ -54,15 +54,15 @@ type Kind = Literal["key", "token"]
 
 
 class Rig:
-    """A connection's secret, its account at Twilio, and a line to both that can be cut.
+    """A connection's secret and its account at Twilio, whose calls can be made to fail.
 
-    `calls` has what came over the line, AWS's operations and Twilio's requests. `broken` has what was wrong at any
-    moment: AWSCURRENT did not work, or not for webhooks; a token was promoted too early. A connection that somebody
-    breaks is not `watched`.
+    `calls` has the operations of AWS and the requests to Twilio, in order. `broken` has what was wrong after any of
+    them: AWSCURRENT did not work, webhooks were refused, other fields were changed, or a token was promoted too early.
+    Set `watched` to false in a test that breaks the connection on purpose.
     """
 
     def __init__(self, twilio: FaultServer, aws_wire: AwsWire, delays: list[float]) -> None:
-        """Have an API key; nothing is cut."""
+        """Begin with an API key, and let all calls through."""
         self.twilio = twilio
         self.aws_wire = aws_wire
         self.delays = delays
@@ -73,13 +73,13 @@ class Rig:
         self.have(KEY_CONNECTION)
 
     def have(self, connection: dict[str, Any], **keys: Key) -> None:
-        """Begin with this connection."""
+        """Begin with this connection, and with these keys at Twilio besides its own."""
         held = {KEY_SID: Key(KEY_SECRET)} | keys | OF_SOMEBODY_ELSE
         self.rest = rest(connection)
         self.begin_with(RotatedSecret("twilio/default", json.dumps(connection)), Credentials(ACCOUNT_SID, TOKEN, held))
 
     def begin_with(self, secret: RotatedSecret, credentials: Credentials) -> None:
-        """Begin with what Secrets Manager and Twilio have."""
+        """Begin with this secret in Secrets Manager and these credentials at Twilio."""
         self.secret, self.credentials = secret, credentials
         self.aws_wire.rotated = {secret.arn: secret}
         self.twilio.check(credentials)
@@ -88,16 +88,19 @@ class Rig:
 
     @property
     def current(self) -> dict[str, Any]:
-        """The connection that is used."""
+        """The connection in use."""
         return dict(json.loads(self.secret.current))
 
     @property
     def own_keys(self) -> set[str]:
-        """The keys at Twilio that are nobody else's."""
+        """The keys at Twilio, without those of other owners."""
         return self.credentials.keys.keys() - OF_SOMEBODY_ELSE.keys()
 
     def cut(self, at: float, *, lost: bool, once: bool) -> None:
-        """Let the call of that number fail, and all later ones but where it is `once`; `lost`: it is carried out."""
+        """Let the call of that number fail, and all later calls too unless `once` is set.
+
+        If `lost` is set, the call of that number is carried out, and only its answer is lost.
+        """
         self._cut_at, self._lost, self._once = at, lost, once
         self.calls.clear()
 
@@ -106,12 +109,12 @@ class Rig:
         self._cut_at, self._lost, self._once = math.inf, False, False
 
     def take(self, step: str, version: str = SECOND, seconds: float = SECONDS) -> None:
-        """Take one step."""
+        """Take one step of a rotation."""
         event = {"Step": step, "SecretId": self.secret.arn, "ClientRequestToken": version, "RotationToken": "of AWS"}
         rotate_connection.handler(event, Context(seconds))
 
     def rotate(self, version: str = SECOND, *, attempts: int = 1) -> int:
-        """Rotate as Secrets Manager does, from the first step on after each failure; return what attempt it took."""
+        """Rotate as Secrets Manager does, from the first step again after a failure; return the number of attempts."""
         self.secret.rotate(version)
         for attempt in range(1, attempts + 1):
             try:
@@ -128,14 +131,14 @@ class Rig:
     def answer(
         self, carry_out: Callable[[str, dict[str, Any]], Any], operation: str, body: dict[str, Any]
     ) -> tuple[int, dict[str, Any]]:
-        """Answer a call to AWS, if it gets through."""
+        """Return the answer to a call to AWS, or status 0 if the call was cut."""
         moves = body.get("VersionStage") == "AWSCURRENT" and operation == "UpdateSecretVersionStage"
         self._moved_at = len(self.delays) if moves else self._moved_at
         reply = self._through(operation, lambda: carry_out(operation, body))
         return (0, {}) if reply is None else reply
 
     def reply(self, carry_out: Callable[[Request], Reply], request: Request) -> Reply:
-        """Answer a request to Twilio, if it gets through; status 0 is none."""
+        """Return the answer to a request to Twilio, or status 0 if the request was cut."""
         if request.path == PROMOTE and steps.PROMOTE_AFTER not in self.delays[self._moved_at :]:
             self.broken.append("it was promoted too early")
         name = f"{request.method} {request.path.removeprefix(PATH)}"
@@ -152,7 +155,7 @@ class Rig:
         return None if is_cut else result
 
     def _check(self, name: str) -> None:
-        """Note what is wrong at this moment."""
+        """Record what is wrong after this call."""
         if not self.watched:
             return
         current = self.current
@@ -172,7 +175,7 @@ def rest(connection: dict[str, Any]) -> dict[str, Any]:
 
 
 def talk(exchange: Exchange) -> None:
-    """Answer, unless the line is cut."""
+    """Answer a request, or reset the connection if the request was cut."""
     if exchange.normal.status:
         exchange.reply(exchange.normal)
     else:
@@ -181,9 +184,9 @@ def talk(exchange: Exchange) -> None:
 
 @pytest.fixture
 def rig(twilio: FaultServer, aws_wire: AwsWire, delays: list[float], monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
-    """Return a connection with an API key; whatever was wrong at any moment fails the test.
+    """Yield a connection with an API key, and fail the test if anything was wrong after any call.
 
-    boto3 makes its second attempt at once.
+    boto3 retries without delay.
     """
     rig = Rig(twilio, aws_wire, delays)
     monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda *_: 0)
@@ -204,12 +207,12 @@ def token_rig(rig: Rig) -> Rig:
 
 
 def begin(rig: Rig, kind: Kind) -> None:
-    """Begin with a connection of that kind."""
+    """Begin with a connection that has an API key or an auth token."""
     rig.have(KEY_CONNECTION if kind == "key" else TOKEN_CONNECTION)
 
 
 def check_end(rig: Rig, version: str, before: dict[str, Any]) -> None:
-    """Check what a rotation leaves: the new credentials, the last ones as far as they go on, and nothing else."""
+    """Check a rotation's result: the new credentials, the previous ones as far as they stay valid, and nothing else."""
     current = rig.current
     assert version == rig.secret.staged("AWSCURRENT")
     assert rig.secret.staged("AWSPENDING") is None
@@ -226,11 +229,11 @@ def check_end(rig: Rig, version: str, before: dict[str, Any]) -> None:
     assert list(rig.rest) == list(rest(current))
 
 
-# ---------------------------------------------------------------- where nothing goes wrong
+# ---------------------------------------------------------------- rotations without failures
 
 
 def test_the_event_file_is_taken(rig: Rig, event: LoadEvent) -> None:
-    """It tests the version that createSecret stored."""
+    """The example event is accepted: testSecret tests the version that createSecret stored."""
     step = event("rotate_connection")
     version = step["ClientRequestToken"]
     rig.secret.rotate(version)
@@ -243,7 +246,7 @@ def test_the_event_file_is_taken(rig: Rig, event: LoadEvent) -> None:
 
 
 def test_an_api_key_is_rotated(rig: Rig) -> None:
-    """The auth token makes the new key, and whoever has the old one in memory goes on with it."""
+    """The auth token makes the new key. The old key stays valid for the functions that have it in memory."""
     rig.rotate()
 
     check_end(rig, SECOND, KEY_CONNECTION)
@@ -254,7 +257,7 @@ def test_an_api_key_is_rotated(rig: Rig) -> None:
 
 
 def test_the_next_rotation_deletes_the_old_key(rig: Rig) -> None:
-    """It does so first, and leaves the keys of others alone."""
+    """The next rotation first deletes the old key, and does not touch the keys of other owners."""
     rig.rotate(SECOND)
     second = rig.current
     rig.calls.clear()
@@ -268,7 +271,10 @@ def test_the_next_rotation_deletes_the_old_key(rig: Rig) -> None:
 
 
 def test_an_auth_token_is_rotated(token_rig: Rig) -> None:
-    """Everyone has the new one for longer than a container may refuse to read it, and only then is it promoted."""
+    """A new auth token is promoted only once every container uses it.
+
+    The delay is longer than the time for which a container may refuse to read the secret again.
+    """
     token_rig.rotate()
 
     check_end(token_rig, SECOND, TOKEN_CONNECTION)
@@ -286,7 +292,7 @@ def test_an_auth_token_is_rotated(token_rig: Rig) -> None:
 
 
 def test_an_auth_token_is_rotated_again(token_rig: Rig) -> None:
-    """The old token that the connection still has is none any more."""
+    """A second rotation deletes no token: the old token that the connection still has is not valid any more."""
     token_rig.rotate(SECOND)
     second = token_rig.current
     token_rig.rotate(THIRD)
@@ -297,7 +303,7 @@ def test_an_auth_token_is_rotated_again(token_rig: Rig) -> None:
 
 @pytest.mark.parametrize("kind", ["key", "token"])
 def test_a_label_that_is_gone_already_is_not_taken_off(rig: Rig, kind: Kind) -> None:
-    """AWS says of AWSPENDING both that it goes when AWSCURRENT comes, and that it stays."""
+    """AWSPENDING is removed only if it is still there, because AWS documents both that it stays and that it goes."""
     begin(rig, kind)
     rig.secret.takes_pending_off = True
     before = rig.current
@@ -309,7 +315,7 @@ def test_a_label_that_is_gone_already_is_not_taken_off(rig: Rig, kind: Kind) -> 
 
 @pytest.mark.parametrize("kind", ["key", "token"])
 def test_each_step_can_be_taken_twice(rig: Rig, kind: Kind) -> None:
-    """Twilio makes nothing the second time."""
+    """Each step can be taken twice, and Twilio makes new credentials only once."""
     begin(rig, kind)
     before = rig.current
     rig.secret.rotate(SECOND)
@@ -324,7 +330,7 @@ def test_each_step_can_be_taken_twice(rig: Rig, kind: Kind) -> None:
 
 @pytest.mark.parametrize("step", STEPS[:3])
 def test_a_version_in_use_is_left_alone(rig: Rig, step: str) -> None:
-    """An attempt after finishSecret begins from the first step on."""
+    """A new attempt after finishSecret repeats the first steps, which do not change the version in use."""
     rig.rotate()
     rig.calls.clear()
     rig.take(step)
@@ -333,7 +339,7 @@ def test_a_version_in_use_is_left_alone(rig: Rig, step: str) -> None:
 
 
 def test_setting_does_nothing(rig: Rig) -> None:
-    """Twilio makes the credentials, so none have to be set there."""
+    """setSecret does nothing, because Twilio itself makes the credentials."""
     rig.secret.rotate(SECOND)
     rig.take("setSecret")
 
@@ -341,7 +347,10 @@ def test_setting_does_nothing(rig: Rig) -> None:
 
 
 def test_a_set_up_for_later_tests_what_is_used(rig: Rig) -> None:
-    """Secrets Manager takes this step alone then, with an empty version."""
+    """testSecret tests the credentials in use if Secrets Manager calls it alone, with an empty version.
+
+    It does so when a rotation is scheduled for later.
+    """
     rig.secret.rotate(SECOND)
     rig.take("testSecret")
 
@@ -356,7 +365,7 @@ def test_a_set_up_for_later_tests_what_is_used(rig: Rig) -> None:
 @pytest.mark.parametrize("lost", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("kind", ["key", "token"])
 def test_a_rotation_may_be_interrupted_anywhere(rig: Rig, kind: Kind, *, lost: bool, once: bool) -> None:
-    """Each call of two rotations fails before or after it is carried out; then comes the next attempt."""
+    """Each call of a rotation can fail, before or after it is carried out. The next attempt completes the rotation."""
     begin(rig, kind)
     rig.rotate(SECOND)
     rotated = deepcopy((rig.secret, rig.credentials))
@@ -381,7 +390,7 @@ def test_a_rotation_may_be_interrupted_anywhere(rig: Rig, kind: Kind, *, lost: b
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("kind", ["key", "token"])
 def test_attempts_may_be_interrupted_too(rig: Rig, kind: Kind, seed: int) -> None:
-    """Up to four in a row, each somewhere else; then a rotation that is given up, and another one."""
+    """Up to four attempts in a row can fail, and the rotation can be abandoned. A later rotation still succeeds."""
     chance = random.Random(seed)
     begin(rig, kind)
     for version in (SECOND, THIRD, FOURTH, EDITED):
@@ -403,7 +412,7 @@ def test_attempts_may_be_interrupted_too(rig: Rig, kind: Kind, seed: int) -> Non
 
 
 def test_a_key_whose_secret_was_lost_is_deleted(rig: Rig) -> None:
-    """Nobody can read it again; it is known by its name."""
+    """A key whose secret was lost is found by its name and deleted, because nobody can read its secret again."""
     rig.secret.rotate(SECOND)
     rig.twilio.script(Fault("line", talk), faults.RESET_AFTER_READ, Fault("line", talk))
     with pytest.raises(OutcomeUnknownError):
@@ -416,7 +425,7 @@ def test_a_key_whose_secret_was_lost_is_deleted(rig: Rig) -> None:
 
 
 def test_a_rotation_that_was_given_up_leaves_no_key(rig: Rig) -> None:
-    """The next one knows its key too, though it has another version."""
+    """The next rotation deletes the key of an abandoned one, although that belongs to another version."""
     rig.secret.rotate(SECOND)
     rig.take("createSecret")
     rig.secret.stages[SECOND].clear()
@@ -426,7 +435,7 @@ def test_a_rotation_that_was_given_up_leaves_no_key(rig: Rig) -> None:
 
 
 def test_a_rotation_that_was_given_up_leaves_no_token(token_rig: Rig) -> None:
-    """Twilio has one secondary token at most; nothing uses this one."""
+    """The next rotation deletes an abandoned one's token, which nothing uses. Twilio allows one secondary token."""
     token_rig.secret.rotate(SECOND)
     token_rig.take("createSecret")
     token_rig.secret.stages[SECOND].clear()
@@ -438,7 +447,7 @@ def test_a_rotation_that_was_given_up_leaves_no_token(token_rig: Rig) -> None:
 
 @pytest.mark.parametrize("edited", [False, True], ids=["as it was", "edited since"])
 def test_a_promotion_that_never_came_is_made_by_the_next_rotation(token_rig: Rig, *, edited: bool) -> None:
-    """AWSCURRENT is the secondary token then, which must not be deleted."""
+    """A missing promotion is made by the next rotation. AWSCURRENT is then the secondary token, which must be kept."""
     token_rig.secret.rotate(SECOND)
     for step in STEPS[:3]:
         token_rig.take(step)
@@ -457,7 +466,7 @@ def test_a_promotion_that_never_came_is_made_by_the_next_rotation(token_rig: Rig
 
 
 def test_without_time_to_wait_nothing_is_promoted(token_rig: Rig) -> None:
-    """The connection is the new one already, and works; the next attempt promotes it."""
+    """Without time for the delay, no token is promoted. The new one is in use, and the next attempt promotes it."""
     token_rig.secret.rotate(SECOND)
     for step in STEPS[:3]:
         token_rig.take(step)
@@ -474,7 +483,7 @@ def test_without_time_to_wait_nothing_is_promoted(token_rig: Rig) -> None:
 
 
 def test_a_key_that_is_gone_meanwhile_is_deleted(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Somebody deleted it since it was listed."""
+    """A key that somebody else deletes after it was listed does not make the rotation fail."""
     rig.rotate(SECOND)
     second = rig.current
     meanwhile(rig, monkeypatch, "GET", f"{PATH}/Keys.json", lambda: rig.credentials.keys.pop(KEY_SID, None))
@@ -485,7 +494,7 @@ def test_a_key_that_is_gone_meanwhile_is_deleted(rig: Rig, monkeypatch: pytest.M
 
 
 def test_a_token_that_is_promoted_meanwhile_is_promoted(token_rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another attempt did it in the seconds of waiting."""
+    """A token that another attempt promotes during the delay does not make the rotation fail."""
 
     def promote() -> None:
         if token_rig.secret.staged("AWSCURRENT") == SECOND:
@@ -499,7 +508,7 @@ def test_a_token_that_is_promoted_meanwhile_is_promoted(token_rig: Rig, monkeypa
 
 
 def test_another_refusal_of_a_token_is_told(token_rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There was no secondary token, and there is none."""
+    """If Twilio refuses a new token although the account has no secondary token, the error has Twilio's code."""
     first = token_rig.twilio._account.first
 
     def refuse(request: Request) -> Reply | None:
@@ -515,7 +524,7 @@ def test_another_refusal_of_a_token_is_told(token_rig: Rig, monkeypatch: pytest.
 
 
 def meanwhile(rig: Rig, monkeypatch: pytest.MonkeyPatch, method: str, path: str, happen: Callable[[], object]) -> None:
-    """Let something happen after each request of a kind was answered."""
+    """Call `happen` after each answer to this kind of request."""
     reply = rig.twilio._account.reply
 
     def reply_and_go_on(request: Request) -> Reply:
@@ -527,11 +536,11 @@ def meanwhile(rig: Rig, monkeypatch: pytest.MonkeyPatch, method: str, path: str,
     monkeypatch.setattr(rig.twilio._account, "reply", reply_and_go_on)
 
 
-# ---------------------------------------------------------------- what may be in use
+# ---------------------------------------------------------------- credentials that may be in use
 
 
 def test_a_secondary_token_of_the_connection_is_not_deleted(token_rig: Rig) -> None:
-    """Somebody rotates by hand."""
+    """A secondary token that the connection has is not deleted, because somebody may be rotating by hand."""
     connection = TOKEN_CONNECTION | {"secondary_auth_token": "made-by-hand"}
     token_rig.have(connection)
     token_rig.credentials.secondary = "made-by-hand"
@@ -544,7 +553,7 @@ def test_a_secondary_token_of_the_connection_is_not_deleted(token_rig: Rig) -> N
 
 
 def test_the_auth_token_of_a_key_is_not_rotated(rig: Rig) -> None:
-    """Somebody does that by hand."""
+    """The rotation of an API key does not change the auth tokens, which somebody rotates by hand."""
     connection = KEY_CONNECTION | {"secondary_auth_token": "made-by-hand"}
     rig.have(connection)
     rig.credentials.secondary = "made-by-hand"
@@ -555,7 +564,7 @@ def test_the_auth_token_of_a_key_is_not_rotated(rig: Rig) -> None:
 
 
 def test_a_connection_with_the_secondary_token_is_not_broken(token_rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Somebody stored it, and another one is the primary token: to delete it would leave the connection with none."""
+    """The secondary token is not deleted if it is the connection's token: the connection has no other valid one."""
     token_rig.watched = False
     monkeypatch.setattr(token_rig.credentials, "primary", "of-another-application")
     token_rig.credentials.secondary = TOKEN
@@ -567,7 +576,7 @@ def test_a_connection_with_the_secondary_token_is_not_broken(token_rig: Rig, mon
 
 
 def test_a_token_that_is_stored_twice_is_not_promoted_away(token_rig: Rig) -> None:
-    """The secondary token is one that the connection does not have."""
+    """If a connection has the primary token twice, nothing is promoted: it does not have the secondary token."""
     connection = TOKEN_CONNECTION | {"secondary_auth_token": TOKEN}
     token_rig.have(connection)
     token_rig.credentials.secondary = "of-another-application"
@@ -579,7 +588,7 @@ def test_a_token_that_is_stored_twice_is_not_promoted_away(token_rig: Rig) -> No
 
 
 def test_tokens_that_twilio_does_not_show_are_not_deleted(token_rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a proof of which is which nothing is touched."""
+    """No token is deleted or promoted unless Twilio shows which one is the primary token."""
     token_rig.credentials.secondary = "unknown"
     first = token_rig.twilio._account.first
 
@@ -597,7 +606,7 @@ def test_tokens_that_twilio_does_not_show_are_not_deleted(token_rig: Rig, monkey
 @pytest.mark.parametrize("change", [{"default_from": "+15550000000"}, {"auth_token": "changed"}, {"more": 1}], ids=str)
 @pytest.mark.parametrize("kind", ["key", "token"])
 def test_what_somebody_changed_meanwhile_is_not_undone(rig: Rig, kind: Kind, change: dict[str, Any]) -> None:
-    """The new version was made of the old one."""
+    """If the secret is changed during a rotation, finishSecret fails: the new version is based on the old one."""
     rig.watched = False
     begin(rig, kind)
     rig.secret.rotate(SECOND)
@@ -610,7 +619,7 @@ def test_what_somebody_changed_meanwhile_is_not_undone(rig: Rig, kind: Kind, cha
 
 
 def test_a_version_without_value_is_not_finished(rig: Rig) -> None:
-    """Nothing was made yet."""
+    """finishSecret fails if createSecret has not stored a value yet."""
     rig.secret.rotate(SECOND)
     with pytest.raises(ConnectionInvalidError, match="createSecret comes first"):
         rig.take("finishSecret")
@@ -619,7 +628,7 @@ def test_a_version_without_value_is_not_finished(rig: Rig) -> None:
 
 
 def test_credentials_that_do_not_work_are_not_used(rig: Rig) -> None:
-    """The test fails, and AWSCURRENT stays where it is."""
+    """New credentials that do not work make testSecret fail, and AWSCURRENT stays on the old version."""
     rig.secret.rotate(SECOND)
     rig.take("createSecret")
     del rig.credentials.keys[json.loads(rig.secret.values[SECOND])["api_key_sid"]]
@@ -631,7 +640,7 @@ def test_credentials_that_do_not_work_are_not_used(rig: Rig) -> None:
 
 
 def test_keys_are_found_on_every_page(rig: Rig) -> None:
-    """The account may have more of them than a page."""
+    """The old key is found on any page of the account's keys, which may not fit on one page."""
     many = {f"SK{number:032x}": Key("x") for number in range(1000, 1007)}
     rig.have(KEY_CONNECTION, **many)
     rig.rotate(SECOND)
@@ -644,7 +653,7 @@ def test_keys_are_found_on_every_page(rig: Rig) -> None:
 
 
 def test_keys_of_another_secret_are_left_alone(rig: Rig) -> None:
-    """Another stack may have a connection of the same name for the same account."""
+    """Keys of another secret are not deleted: another stack may have a connection of this name for the same account."""
     rig.rotate(SECOND)
     keys, held = dict(rig.credentials.keys), rig.own_keys
     rig.have(KEY_CONNECTION)
@@ -659,7 +668,7 @@ def test_keys_of_another_secret_are_left_alone(rig: Rig) -> None:
 
 
 def test_the_same_key_in_two_versions_is_not_deleted(rig: Rig) -> None:
-    """Somebody edited another field since."""
+    """A key in both the current and the previous version is not deleted: somebody edited another field in between."""
     rig.secret.write(EDITED, json.dumps(KEY_CONNECTION))
     rig.rotate()
 
@@ -667,7 +676,7 @@ def test_the_same_key_in_two_versions_is_not_deleted(rig: Rig) -> None:
 
 
 def test_a_previous_version_that_is_no_connection_is_passed_over(rig: Rig) -> None:
-    """It has no key to delete."""
+    """A previous version that is not a valid connection is ignored, because it has no key to delete."""
     rig.secret.values[FIRST] = "not a connection"
     rig.secret.write(EDITED, json.dumps(KEY_CONNECTION))
     rig.rotate()
@@ -680,7 +689,7 @@ def test_a_previous_version_that_is_no_connection_is_passed_over(rig: Rig) -> No
 
 @pytest.mark.parametrize("token", [None, "old"], ids=["none", "refused"])
 def test_a_standard_key_cannot_be_rotated_without_the_auth_token(rig: Rig, token: str | None) -> None:
-    """What it takes is told, and nothing was changed; the connection's requests work all the same."""
+    """A standard key cannot be rotated without a valid auth token. The error says so, and nothing is changed."""
     rig.watched = False
     rig.secret.values[FIRST] = json.dumps({**KEY_CONNECTION, "auth_token": token})
     rig.secret.rotate(SECOND)
@@ -692,7 +701,7 @@ def test_a_standard_key_cannot_be_rotated_without_the_auth_token(rig: Rig, token
 
 
 def test_a_main_key_is_rotated_once(rig: Rig) -> None:
-    """It may make keys; the ones that it makes may not."""
+    """A main key can be rotated once: it may make keys, but the keys that it makes may not."""
     rig.watched = False
     connection = {name: value for name, value in KEY_CONNECTION.items() if name != "auth_token"}
     rig.have(connection, **{KEY_SID: Key(KEY_SECRET, is_main=True)})
@@ -717,7 +726,7 @@ def test_a_main_key_is_rotated_once(rig: Rig) -> None:
     ids=str,
 )
 def test_another_event_is_refused(rig: Rig, event: dict[str, Any], message: str | None) -> None:
-    """Whatever is not a step of a rotation that is under way."""
+    """An event that is not a step of the current rotation is refused. One for the version in use is ignored."""
     rig.secret.stages[THIRD] = {"AWSPREVIOUS"}
     rig.secret.rotate(SECOND)
     given = {"Step": "createSecret", "SecretId": rig.secret.arn, "ClientRequestToken": SECOND} | event
@@ -734,13 +743,13 @@ def test_another_event_is_refused(rig: Rig, event: dict[str, Any], message: str 
 @pytest.mark.parametrize("event", [{}, [], None, "createSecret"], ids=str)
 @pytest.mark.usefixtures("rig")
 def test_no_event_is_refused(event: Any) -> None:
-    """It may have any shape."""
+    """An input of any other shape is refused."""
     with pytest.raises(InvalidInputError):
         rotate_connection.handler(event, Context(SECONDS))
 
 
 def test_another_secret_is_refused(rig: Rig) -> None:
-    """Only those whose name begins with the prefix are connections."""
+    """A secret whose name does not begin with the connections' prefix is refused."""
     rig.secret.name = "database/default"
     rig.secret.rotate(SECOND)
     with pytest.raises(InvalidInputError, match="its name does not begin with twilio/"):
@@ -748,7 +757,7 @@ def test_another_secret_is_refused(rig: Rig) -> None:
 
 
 def test_a_rotation_that_was_cancelled_is_refused(rig: Rig) -> None:
-    """CancelRotateSecret leaves the version as it is."""
+    """A step of a cancelled rotation is refused, although CancelRotateSecret leaves the version unchanged."""
     rig.secret.rotate(SECOND)
     rig.secret.rotation_enabled = False
     with pytest.raises(InvalidInputError, match="rotation is not enabled"):
@@ -757,7 +766,7 @@ def test_a_rotation_that_was_cancelled_is_refused(rig: Rig) -> None:
 
 @pytest.mark.parametrize("value", ["", "{", "[]", "{}", '{"account_sid": "AC"}', '{"password": "x"}'])
 def test_a_secret_that_is_no_connection_is_refused(rig: Rig, value: str) -> None:
-    """Before Twilio is asked."""
+    """A secret that is not a valid connection is refused before a request to Twilio."""
     rig.watched = False
     rig.secret.values[FIRST] = value
     rig.secret.rotate(SECOND)
@@ -773,7 +782,7 @@ def test_a_secret_that_is_no_connection_is_refused(rig: Rig, value: str) -> None
 def test_a_secret_without_text_is_refused(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, answer: dict[str, str], message: str
 ) -> None:
-    """A connection is JSON."""
+    """A secret that is binary or empty is refused, because a connection is JSON text."""
     rig.secret.rotate(SECOND)
     first = rig.secret.get
     monkeypatch.setattr(rig.secret, "get", lambda body: (200, answer) if body["VersionId"] == FIRST else first(body))
@@ -798,7 +807,7 @@ def test_a_secret_without_text_is_refused(
 def test_what_aws_refuses_is_told(
     rig: Rig, operation: str, failure: tuple[int, str], error: type[ConnectorError]
 ) -> None:
-    """With AWS's code; it goes on once AWS does what it is asked."""
+    """If AWS refuses a call, the error has AWS's code. The rotation succeeds once AWS answers."""
     rig.aws_wire.failures[operation] = [failure] * 2
     with pytest.raises(error, match=failure[1]):
         rig.rotate()
@@ -809,14 +818,14 @@ def test_what_aws_refuses_is_told(
 
 
 def test_a_secret_that_is_gone_is_told(rig: Rig) -> None:
-    """It was deleted meanwhile."""
+    """If the secret was deleted in the meantime, the error has AWS's code."""
     rig.aws_wire.rotated.clear()
     with pytest.raises(ConnectionNotFoundError, match="ResourceNotFoundException"):
         rig.take("createSecret")
 
 
 def test_an_answer_without_secret_is_in_doubt(rig: Rig) -> None:
-    """A key may have been made; the next attempt deletes it."""
+    """An answer without a key's secret is an unknown outcome. A key may have been made; the next attempt deletes it."""
     rig.secret.rotate(SECOND)
     strange = faults.answer(b'{"sid": "SK00000000000000000000000000000009"}')
     rig.twilio.script(Fault("line", talk), strange, Fault("line", talk))
@@ -827,7 +836,7 @@ def test_an_answer_without_secret_is_in_doubt(rig: Rig) -> None:
     check_end(rig, SECOND, KEY_CONNECTION)
 
 
-# ---------------------------------------------------------------- what is told, and where
+# ---------------------------------------------------------------- logs and errors
 
 
 SECRETS = [TOKEN, KEY_SECRET, "not-a-key-secret", "not-a-token"]
@@ -838,7 +847,7 @@ SECRETS = [TOKEN, KEY_SECRET, "not-a-key-secret", "not-a-token"]
 def test_nothing_secret_is_told(
     rig: Rig, kind: Kind, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *, lost: bool
 ) -> None:
-    """Neither in a log nor in an error, whatever fails, and however much is logged."""
+    """No secret is in a log or in an error after the failure of any call, even with debug logs."""
     monkeypatch.setattr(logging.getLogger(), "level", logging.DEBUG)
     telemetry.logger._logger.setLevel("DEBUG")
     told: list[str] = []
@@ -860,7 +869,7 @@ def test_nothing_secret_is_told(
 
 
 def test_a_failure_is_one_line(rig: Rig, capsys: pytest.CaptureFixture[str], log: Log) -> None:
-    """It names the function, the connection and the step."""
+    """A failure is logged as one line with the function, the connection, the step and Twilio's code."""
     rig.secret.rotate(SECOND)
     rig.twilio.script(faults.status(403, twilio_code=70051))
     with pytest.raises(ConnectionInvalidError):
@@ -874,19 +883,21 @@ def test_a_failure_is_one_line(rig: Rig, capsys: pytest.CaptureFixture[str], log
 
 
 def test_a_bug_tells_nothing(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An exception that nobody foresaw may hold anything."""
+    """An unexpected exception is reported as an internal error, because its text may contain a secret."""
 
     def fail(*_: object) -> None:
         raise ValueError(TOKEN)
 
     monkeypatch.setattr(steps, "TwilioList", fail)
     rig.secret.rotate(SECOND)
-    with pytest.raises(ConnectorError, match="internal error"):
+    with pytest.raises(ConnectorError, match="internal error") as raised:
         rig.take("createSecret")
+
+    assert TOKEN not in str(raised.value)
 
 
 def test_twilios_hosts(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tokens are made and promoted at one host for all regions; the region's host has everything else."""
+    """Tokens are made and promoted at one host for all regions. All other requests go to the region's host."""
     rig.watched = False
     region = {"region": "ie1"}
     rig.have(TOKEN_CONNECTION | region)

@@ -1,4 +1,4 @@
-"""Do the schemas take what the functions put on the bus, and nothing else?"""
+"""The event schemas: they accept the events that the functions publish, and reject events that differ from them."""
 
 import copy
 import json
@@ -37,7 +37,7 @@ KINDS = {
     "debugger": "Error Logged",
     "call": "Webhook Received",
 }
-"""A webhook of each detail-type."""
+"""The name of a genuine webhook for each detail-type with source `twilio`."""
 SMS = {"to": "+15005550006", "message": "Hello", "idempotency_key": "key"}
 PROBLEM = errors.TwilioRejectedError(
     "Twilio refused the request",
@@ -47,35 +47,35 @@ ABOUT = outcome_events.Subject("key", "default", "sqs")
 
 
 def published(aws_wire: AwsWire) -> list[dict[str, Any]]:
-    """Return what is on the bus, as EventBridge delivers it."""
+    """Return the events on the bus, in the form in which EventBridge delivers them."""
     return [delivered(entry) for entry in aws_wire.entries]
 
 
 def posted(aws_wire: AwsWire, each: Webhook) -> list[dict[str, Any]]:
-    """Return what a webhook puts on the bus."""
+    """Send a webhook to the handler, and return the events on the bus."""
     assert 200 == webhook.handler(event_2(each.request(TARGET)), Context())["statusCode"]
     return published(aws_wire)
 
 
 def queued(*bodies: Any) -> None:
-    """Hand records over as the send queue does."""
+    """Pass a batch of the send queue to send_sms, and check that no record is redelivered."""
     records = [record(body, str(number)) for number, body in enumerate(bodies)]
     assert {"batchItemFailures": []} == send_sms.handler({"Records": records}, Context())
 
 
 def claimed() -> SendRecord:
-    """Return the claim of a key whose message nobody knows of."""
+    """Return a new claim with an expired lease, whose message `resolve` cannot search in Twilio's list."""
     return new_claim(
         idempotency_key="key", connection="default", caller="api", same="same", sms=SMS, sought=None, lease_seconds=0
     )
 
 
-# The files
+# The schema files
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_a_file_is_a_schema(name: str) -> None:
-    """Of draft 2020-12, with a name of its own; each detail-type's file has its name, in kebab case."""
+    """Each file is a schema of draft 2020-12 with its own `$id`, named after its detail-type in kebab case."""
     schema = SCHEMAS[name]
 
     Draft202012Validator.check_schema(schema)
@@ -85,12 +85,12 @@ def test_a_file_is_a_schema(name: str) -> None:
 
 
 def test_every_file_is_a_schema() -> None:
-    """The folder has nothing else."""
+    """The folder of the schemas contains no other files."""
     assert sorted(path.name for path in FOLDER.iterdir()) == [f"{name}.json" for name in SCHEMAS]
 
 
 def test_every_detail_type_has_its_schema() -> None:
-    """Of the code and of the reference, and no other has one; the schema names the source too."""
+    """Code, reference and schemas have the same detail-types, and each schema fixes its detail-type and source."""
     code = "".join(path.read_text() for path in DEPLOYED)
     in_code = set(re.findall(r'"((?:[A-Z][\w-]+ )+(?:Received|Changed|Event|Logged|Sent|Failed|Unknown))"', code))
     tables = [
@@ -114,14 +114,14 @@ def test_every_detail_type_has_its_schema() -> None:
 
 
 def test_every_definition_is_used() -> None:
-    """The shared file has nothing that is left over."""
+    """Each definition in the shared file is used by a schema."""
     used = set(re.findall(r'#/\$defs/(\w+)"', json.dumps(SCHEMAS)))
 
     assert SCHEMAS["common"]["$defs"].keys() == used
 
 
 def test_what_a_consumer_reads_is_described() -> None:
-    """Every field of a detail says what it is, here or where it leads."""
+    """Each schema has a description, and so has each field of its `detail`, directly or through a reference."""
     shared = SCHEMAS["common"]["$defs"]
 
     def described(schema: dict[str, Any]) -> bool:
@@ -133,7 +133,7 @@ def test_what_a_consumer_reads_is_described() -> None:
 
 
 def test_every_error_is_known() -> None:
-    """The names of the classes are those of the code."""
+    """The schema of a problem lists exactly the code's error classes as titles."""
     classes = {
         name
         for name, kind in vars(errors).items()
@@ -143,12 +143,12 @@ def test_every_error_is_known() -> None:
     assert classes == set(SCHEMAS["common"]["$defs"]["problem"]["properties"]["title"]["enum"])
 
 
-# What the functions put on the bus
+# Events that the functions publish
 
 
 @pytest.mark.parametrize("each", GENUINE, ids=lambda each: each.name)
 def test_a_webhook_fits(aws_wire: AwsWire, each: Webhook) -> None:
-    """Whatever Twilio sends."""
+    """All events of each genuine webhook match their schemas."""
     events = posted(aws_wire, each)
 
     assert events
@@ -157,7 +157,7 @@ def test_a_webhook_fits(aws_wire: AwsWire, each: Webhook) -> None:
 
 
 def test_the_kinds_are_all_of_twilios() -> None:
-    """The tests below leave out none."""
+    """`KINDS` has all detail-types with source `twilio`, so that the tests below leave none out."""
     twilios = {name for name, schema in DETAIL_TYPES.items() if schema["properties"]["source"]["const"] == "twilio"}
 
     assert twilios == set(KINDS.values())
@@ -165,7 +165,7 @@ def test_the_kinds_are_all_of_twilios() -> None:
 
 @pytest.mark.parametrize("body", [b"null", b"7", b'"x"', b"[1]", b'{"a": {"b": []}}'])
 def test_json_fits(aws_wire: AwsWire, body: bytes) -> None:
-    """Whatever it is about."""
+    """The event of a JSON body matches the schema of Webhook Received, for a value of any JSON type."""
     (event,) = posted(aws_wire, Webhook(name="json", fields={}, json=body))
 
     assert "Webhook Received" == event["detail-type"]
@@ -173,7 +173,7 @@ def test_json_fits(aws_wire: AwsWire, body: bytes) -> None:
 
 
 def test_a_name_that_repeats_fits(aws_wire: AwsWire) -> None:
-    """It is a list."""
+    """A parameter that occurs twice is a list in the event, and the event matches its schema."""
     request = Webhook(name="call", fields=BY_NAME["call"].fields, method="GET", query="Extra=1&Extra=2").request(TARGET)
     webhook.handler(event_2(request), Context())
     (event,) = published(aws_wire)
@@ -183,7 +183,7 @@ def test_a_name_that_repeats_fits(aws_wire: AwsWire) -> None:
 
 
 def test_a_sink_test_fits(aws_wire: AwsWire) -> None:
-    """Its id has the test's behind the account's."""
+    """The event of a sink test matches its schema. Its `deduplication_id` is the account SID and the test's id."""
     cloud_event = {
         "specversion": "1.0",
         "type": "com.twilio.eventstreams.test-event",
@@ -198,7 +198,7 @@ def test_a_sink_test_fits(aws_wire: AwsWire) -> None:
 
 @pytest.mark.parametrize("status", ["accepted", "sent", "canceled", "read", "something_new", ""])
 def test_a_status_fits(aws_wire: AwsWire, status: str) -> None:
-    """Also one that Twilio makes up tomorrow."""
+    """The event of a status callback matches its schema for any status, also for one that Twilio adds in the future."""
     fields = BY_NAME["status"].fields | {"MessageStatus": status, "SmsStatus": status}
     (event,) = posted(aws_wire, Webhook(name="status", fields=fields))
 
@@ -207,7 +207,7 @@ def test_a_status_fits(aws_wire: AwsWire, status: str) -> None:
 
 
 def test_a_keyed_callback_fits(aws_wire: AwsWire) -> None:
-    """It has the key."""
+    """The event of a status callback for a key has that key, and matches its schema."""
     record = Table("ledger").write(ClaimRequested(claimed(), resend=False))
     (event,) = posted(aws_wire, replace(BY_NAME["status"], query=f"send={record.id}"))
 
@@ -218,7 +218,7 @@ def test_a_keyed_callback_fits(aws_wire: AwsWire) -> None:
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("mark", ["unavailable", "uncertain"])
 def test_a_mark_fits(aws_wire: AwsWire, delays: list[float], name: str, mark: str) -> None:
-    """Of an event that may have been published before."""
+    """An event that may have been published before has a `deduplication` mark, and matches its schema."""
     if mark == "unavailable":
         aws_wire.failures["PutItem"] = [(400, "AccessDeniedException")] * 4
     else:
@@ -232,7 +232,7 @@ def test_a_mark_fits(aws_wire: AwsWire, delays: list[float], name: str, mark: st
 
 
 def large(name: str) -> Webhook:
-    """Return a webhook of a kind that is larger than the bus takes, though not than the webhook does."""
+    """Return a webhook of a kind whose event is too large for the bus, although the webhook accepts its body."""
     each = BY_NAME[name]
     if each.json is not None:
         event = json.loads(each.json)[0]
@@ -241,14 +241,14 @@ def large(name: str) -> Webhook:
     text = {"plain": "Body", "opt-out": "Body", "failed": "ErrorMessage", "debugger": "Payload", "call": "SpeechResult"}
     fields = {"CallSid": CALL_SID} if name == "call" else each.fields
     empty = replace(each, fields=fields | {text[name]: ""})
-    # Three bytes of the form are six of the event.
+    # A control character has three bytes in the form and six in the event.
     fill = "\x01" * ((webhook_request.MAX_FORM_BYTES - len(empty.request(TARGET).body)) // 3)
     return replace(each, fields=fields | {text[name]: fill})
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_a_truncated_event_fits(aws_wire: AwsWire, name: str) -> None:
-    """It has no parameters; what is kept of it whole is the same event."""
+    """A truncated event and the whole event in the dead-letter queue both match the schema."""
     (event,) = posted(aws_wire, large(name))
     (whole,) = aws_wire.sent
 
@@ -259,7 +259,7 @@ def test_a_truncated_event_fits(aws_wire: AwsWire, name: str) -> None:
 
 
 def test_a_message_of_the_queue_fits(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """Sent, refused by Twilio, wrong, and nobody knows."""
+    """The events of queued messages match their schemas: sent, refused by Twilio, invalid, and of unknown outcome."""
     timed_out = {
         "requestContext": {"requestId": "5", "functionArn": "arn:aws:lambda:us-east-1:123456789012:function:f"},
         "requestPayload": {"to": "nobody"},
@@ -284,7 +284,7 @@ def test_a_message_of_the_queue_fits(twilio: FaultServer, aws_wire: AwsWire) -> 
 
 
 def test_what_resolve_reports_fits(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """What stays unknown, and what a status callback proved."""
+    """The events of `resolve` match their schemas: an unknown outcome, and a message that a status callback proved."""
     table = Table("ledger")
     record = table.write(ClaimRequested(claimed(), resend=False))
     table.write(OutcomeLost(record.nonce), record)
@@ -301,7 +301,7 @@ def test_what_resolve_reports_fits(twilio: FaultServer, aws_wire: AwsWire) -> No
 
 
 def test_a_problem_fits(aws_wire: AwsWire) -> None:
-    """With all that Twilio said."""
+    """A Message Failed event with all details of Twilio's error matches its schema."""
     outcome_events.failed(ABOUT, "{}", PROBLEM)
     (event,) = published(aws_wire)
 
@@ -309,12 +309,12 @@ def test_a_problem_fits(aws_wire: AwsWire) -> None:
     validate(event)
 
 
-# What is refused
+# Events that are rejected
 
 
 @pytest.fixture(scope="module")
 def examples() -> dict[str, dict[str, Any]]:
-    """Return an event of each detail-type."""
+    """Return one published event of each detail-type."""
     with pytest.MonkeyPatch.context() as patch, aws(patch) as wire:
         for name in KINDS:
             each = BY_NAME[name]
@@ -331,14 +331,14 @@ def examples() -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(params=DETAIL_TYPES)
 def example(request: pytest.FixtureRequest, examples: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Return an event of a detail-type."""
+    """Return a valid event of one detail-type."""
     event = examples[request.param]
     validate(event)
     return event
 
 
 def places(event: dict[str, Any]) -> Iterator[tuple[str, ...]]:
-    """Yield the way to each object whose fields the contract fixes."""
+    """Yield the path of each object whose fields the schema fixes."""
     yield ("detail",)
     for name in ("message", "error"):
         if name in event["detail"] and event["detail-type"] != "Message Sent":
@@ -346,7 +346,7 @@ def places(event: dict[str, Any]) -> Iterator[tuple[str, ...]]:
 
 
 def changed(event: dict[str, Any], place: tuple[str, ...], **fields: Any) -> dict[str, Any]:
-    """Return an event with other fields somewhere; `...` takes one away."""
+    """Return a copy of an event with changed fields in one of its objects; the value `...` removes a field."""
     result = copy.deepcopy(event)
     inner = result
     for name in place:
@@ -359,7 +359,7 @@ def changed(event: dict[str, Any], place: tuple[str, ...], **fields: Any) -> dic
 
 
 def refused(event: dict[str, Any]) -> bool:
-    """Tell whether an event does not fit."""
+    """Return whether an event does not match its schema."""
     try:
         validate(event)
     except ValidationError:
@@ -371,9 +371,9 @@ OPTIONAL = {"idempotency_key", "twilio_status", "twilio_code", "twilio_request_i
 
 
 def test_a_missing_field_is_refused(example: dict[str, Any]) -> None:
-    """Each that the contract has, and each of the envelope."""
+    """An event without one of its required fields is rejected, in the envelope and in the detail."""
     for name in example:
-        if name != "detail-type":  # tells which schema it is
+        if name != "detail-type":  # it selects the schema
             assert refused(changed(example, (), **{name: ...})), name
     for place in places(example):
         inner = example["detail"] if len(place) == 1 else example["detail"][place[1]]
@@ -383,7 +383,7 @@ def test_a_missing_field_is_refused(example: dict[str, Any]) -> None:
 
 
 def test_an_unknown_field_is_refused(example: dict[str, Any]) -> None:
-    """Wherever the contract has all of them; Twilio's own may have more."""
+    """An unknown field is rejected, except in Twilio's own objects, which may have more fields."""
     for place in places(example):
         assert refused(changed(example, place, unknown="x")), place
     if example["detail-type"] == "Message Sent":
@@ -393,7 +393,7 @@ def test_an_unknown_field_is_refused(example: dict[str, Any]) -> None:
 
 
 def test_a_wrong_type_is_refused(example: dict[str, Any]) -> None:
-    """Of each field; only what any webhook may hold can be anything."""
+    """A field of a wrong type is rejected. Only the parameters of Webhook Received can be of any type."""
     for place in places(example):
         inner = example["detail"] if len(place) == 1 else example["detail"][place[1]]
         for name in inner:
@@ -403,7 +403,7 @@ def test_a_wrong_type_is_refused(example: dict[str, Any]) -> None:
 
 
 def test_another_source_is_refused(example: dict[str, Any]) -> None:
-    """Each detail-type has one."""
+    """An event with another source than its detail-type's is rejected."""
     (other,) = {"twilio", "twilio-connector"} - {example["source"]}
 
     assert refused(example | {"source": other})
@@ -412,12 +412,12 @@ def test_another_source_is_refused(example: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("fields", [{"deduplication": "maybe"}, {"deduplication": None}, {"truncated": False}], ids=str)
 def test_a_mark_that_means_nothing_is_refused(example: dict[str, Any], fields: dict[str, Any]) -> None:
-    """A mark that does not apply is not there."""
+    """A mark with a meaningless value is rejected, because a mark that does not apply is left out."""
     assert refused(changed(example, ("detail",), **fields))
 
 
 def test_an_event_is_truncated_or_has_its_parameters(example: dict[str, Any]) -> None:
-    """Not both, and not neither."""
+    """An event from Twilio has either `truncated` or `parameters`. Both together are rejected, and so is neither."""
     if example["source"] == "twilio":
         assert refused(changed(example, ("detail",), truncated=True))
         assert refused(changed(example, ("detail",), parameters=...))
@@ -439,7 +439,7 @@ def test_an_event_is_truncated_or_has_its_parameters(example: dict[str, Any]) ->
     ],
 )
 def test_one_kind_is_not_another(examples: dict[str, dict[str, Any]], detail_type: str, fields: dict[str, Any]) -> None:
-    """What tells them apart is in the schema too."""
+    """An event is rejected if a field has a value that only another detail-type may have."""
     event = examples[detail_type]
     outcome = "message" if event["source"] == "twilio" else "error"
 
@@ -448,6 +448,6 @@ def test_one_kind_is_not_another(examples: dict[str, dict[str, Any]], detail_typ
 
 
 def test_a_detail_type_without_schema_is_refused() -> None:
-    """It does not pass for want of rules."""
+    """The validation of an event with an unknown detail-type fails, instead of passing without a schema."""
     with pytest.raises(KeyError):
         validate({"detail-type": "Something Else"})

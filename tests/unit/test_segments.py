@@ -1,4 +1,4 @@
-"""Are segments counted as they will be sent?"""
+"""The segments of a text are counted as Twilio will send them."""
 
 import pytest
 from hypothesis import given
@@ -48,13 +48,13 @@ EMOJI = "😀"
     ],
 )
 def test_segments_are_counted(text: str, encoding: str, count: int) -> None:
-    """Neither an escape sequence nor a surrogate pair spans two segments."""
+    """The encoding and the number of segments are correct. No escape sequence or surrogate pair spans two segments."""
     assert {"encoding": encoding, "count": count, "characters": len(text)} == segments(text)
 
 
 @pytest.mark.parametrize(("alphabet", "widest"), [(BASIC, 160), (EXTENSION, 80)], ids=["basic", "extension"])
 def test_the_gsm_alphabet_is_whole(alphabet: str, widest: int) -> None:
-    """Each character fits; those of the extension take two septets."""
+    """Each character of GSM 03.38 is encoded as GSM-7. A character of the extension table takes two septets."""
     for character in alphabet:
         assert ("GSM-7", 1) == tuple(segments(character * widest).values())[:2], character
         assert 2 == segments(character * (widest + 1))["count"], character
@@ -62,13 +62,13 @@ def test_the_gsm_alphabet_is_whole(alphabet: str, widest: int) -> None:
 
 @given(st.characters(exclude_characters=BASIC + EXTENSION, exclude_categories=["Cs"]))
 def test_any_other_character_needs_ucs_2(character: str) -> None:
-    """One is enough for the whole text."""
+    """One character outside GSM 03.38 is enough to encode the whole text as UCS-2."""
     assert "UCS-2" == segments(f"Hello {character}")["encoding"]
 
 
 @given(st.text(alphabet=BASIC + EXTENSION, max_size=1600))
 def test_gsm_segments_are_as_few_as_can_be(text: str) -> None:
-    """Between what the septets need and one more for each segment that stays a septet short."""
+    """A GSM-7 text takes the fewest segments possible, where each segment may stay one septet short of its size."""
     septets = len(text) + sum(character in EXTENSION for character in text)
     least = -(-septets // 153) if septets > 160 else min(septets, 1)
 
@@ -77,5 +77,5 @@ def test_gsm_segments_are_as_few_as_can_be(text: str) -> None:
 
 @given(st.text(min_size=1, max_size=1600))
 def test_counting_never_raises(text: str) -> None:
-    """Lone surrogates are refused before, but even they can be counted."""
+    """Counting raises no error for any text. Lone surrogates are refused earlier, but they can be counted too."""
     assert segments(text)["count"] >= 1

@@ -1,4 +1,4 @@
-"""Is a message sent once, as Twilio takes it, and is everything else refused before?"""
+"""send_sms sends a message once, with the parameters that Twilio expects, and refuses invalid inputs before that."""
 
 import ast
 import importlib.metadata
@@ -46,22 +46,22 @@ def connection(**more: Any) -> Connection:
 
 
 def form(given: dict[str, Any], sender: Connection | None = None) -> dict[str, Any]:
-    """Return the form that an input makes."""
+    """Return the form for Twilio that send_sms makes from an input."""
     return SendSms.parse(given).form(sender or connection())
 
 
 def refused(given: dict[str, Any], sender: Connection | None = None) -> dict[str, str]:
-    """Return the faults of an input by field."""
+    """Return the fault messages of an invalid input, by field."""
     with pytest.raises(InvalidInputError) as refusal:
         form(given, sender)
     return {fault.field: fault.message for fault in refusal.value.faults}
 
 
-# Every input, as it is sent
+# The form of each valid input
 
 
 def sdk_parameters() -> set[str]:
-    """Return the names that the official SDK sends a message's parameters by, without running any of it."""
+    """Return the official SDK's names of a message's parameters, read from its source without running it."""
     source = importlib.metadata.distribution("twilio").locate_file("twilio/rest/api/v2010/account/message/__init__.py")
     tree = ast.parse(Path(str(source)).read_text())
     forms = [node for node in ast.walk(tree) if isinstance(node, ast.Dict)]
@@ -70,14 +70,14 @@ def sdk_parameters() -> set[str]:
 
 
 def test_every_parameter_of_the_official_sdk_has_its_input() -> None:
-    """The form has Twilio's own names; ScheduleType is set by send_at."""
+    """The input fields cover exactly the official SDK's message parameters; `send_at` also sets ScheduleType."""
     ours = {send_sms._parameter(name) for name in fields(SendSms) if name not in send_sms.CONNECTOR_FIELDS}
 
     assert sdk_parameters() == {*ours, "ScheduleType"}
 
 
 def test_the_official_sdk_is_the_one_that_is_compared() -> None:
-    """The benchmarks use the same version."""
+    """These tests and the benchmarks use the same version of the official SDK."""
     lock = (ROOT / "bench/baselines/official_sdk/requirements.txt").read_text()
 
     assert f"twilio=={importlib.metadata.version('twilio')} " in lock
@@ -126,7 +126,7 @@ def test_the_official_sdk_is_the_one_that_is_compared() -> None:
     ],
 )
 def test_an_option_has_twilios_name_and_spelling(name: str, value: object, sent: dict[str, Any]) -> None:
-    """Booleans are words, numbers are digits, lists repeat the name."""
+    """Each option has Twilio's name in the form. Booleans are words, numbers are digits, and lists stay lists."""
     expected = {"To": TO, "MessagingServiceSid": SERVICE, "Body": "Hello"} | sent
 
     assert expected == form(BY_SERVICE | {name: value})
@@ -134,7 +134,7 @@ def test_an_option_has_twilios_name_and_spelling(name: str, value: object, sent:
 
 @pytest.mark.parametrize("price", [0.0001, 0.00001, 1000000])
 def test_a_price_is_written_in_digits(price: float) -> None:
-    """Not every form parser takes an exponent."""
+    """A price is written without an exponent, which not every form parser accepts."""
     assert "e" not in form(SMS | {"max_price": price})["MaxPrice"]
 
 
@@ -183,7 +183,7 @@ def test_a_price_is_written_in_digits(price: float) -> None:
     ],
 )
 def test_a_message_is_what_the_input_says(given: dict[str, Any], sent: dict[str, Any]) -> None:
-    """Recipient, sender and text are the input's."""
+    """The form has the recipient, the sender and the content of the input."""
     assert sent == form(given)
 
 
@@ -197,7 +197,7 @@ def test_a_message_is_what_the_input_says(given: dict[str, Any], sent: dict[str,
     ids=["from", "service", "both"],
 )
 def test_the_connection_has_the_default_sender(defaults: dict[str, Any], sent: dict[str, str]) -> None:
-    """If it has both, the messaging service is used, since it can do more than a number."""
+    """Without a sender in the input, the connection's is used: the messaging service first, since it can do more."""
     assert {"To": TO, "Body": "Hello"} | sent == form({"to": TO, "message": "Hello"}, connection(**defaults))
 
 
@@ -210,20 +210,20 @@ def test_the_connection_has_the_default_sender(defaults: dict[str, Any], sent: d
     ids=["from", "service"],
 )
 def test_the_input_goes_before_the_default_sender(sender: dict[str, str], sent: dict[str, str]) -> None:
-    """Nothing of the connection's default is mixed in."""
+    """A sender in the input replaces the connection's default senders completely."""
     defaults = connection(default_from=Sender("12345"), default_messaging_service_sid=SERVICE)
 
     assert {"To": TO, "Body": "Hello"} | sent == form({"to": TO, "message": "Hello", **sender}, defaults)
 
 
 def test_a_scheduled_message_goes_by_the_default_service() -> None:
-    """Scheduling needs a messaging service, and the connection has one."""
+    """A scheduled message needs a messaging service, and uses the connection's if the input has no sender."""
     given = {"to": TO, "message": "Hello", "send_at": "2030-01-31T09:00:00Z"}
 
     assert SERVICE == form(given, connection(default_messaging_service_sid=SERVICE))["MessagingServiceSid"]
 
 
-# What is refused
+# Invalid inputs
 
 
 WHATSAPP = "whatsapp:+15558675309"
@@ -261,7 +261,7 @@ WHATSAPP = "whatsapp:+15558675309"
 def test_addresses_of_two_channels_are_refused(
     given: dict[str, Any], defaults: dict[str, Any], field_name: str, message: str
 ) -> None:
-    """Twilio would answer 21910, or send an SMS in place of a WhatsApp message."""
+    """Addresses of two channels are refused. Twilio would answer 21910, or send an SMS instead of a WhatsApp one."""
     assert {field_name: message} == refused(given | {"message": "x"}, connection(**defaults))
 
 
@@ -276,7 +276,7 @@ def test_addresses_of_two_channels_are_refused(
     ],
 )
 def test_addresses_of_one_channel_are_sent(given: dict[str, Any]) -> None:
-    """They are sent unchanged. A messaging service finds the sender, and a SIM sends to numbers."""
+    """Addresses of one channel are sent unchanged. A messaging service finds the sender, and a SIM sends to numbers."""
     assert given["to"] == form(given | {"message": "x"})["To"]
 
 
@@ -289,12 +289,12 @@ def test_addresses_of_one_channel_are_sent(given: dict[str, Any]) -> None:
     ids=["from", "channel"],
 )
 def test_a_fallback_that_twilio_refuses(more: dict[str, str], message: str) -> None:
-    """It is the sender of an SMS if RCS does not reach the recipient."""
+    """A `fallback_from` is refused with `from`, or if it cannot send the SMS that replaces a failed RCS message."""
     assert {"fallback_from": message} == refused(BY_SERVICE | {"fallback_from": "+15551234567"} | more)
 
 
 def test_variables_are_sent_as_texts() -> None:
-    """Twilio takes only strings: numbers and booleans are written as in JSON."""
+    """Content variables are sent as strings, as Twilio requires. Numbers and booleans are written as in JSON."""
     given = {"to": TO, "from": "12345", "content_sid": CONTENT}
     variables = {"1": "é", "2": 3, "3": 0.5, "4": True, "5": -(10**30)}
 
@@ -314,7 +314,7 @@ LARGE: dict[str, dict[str, Any]] = {
 def test_what_the_ledger_cannot_hold_is_refused(
     twilio: FaultServer, aws_wire: AwsWire, context: Context, name: str, more: dict[str, Any]
 ) -> None:
-    """The largest field is named, and nothing is claimed or sent."""
+    """An input that is too large for the ledger is refused before any call. The error names the largest field."""
     with pytest.raises(InvalidInputError) as refusal:
         handler({"to": TO, "from": "12345"} | LARGE[name] | more, context)
 
@@ -323,7 +323,7 @@ def test_what_the_ledger_cannot_hold_is_refused(
 
 
 def test_the_largest_input_fits_the_ledger(twilio: FaultServer, aws_wire: AwsWire, context: Context) -> None:
-    """Together with the other attributes, its item stays below DynamoDB's limit of 400 KB."""
+    """The ledger item of the largest input, with all its attributes, stays below DynamoDB's limit of 400 KB."""
     twilio.script(faults.status(500))
     given: dict[str, Any] = {"to": TO, "from": "12345", "message": "\x00" * 1600, "idempotency_key": "k" * 128}
     given |= {"persistent_action": ["x" * 1000] * 381}
@@ -345,14 +345,14 @@ NEED_SERVICE = {
 @pytest.mark.parametrize("name", NEED_SERVICE)
 @pytest.mark.parametrize("sender", [{"from": "+15551234567"}, {}], ids=["from", "default from"])
 def test_what_needs_a_messaging_service_is_refused_without(name: str, sender: dict[str, str]) -> None:
-    """It does not matter whether the sender comes from the input or the connection."""
+    """An option that needs a messaging service is refused with a sender from the input or from the connection."""
     given = {"to": TO, "message": "Hello", name: NEED_SERVICE[name], **sender}
 
     assert {name: "needs messaging_service_sid"} == refused(given, connection(default_from=Sender("12345")))
 
 
 def test_all_that_need_a_messaging_service_are_told_at_once() -> None:
-    """The error also names all other faults."""
+    """One error names all options that need a messaging service, and all other faults of the input."""
     given = {"to": TO, "from": "Shop", **NEED_SERVICE}
 
     assert {"message", *NEED_SERVICE} == refused(given).keys()
@@ -360,14 +360,14 @@ def test_all_that_need_a_messaging_service_are_told_at_once() -> None:
 
 @pytest.mark.parametrize("sender", [{"from": "+15551234567"}, {}], ids=["from", "default from"])
 def test_what_is_off_needs_no_messaging_service(sender: dict[str, str]) -> None:
-    """Every sender can leave links unshortened."""
+    """`shorten_urls` may be false without a messaging service, because every sender can leave links unshortened."""
     given = {"to": TO, "message": "Hello", "shorten_urls": False, **sender}
 
     assert "false" == form(given, connection(default_from=Sender("12345")))["ShortenUrls"]
 
 
 def test_without_any_sender_a_message_is_refused() -> None:
-    """The error names all three remedies."""
+    """A message without any sender is refused, and the error names all three remedies."""
     assert {
         "from": "is required, unless messaging_service_sid is given: the connection has no default sender"
     } == refused({"to": TO, "message": "Hello"})
@@ -399,7 +399,7 @@ def test_without_any_sender_a_message_is_refused() -> None:
     ],
 )
 def test_bad_combinations_are_refused(given: dict[str, Any], expected: dict[str, str]) -> None:
-    """No request goes to Twilio."""
+    """Missing, unknown and incompatible fields are refused, each with an error for its field."""
     assert expected == refused(given)
 
 
@@ -460,7 +460,7 @@ def test_bad_combinations_are_refused(given: dict[str, Any], expected: dict[str,
     ],
 )
 def test_a_wrong_value_is_refused(name: str, value: object) -> None:
-    """The error names its field, and no other."""
+    """An invalid value is refused with an error that names its field and no other."""
     given = BY_SERVICE | {name: value}
     if name.startswith("content_"):
         given = {"to": TO, "messaging_service_sid": SERVICE, "content_sid": CONTENT, name: value}
@@ -472,7 +472,7 @@ def test_a_wrong_value_is_refused(name: str, value: object) -> None:
 
 
 def test_a_message_is_sent_once(twilio: FaultServer, context: Context) -> None:
-    """The request has the connection's credentials, and Twilio's answer is returned unchanged."""
+    """A message is sent once, with the connection's credentials, and Twilio's answer is returned unchanged."""
     message = handler(SMS, context)
 
     request = twilio.requests[0]
@@ -485,14 +485,14 @@ def test_a_message_is_sent_once(twilio: FaultServer, context: Context) -> None:
 
 
 def test_lists_repeat_on_the_wire(twilio: FaultServer, context: Context) -> None:
-    """Each value has the name once."""
+    """Each value of a list is sent as a parameter of its own, all with the same name."""
     handler(SMS | {"media_urls": ["https://example.com/a", "https://example.com/b?c=d&e"]}, context)
 
     assert ["https://example.com/a", "https://example.com/b?c=d&e"] == twilio.requests[0].form["MediaUrl"]
 
 
 def test_the_api_answers_created(twilio: FaultServer, context: Context, event: LoadEvent) -> None:
-    """The body is the message as JSON."""
+    """The answer to an API call is 201, and its body is the message as JSON."""
     answer = handler(event("send_sms_api"), context)
 
     assert (201, {"Content-Type": "application/json"}) == (answer["statusCode"], answer["headers"])
@@ -501,7 +501,7 @@ def test_the_api_answers_created(twilio: FaultServer, context: Context, event: L
 
 
 def test_a_dry_run_says_what_would_be_sent(twilio: FaultServer, context: Context) -> None:
-    """It sends nothing."""
+    """A dry run returns the request that would be made and the segments of its text, and sends nothing."""
     rehearsal = handler(
         {"to": "(202) 555-0143", "message": "Hello €", "media_urls": ["https://example.com/a"], "dry_run": True},
         context,
@@ -528,7 +528,7 @@ def test_a_dry_run_says_what_would_be_sent(twilio: FaultServer, context: Context
 def test_a_dry_run_through_the_api_answers_ok(
     twilio: FaultServer, context: Context, event: LoadEvent, name: str
 ) -> None:
-    """It is not 201, since nothing was created."""
+    """The answer to a dry run through an API is 200 instead of 201, because nothing was created."""
     request = event(name)
     request["body"] = json.dumps(json.loads(request["body"]) | {"dry_run": True})
 
@@ -537,32 +537,32 @@ def test_a_dry_run_through_the_api_answers_ok(
 
 
 def test_only_a_dry_run_is_read_only() -> None:
-    """Its outcome is never unknown."""
+    """Only a dry run counts as read-only, so that its outcome is never unknown."""
     assert [False, False, True] == [
         SendSms.parse(SMS | {"dry_run": dry_run}).read_only for dry_run in (None, False, True)
     ]
 
 
 def test_a_dry_run_finds_faults(aws_wire: AwsWire, context: Context) -> None:
-    """It finds the same faults as a real send."""
+    """A dry run reports the same faults as a real send, such as a missing sender."""
     aws_wire.secrets["twilio/default"] = json.dumps({"account_sid": ACCOUNT_SID, "auth_token": "0" * 32})
 
     with pytest.raises(InvalidInputError, match=r"^from: is required"):
         handler({"to": TO, "message": "Hello", "dry_run": True}, context)
 
 
-# Keys
+# Idempotency keys
 
 
 @pytest.mark.parametrize("key", ["!", "~" * 128, "order-1:reminder/2"])
 def test_a_key_is_visible_text(key: str) -> None:
-    """No parameter of the request to Twilio has it."""
+    """A key of 1 to 128 visible characters is accepted, and no parameter of the request to Twilio contains it."""
     assert {"To": TO, "From": "+15551234567", "Body": "Hello"} == form(SMS | {"idempotency_key": key})
 
 
 @pytest.mark.parametrize("value", ["send", "Report", "", 1])
 def test_what_to_do_about_an_unknown_outcome_is_one_of_two(value: object) -> None:
-    """Similar values are refused."""
+    """`on_unknown` must be `report` or `resend`; similar values are refused."""
     given = SMS | {"idempotency_key": "key", "on_unknown": value}
 
     assert {"on_unknown": "must be report or resend"} == refused(given)
@@ -581,7 +581,7 @@ def test_what_to_do_about_an_unknown_outcome_is_one_of_two(value: object) -> Non
     ids=repr,
 )
 def test_what_makes_no_other_message_is_no_other_content(ours: dict[str, Any]) -> None:
-    """So a key stands for the same message, however the caller writes it."""
+    """Different inputs for one message have the same content, so that a key stands for one message."""
     assert SendSms.parse(BY_SERVICE).content() == SendSms.parse(BY_SERVICE | ours).content()
 
 
@@ -589,12 +589,12 @@ def test_what_makes_no_other_message_is_no_other_content(ours: dict[str, Any]) -
     "other", [{"message": "Bye"}, {"to": "+15550100001"}, {"from": "Shop"}, {"max_price": 1}, {"smart_encoded": False}]
 )
 def test_what_makes_another_message_is_another_content(other: dict[str, Any]) -> None:
-    """Each of Twilio's parameters counts."""
+    """Inputs that differ in any of Twilio's parameters have different contents."""
     assert SendSms.parse(BY_SERVICE).content() != SendSms.parse(BY_SERVICE | other).content()
 
 
 def test_the_same_key_sends_once(twilio: FaultServer, context: Context) -> None:
-    """The second call gets the first one's message."""
+    """The second call with a key returns the first call's message, and sends nothing."""
     first = handler(SMS | {"idempotency_key": "key"}, context)
     second = handler(SMS | {"idempotency_key": "key"}, context)
 
@@ -603,7 +603,7 @@ def test_the_same_key_sends_once(twilio: FaultServer, context: Context) -> None:
 
 
 def test_another_key_sends_another_message(twilio: FaultServer, context: Context) -> None:
-    """A call without a key does so too."""
+    """Each call with another key sends another message, and so does each call without a key."""
     for key in ("a", "b", None, None):
         handler(SMS | {"idempotency_key": key}, context)
 
@@ -611,7 +611,7 @@ def test_another_key_sends_another_message(twilio: FaultServer, context: Context
 
 
 def test_a_key_belongs_to_its_connection(twilio: FaultServer, aws_wire: AwsWire, context: Context) -> None:
-    """The same key in another account is another key; `default` and no connection are the same."""
+    """The same key in another connection is another key. A call without a connection uses `default`."""
     aws_wire.secrets["twilio/other"] = aws_wire.secrets["twilio/default"]
     for name in (None, "default", "other"):
         handler(SMS | {"idempotency_key": "key", "connection": name}, context)
@@ -620,7 +620,7 @@ def test_a_key_belongs_to_its_connection(twilio: FaultServer, aws_wire: AwsWire,
 
 
 def test_the_same_key_for_another_message_is_a_conflict(twilio: FaultServer, context: Context) -> None:
-    """Nothing is sent, and the first message is not returned for the second."""
+    """A used key with another message is a conflict. Nothing is sent, and the first message is not returned."""
     handler(SMS | {"idempotency_key": "key"}, context)
 
     with pytest.raises(IdempotencyConflictError, match=r"^idempotency_key: was used for another input"):
@@ -629,7 +629,7 @@ def test_the_same_key_for_another_message_is_a_conflict(twilio: FaultServer, con
 
 
 def test_a_key_that_is_being_sent_is_in_progress(twilio: FaultServer, context: Context) -> None:
-    """The second caller is told to retry, and sends nothing."""
+    """A call whose key is being sent gets SendInProgressError and sends nothing. A later retry gets the message."""
     twilio.script(faults.hang(then=faults.OK))
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(handler, SMS | {"idempotency_key": "key"}, context)
@@ -650,7 +650,7 @@ def test_a_key_that_is_being_sent_is_in_progress(twilio: FaultServer, context: C
 def test_the_api_takes_a_key_in_header_or_body(
     twilio: FaultServer, context: Context, event: LoadEvent, headers: dict[str, str], body: dict[str, str]
 ) -> None:
-    """An API call and a direct call with the same key are one message."""
+    """The API accepts a key in header, body or both. API calls and direct calls with one key send one message."""
     request = event("send_sms_api")
     given = json.loads(request["body"])
     body = {"idempotency_key": "key"} if body else {}
@@ -667,7 +667,7 @@ def test_the_api_takes_a_key_in_header_or_body(
 def test_the_api_compares_the_header_with_the_body(
     twilio: FaultServer, context: Context, event: LoadEvent, value: str | None
 ) -> None:
-    """Null counts as absent. Two different keys are the caller's mistake."""
+    """Different keys in header and body are refused, as the caller's mistake. Null in the body counts as absent."""
     request = event("send_sms_api")
     given = json.loads(request["body"]) | {"idempotency_key": value}
     request |= {"headers": {"Idempotency-Key": "key"}, "body": json.dumps(given)}
@@ -677,7 +677,7 @@ def test_the_api_compares_the_header_with_the_body(
 
 
 def test_the_api_says_that_a_key_was_used(twilio: FaultServer, context: Context, event: LoadEvent) -> None:
-    """Another message gets 422, the same message 201 again."""
+    """The API answers 422 if the key was used for another message, and 201 again for the same message."""
     request = event("send_sms_api") | {"headers": {"Idempotency-Key": "key"}}
     other = request | {"body": json.dumps({"to": TO, "message": "Bye"})}
 
@@ -697,7 +697,7 @@ def test_the_api_says_that_a_key_was_used(twilio: FaultServer, context: Context,
 def test_twilio_tells_the_webhook_of_a_key(
     twilio: FaultServer, context: Context, more: dict[str, str], *, expected: bool
 ) -> None:
-    """A caller's own callback is kept. Otherwise the URL has the key's hash, and never the key."""
+    """The status callback's URL has the key's hash, never the key. A caller's own callback or application is kept."""
     handler(SMS | {"idempotency_key": "secret-key"} | more, context)
     callback = twilio.requests[0].form.get("StatusCallback", [""])[0]
 
@@ -706,7 +706,7 @@ def test_twilio_tells_the_webhook_of_a_key(
 
 
 def test_without_a_key_twilio_tells_nobody(twilio: FaultServer, aws_wire: AwsWire, context: Context) -> None:
-    """The ledger has no record that a callback could settle."""
+    """A send without a key sets no status callback, because the ledger has no record that it could settle."""
     handler(SMS, context)
 
     assert "StatusCallback" not in twilio.requests[0].form
@@ -717,7 +717,7 @@ def test_without_a_key_twilio_tells_nobody(twilio: FaultServer, aws_wire: AwsWir
 def test_a_dry_run_leaves_its_key_unused(
     twilio: FaultServer, aws_wire: AwsWire, context: Context, event: LoadEvent, caller: str
 ) -> None:
-    """It shows the callback that would be set, and claims nothing."""
+    """A dry run with a key shows the status callback that would be set, and neither claims the key nor sends."""
     given = SMS | {"idempotency_key": "key", "dry_run": True}
     if caller == "direct":
         rehearsal = handler(given, context)
@@ -732,7 +732,7 @@ def test_a_dry_run_leaves_its_key_unused(
 def test_a_failure_record_that_is_handed_back_sends_once(
     twilio: FaultServer, context: Context, event: LoadEvent, name: str
 ) -> None:
-    """The id of its request is the key, however often it is delivered."""
+    """A failure record is sent once, however often it is delivered, because the id of its request is the key."""
     messages = [handler(event(name), context) for _ in range(2)]
 
     assert messages[0] == messages[1]
@@ -740,7 +740,7 @@ def test_a_failure_record_that_is_handed_back_sends_once(
 
 
 def test_a_failure_record_in_doubt_is_not_sent(twilio: FaultServer, context: Context, event: LoadEvent) -> None:
-    """The failed invocation had no key, and may have sent the message."""
+    """A failure record without a key is not sent if the failed invocation may have sent the message."""
     failure = event("send_sms_failure_record")
     failure["responsePayload"] = {"errorType": "Sandbox.Timedout"}
 
@@ -753,7 +753,7 @@ def test_a_failure_record_in_doubt_is_not_sent(twilio: FaultServer, context: Con
 def test_a_failure_record_with_a_key_is_asked_of_the_ledger(
     twilio: FaultServer, context: Context, event: LoadEvent
 ) -> None:
-    """The ledger shows what the invocation did. If it has no record, nothing was sent."""
+    """A failure record with a key is sent if the ledger has no record of the key, because then nothing was sent."""
     failure = event("send_sms_failure_record")
     failure["responsePayload"] = {"errorType": "Sandbox.Timedout"}
     failure["requestPayload"]["idempotency_key"] = "key"
@@ -766,7 +766,7 @@ def test_a_failure_record_with_a_key_is_asked_of_the_ledger(
 def test_a_failure_record_in_doubt_may_be_sent_on_purpose(
     twilio: FaultServer, context: Context, event: LoadEvent
 ) -> None:
-    """A caller who says `resend` accepts that it may be sent twice."""
+    """A failure record with `resend` is sent, because its caller accepts that the message may be sent twice."""
     failure = event("send_sms_failure_record")
     failure["responsePayload"] = {"errorType": "Sandbox.Timedout"}
     failure["requestPayload"]["on_unknown"] = "resend"
@@ -798,7 +798,7 @@ def test_a_failure_record_in_doubt_may_be_sent_on_purpose(
 def test_a_failed_send_has_its_error(
     twilio: FaultServer, context: Context, fault: faults.Fault, error: type[ConnectorError], count: int
 ) -> None:
-    """Only requests that Twilio certainly did not process are sent again."""
+    """Each failure raises its own error. Only requests that Twilio certainly did not process are retried."""
     twilio.script(fault)
 
     with pytest.raises(error) as failure:
@@ -812,7 +812,7 @@ def test_a_failed_send_has_its_error(
 def test_a_wrong_input_reaches_nobody(
     twilio: FaultServer, aws_wire: AwsWire, context: Context, given: dict[str, Any]
 ) -> None:
-    """It causes no call to Twilio, Secrets Manager or the ledger."""
+    """An invalid input causes no call to Twilio, Secrets Manager or the ledger."""
     with pytest.raises(InvalidInputError):
         handler(given, context)
 

@@ -1,4 +1,4 @@
-"""A send with a key, from the handler to the wire: what is written, what is sent, and what is found out."""
+"""A send with an idempotency key, from the handler to the wire: its ledger writes, its requests and its outcome."""
 
 import json
 import time
@@ -37,12 +37,12 @@ SERVICE = "MG" + "0" * 32
 
 
 def send(given: dict[str, Any] | None = None, context: Context | None = None) -> Any:
-    """Send with a key."""
+    """Call send_sms, by default with a keyed message, and return its result."""
     return send_sms.handler(given or KEYED, context or Context())
 
 
 def failure(given: dict[str, Any] | None = None, context: Context | None = None) -> ConnectorError:
-    """Return the error of a send with a key."""
+    """Call send_sms, by default with a keyed message, and return the error that it raises."""
     with pytest.raises(ConnectorError) as caught:
         send(given, context)
     return caught.value
@@ -54,12 +54,12 @@ def table(aws_wire: AwsWire) -> list[str]:
 
 
 def states(aws_wire: AwsWire) -> list[str]:
-    """Return what the ledger says of its keys."""
+    """Return the states of the ledger's records."""
     return [item["state"]["S"] for item in aws_wire.items.values()]
 
 
 def while_sending(twilio: FaultServer, monkeypatch: pytest.MonkeyPatch, act: Callable[[], Any]) -> list[Any]:
-    """Do something while the first request is at Twilio, and return the list that gets what comes of it."""
+    """Call `act` while the first request is at Twilio, and return the list that will hold its result."""
     normal = twilio._account.reply
     came: list[Any] = []
 
@@ -73,18 +73,18 @@ def while_sending(twilio: FaultServer, monkeypatch: pytest.MonkeyPatch, act: Cal
 
 
 def prove() -> None:
-    """Let a status callback prove what the ledger has, as the webhook does."""
+    """Write to the ledger that a status callback proved the message, as the webhook does."""
     book = idempotency_store.IdempotencyStore("ledger")
     record = book.find(idempotency.record_id("default", "key"))
     assert record is not None
     book.write(idempotency.Confirmed({"sid": SID, "status": "sent"}), record)
 
 
-# What it costs at AWS
+# Calls to AWS
 
 
 def test_without_a_key_the_ledger_is_not_asked(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """The only AWS call is one to Secrets Manager."""
+    """A send without a key does not use the ledger: its only AWS call is one to Secrets Manager."""
     for _ in range(2):
         send(SMS)
 
@@ -93,7 +93,7 @@ def test_without_a_key_the_ledger_is_not_asked(twilio: FaultServer, aws_wire: Aw
 
 
 def test_a_key_costs_two_writes(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """The claim is written before the request, and the outcome with its SID after it."""
+    """A send with a key writes the claim before the request, and the outcome with its SID after it."""
     assert SMS["to"] == send()["to"]
 
     assert ["PutItem", "TransactWriteItems"] == table(aws_wire)
@@ -102,7 +102,7 @@ def test_a_key_costs_two_writes(twilio: FaultServer, aws_wire: AwsWire) -> None:
 
 
 def test_a_dry_run_claims_nothing(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """Its answer shows the status callback that would be sent."""
+    """A dry run with a key shows the status callback that would be set, and neither claims the key nor sends."""
     form = send(KEYED | {"dry_run": True})["request"]["form"]
 
     assert form["StatusCallback"].startswith("https://hooks.example.com/webhook/default?send=")
@@ -116,7 +116,7 @@ def test_a_dry_run_claims_nothing(twilio: FaultServer, aws_wire: AwsWire) -> Non
 @pytest.mark.usefixtures("delays")
 @pytest.mark.parametrize("why", [THROTTLED, (400, "AccessDeniedException"), (500, "InternalServerError")])
 def test_what_cannot_be_claimed_is_not_sent(twilio: FaultServer, aws_wire: AwsWire, why: tuple[int, str]) -> None:
-    """Nothing is sent, whatever error prevents the claim."""
+    """Nothing is sent if the claim cannot be written, for any error of DynamoDB."""
     aws_wire.failures["PutItem"] = [why] * 4
 
     assert ServiceUnavailableError is type(failure())
@@ -125,7 +125,7 @@ def test_what_cannot_be_claimed_is_not_sent(twilio: FaultServer, aws_wire: AwsWi
 
 @pytest.mark.usefixtures("delays")
 def test_a_claim_whose_answer_is_lost_is_our_own(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """The second attempt recognises the first one's claim."""
+    """If the answer to a claim is lost, the retry recognises the claim as its own, and the message is sent once."""
     aws_wire.failures["PutItem"] = [LOST]
 
     assert "sid" in send()
@@ -134,7 +134,7 @@ def test_a_claim_whose_answer_is_lost_is_our_own(twilio: FaultServer, aws_wire: 
 
 @pytest.mark.usefixtures("delays")
 def test_a_claim_that_stands_unknown_to_us_is_taken_back(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """Nothing was sent, so the next call need not wait for it."""
+    """A claim that was written although the write reported an error is withdrawn. So the next call need not wait."""
     aws_wire.failures["PutItem"] = [LOST, THROTTLED]
 
     assert ServiceUnavailableError is type(failure())
@@ -145,7 +145,7 @@ def test_a_claim_that_stands_unknown_to_us_is_taken_back(twilio: FaultServer, aw
 
 @pytest.mark.parametrize("seconds", [8, 14.9])
 def test_what_the_time_does_not_cover_is_not_begun(twilio: FaultServer, aws_wire: AwsWire, seconds: float) -> None:
-    """Claim, request and the write of the outcome must fit in the time left."""
+    """A send is not begun unless claim, request and the write of the outcome fit in the time left."""
     assert ServiceUnavailableError is type(failure(context=Context(seconds)))
     assert ([], []) == (table(aws_wire), posts(twilio))
 
@@ -153,7 +153,7 @@ def test_what_the_time_does_not_cover_is_not_begun(twilio: FaultServer, aws_wire
 def test_a_claim_that_took_the_time_is_not_sent(
     twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Too little time is left for the request, but enough to write that nothing was sent."""
+    """If too little time is left after the claim, no request is made, and the ledger notes that nothing was sent."""
     monkeypatch.setattr(aws_client, "SECONDS", 0)
 
     assert ServiceUnavailableError is type(failure(context=Context(5.5)))
@@ -162,7 +162,7 @@ def test_a_claim_that_took_the_time_is_not_sent(
 
 @pytest.mark.parametrize("wrong", [{"to": "nobody"}, {"idempotency_key": "a b"}, {"connection": "none"}])
 def test_what_is_wrong_claims_nothing(twilio: FaultServer, aws_wire: AwsWire, wrong: dict[str, str]) -> None:
-    """The key stays free for the corrected input."""
+    """An invalid input claims nothing, so that its key stays free for the corrected input."""
     failure(KEYED | wrong)
 
     assert ([], []) == (table(aws_wire), twilio.requests)
@@ -171,21 +171,21 @@ def test_what_is_wrong_claims_nothing(twilio: FaultServer, aws_wire: AwsWire, wr
 def test_the_claim_stands_before_the_request(
     twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A second caller finds the claim, even if the first one dies."""
+    """The claim is written before the request, so that a second caller finds it even if the first one crashes."""
     came = while_sending(twilio, monkeypatch, lambda: states(aws_wire))
     send()
 
     assert [["sending"]] == came
 
 
-# The same key again
+# Later calls with the same key
 
 
 @pytest.mark.parametrize("again", [KEYED, dict(reversed(KEYED.items())), KEYED | {"on_unknown": "resend"}])
 def test_what_was_sent_is_answered_with_the_first_result(
     twilio: FaultServer, aws_wire: AwsWire, again: dict[str, Any]
 ) -> None:
-    """The answer is complete, without a request to Twilio. The order of the input's fields does not matter."""
+    """A later call gets the complete first result without a request to Twilio. The order of fields does not matter."""
     first = send()
 
     assert [first, first] == [send(again), send(again)]
@@ -194,7 +194,7 @@ def test_what_was_sent_is_answered_with_the_first_result(
 
 
 def test_a_key_is_for_one_input(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """Another input needs another key, whatever the outcome of the first."""
+    """A used key with another input is a conflict, whether the first message was sent, not sent or unknown."""
     twilio.script(faults.OK, faults.OPTED_OUT, faults.status(500), faults.OK)
     for key in ("sent", "not_sent", "unknown"):
         given = KEYED | {"idempotency_key": key}
@@ -206,7 +206,7 @@ def test_a_key_is_for_one_input(twilio: FaultServer, aws_wire: AwsWire) -> None:
 
 
 def test_a_key_is_for_one_connection(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """The same key in two accounts is two keys."""
+    """The same key in two connections is two keys, each with a message of its own."""
     aws_wire.secrets["twilio/other"] = aws_wire.secrets["twilio/default"]
     sids = {send(KEYED | connection)["sid"] for connection in ({}, {"connection": "other"}, {"connection": "default"})}
 
@@ -217,7 +217,7 @@ def test_a_key_is_for_one_connection(twilio: FaultServer, aws_wire: AwsWire) -> 
 def test_what_is_being_sent_is_not_sent_again(
     twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch, more: dict[str, str]
 ) -> None:
-    """The second caller gets SendInProgressError, even with `on_unknown: resend`."""
+    """A second caller gets SendInProgressError while the first one sends, even with `on_unknown: resend`."""
     came = while_sending(twilio, monkeypatch, lambda: type(failure(KEYED | more)))
 
     assert "sid" in send()
@@ -227,7 +227,7 @@ def test_what_is_being_sent_is_not_sent_again(
 
 @pytest.mark.usefixtures("delays")
 def test_what_was_begun_and_never_ended_is_unknown(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """Its function died, before or after the request."""
+    """A send whose lease expired is unknown, because its function may have crashed before or after the request."""
     aws_wire.failures["TransactWriteItems"] = [THROTTLED, THROTTLED]
     send()
     for item in aws_wire.items.values():
@@ -238,7 +238,7 @@ def test_what_was_begun_and_never_ended_is_unknown(twilio: FaultServer, aws_wire
 
 
 def test_a_key_that_expired_is_a_new_one(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """DynamoDB may not have deleted its item yet."""
+    """An expired key can be used for another message, even if DynamoDB has not deleted its item yet."""
     send()
     for item in aws_wire.items.values():
         item["expires_at"] = {"N": str(int(time.time()))}
@@ -248,7 +248,7 @@ def test_a_key_that_expired_is_a_new_one(twilio: FaultServer, aws_wire: AwsWire)
 
 
 def test_a_key_may_be_a_header(twilio: FaultServer, aws_wire: AwsWire, event: LoadEvent) -> None:
-    """Header and body may both have it, if they are the same."""
+    """The key may be in a header, or both in the header and in the body if the two are equal."""
     request = event("send_sms_api")
     headers = {"headers": request["headers"] | {"idempotency-key": "key"}}
     answers = [
@@ -265,7 +265,7 @@ def test_a_key_may_be_a_header(twilio: FaultServer, aws_wire: AwsWire, event: Lo
 
 
 def test_two_keys_are_refused(twilio: FaultServer, aws_wire: AwsWire, event: LoadEvent) -> None:
-    """The connector cannot know which one is meant."""
+    """Different keys in header and body are refused, because the connector cannot know which one is meant."""
     request = event("send_sms_api")
     headers = {"headers": request["headers"] | {"idempotency-key": "header"}}
     answer = send_sms.handler(request | headers | {"body": json.dumps(KEYED)}, Context())
@@ -278,7 +278,7 @@ def test_two_keys_are_refused(twilio: FaultServer, aws_wire: AwsWire, event: Loa
 def test_an_invocation_that_may_have_sent_is_not_made_again(
     twilio: FaultServer, aws_wire: AwsWire, event: LoadEvent, error: str
 ) -> None:
-    """Only the failure record shows it. If the input has a key, the ledger knows more."""
+    """A failure record whose invocation may have sent is not sent again. If its input has a key, the ledger decides."""
     record = event("send_sms_failure_record")
     record["responsePayload"]["errorType"] = error
 
@@ -291,7 +291,7 @@ def test_an_invocation_that_may_have_sent_is_not_made_again(
 def test_an_invocation_that_may_have_sent_is_made_again_on_purpose(
     twilio: FaultServer, aws_wire: AwsWire, event: LoadEvent
 ) -> None:
-    """If Twilio refuses the repetition, the first message may still have been sent."""
+    """A failure record with `resend` is sent. A refusal leaves the outcome unknown, as the first may have been sent."""
     record = event("send_sms_failure_record")
     record["responsePayload"]["errorType"] = "Sandbox.Timedout"
     record["requestPayload"]["on_unknown"] = "resend"
@@ -301,12 +301,12 @@ def test_an_invocation_that_may_have_sent_is_made_again_on_purpose(
     assert (["unknown"], 1) == (states(aws_wire), len(posts(twilio)))
 
 
-# What became of it
+# Outcomes
 
 
 @pytest.mark.usefixtures("delays")
 def test_the_last_write_is_not_needed(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """Twilio has the message, and the caller gets it."""
+    """The caller gets the message even if the outcome cannot be written, because Twilio has accepted the message."""
     aws_wire.failures["TransactWriteItems"] = [THROTTLED, THROTTLED]
 
     assert "sid" in send()
@@ -316,7 +316,7 @@ def test_the_last_write_is_not_needed(twilio: FaultServer, aws_wire: AwsWire) ->
 
 
 def test_what_is_refused_is_tried_anew(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """Nothing was sent under the key."""
+    """After a refusal by Twilio, a later call with the key sends, because nothing was sent before."""
     twilio.script(faults.OPTED_OUT, faults.OK)
 
     assert RecipientOptedOutError is type(failure())
@@ -326,7 +326,7 @@ def test_what_is_refused_is_tried_anew(twilio: FaultServer, aws_wire: AwsWire) -
 
 
 def test_an_unknown_outcome_is_not_repeated(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """It is sent once, however often the caller asks."""
+    """After an unknown outcome, each later call with the key gets OutcomeUnknownError and sends nothing."""
     twilio.script(faults.status(500), faults.OK)
 
     assert [OutcomeUnknownError] * 3 == [type(failure()) for _ in range(3)]
@@ -335,12 +335,12 @@ def test_an_unknown_outcome_is_not_repeated(twilio: FaultServer, aws_wire: AwsWi
 
 
 def test_an_unknown_outcome_is_repeated_on_purpose(twilio: FaultServer) -> None:
-    """`resend` means at least once. The outcome stays unknown: the first request may have been carried out."""
+    """`resend` means at least once. A refusal settles nothing, because the first request may have been carried out."""
     given = KEYED | {"on_unknown": "resend"}
     twilio.script(faults.status(500), faults.OPTED_OUT, faults.OK)
 
     assert OutcomeUnknownError is type(failure(given))
-    assert OutcomeUnknownError is type(failure(given))  # refused now, which does not unmake the first
+    assert OutcomeUnknownError is type(failure(given))  # the first request may still have been carried out
     assert "sid" in send(given)
     assert 3 == len(posts(twilio))
 
@@ -348,7 +348,7 @@ def test_an_unknown_outcome_is_repeated_on_purpose(twilio: FaultServer) -> None:
 def test_what_a_fault_of_ours_leaves_is_not_sent(
     twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before the request, it is certain that nothing was sent."""
+    """If the connector fails before the request, the key is `not_sent`, because it is certain that nothing was sent."""
     monkeypatch.setattr("twilio_connector.api.client._encoded", None)
 
     assert "InternalError" == type(failure()).__name__
@@ -357,7 +357,7 @@ def test_what_a_fault_of_ours_leaves_is_not_sent(
 
 
 def fault_after(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a fault of the connector come after each request that sends."""
+    """Raise an exception in the connector after each POST request to Twilio."""
     exchange = client._SESSION.exchange
 
     def faulty(request: requests.PreparedRequest, **terms: Any) -> http.Reply:
@@ -372,7 +372,7 @@ def fault_after(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_a_fault_of_ours_leaves_after_the_request_is_unknown(
     twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Twilio may have accepted the message."""
+    """If the connector fails after the request, the outcome is unknown, as Twilio may have accepted the message."""
     fault_after(monkeypatch)
 
     assert OutcomeUnknownError is type(failure())
@@ -381,7 +381,10 @@ def test_what_a_fault_of_ours_leaves_after_the_request_is_unknown(
 
 
 def test_what_was_lost_is_looked_for_by_nobody_in_the_request(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """The list may not have the message yet. Claim and outcome are written once, and the message is sent once."""
+    """After a lost answer, the call does not search Twilio's list, which may not have the message yet.
+
+    It writes claim and outcome once each, and the ledger keeps the input.
+    """
     twilio.script(faults.status(500), faults.OK)
     failure()
 
@@ -395,7 +398,7 @@ def test_what_was_lost_is_looked_for_by_nobody_in_the_request(twilio: FaultServe
 
 
 def test_twilio_calls_back_with_the_id_of_the_key(twilio: FaultServer) -> None:
-    """Twilio calls the connection's webhook, and repeats the call if the webhook does not answer."""
+    """Twilio calls the connection's webhook with the key's id, and retries the call if the webhook does not answer."""
     send()
     callback = f"https://hooks.example.com/webhook/default?send={idempotency.record_id('default', 'key')}#rc=2&rp=all"
 
@@ -403,7 +406,7 @@ def test_twilio_calls_back_with_the_id_of_the_key(twilio: FaultServer) -> None:
 
 
 def test_a_connection_that_cannot_believe_a_callback_asks_for_none(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """It lacks the auth token with which Twilio signs."""
+    """A connection without the auth token, with which Twilio signs, sets no status callback: it could not check one."""
     secret = {name: value for name, value in API_KEY.items() if name != "auth_token"}
     aws_wire.secrets["twilio/default"] = json.dumps(secret)
     send()
@@ -416,7 +419,7 @@ def test_a_connection_that_cannot_believe_a_callback_asks_for_none(twilio: Fault
 def test_a_connection_that_can_check_a_signature_asks_for_a_callback(
     twilio: FaultServer, aws_wire: AwsWire, signer: dict[str, Any]
 ) -> None:
-    """It checks with its auth token, or with a key that it shares with Twilio."""
+    """A connection with an auth token or a SharedKey sets a status callback, because it can check the signature."""
     secret = {name: value for name, value in API_KEY.items() if name != "auth_token"}
     aws_wire.secrets["twilio/default"] = json.dumps(secret | signer)
     send()
@@ -426,7 +429,7 @@ def test_a_connection_that_can_check_a_signature_asks_for_a_callback(
 
 
 def test_without_a_key_no_callback_is_asked_for(twilio: FaultServer) -> None:
-    """A callback would have nothing to prove."""
+    """A send without a key sets no status callback, because the callback would have nothing to prove."""
     send(SMS)
 
     assert "StatusCallback" not in posts(twilio)[0].form
@@ -435,7 +438,7 @@ def test_without_a_key_no_callback_is_asked_for(twilio: FaultServer) -> None:
 def test_the_answer_replaces_what_a_callback_told_before(
     twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The answer is the complete message, and no report is needed any more."""
+    """Twilio's answer replaces the message of an earlier callback: it is complete, and no report is needed any more."""
     while_sending(twilio, monkeypatch, prove)
     message = send()
     (item,) = aws_wire.items.values()
@@ -448,7 +451,7 @@ def test_the_answer_replaces_what_a_callback_told_before(
 def test_what_a_callback_told_is_asked_for_in_full(
     twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch, fault: faults.Fault
 ) -> None:
-    """The caller gets Twilio's message, although the answer to the request was lost."""
+    """If a callback proved the message, the caller gets Twilio's whole message, although the request itself failed."""
     while_sending(twilio, monkeypatch, prove)
     twilio.script(fault, faults.OK)
     message = send()
@@ -459,7 +462,7 @@ def test_what_a_callback_told_is_asked_for_in_full(
 
 @pytest.mark.parametrize("own", [{"status_callback": "https://example.com/"}, {"application_sid": "AP" + "0" * 32}])
 def test_a_callback_of_the_callers_own_stays(twilio: FaultServer, aws_wire: AwsWire, own: dict[str, str]) -> None:
-    """The stack then sets no callback of its own, so none can come to it."""
+    """A caller's own callback or application is kept, and the ledger notes that no callback comes to the stack."""
     send(KEYED | own)
 
     assert [False] == [item["calls_back"]["BOOL"] for item in aws_wire.items.values()]
@@ -470,7 +473,7 @@ def test_a_callback_of_the_callers_own_stays(twilio: FaultServer, aws_wire: AwsW
 def test_a_callback_before_the_answer_is_the_answer(
     twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It proved that the message exists, whatever the answer would have said."""
+    """If a callback proved the message and Twilio then answers with errors, the caller gets the callback's message."""
     normal = twilio._account.reply
 
     def call_back(request: Request) -> Reply:
@@ -495,7 +498,7 @@ def test_a_callback_before_the_answer_is_the_answer(
 
 
 def test_a_rate_limit_is_not_unknown(twilio: FaultServer, aws_wire: AwsWire, delays: list[float]) -> None:
-    """Twilio did not process the request, so it may be repeated with the same key."""
+    """After a rate limit, a later call with the key sends, because Twilio did not process the first request."""
     twilio.script(*[faults.too_many()] * 3, faults.OK)
 
     assert TwilioRateLimitError is type(failure())

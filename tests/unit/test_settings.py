@@ -1,4 +1,4 @@
-"""Are the settings read as the template sets them?"""
+"""The settings are read from the environment variables that the template sets."""
 
 import pytest
 from twilio_connector.errors import InternalError
@@ -8,7 +8,7 @@ NAMES = ["CONNECTION_PREFIX", "DEFAULT_CONNECTION", "DEFAULT_COUNTRY", "TWILIO_A
 
 
 def test_settings_are_read_at_call_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A value that changes is seen by the next call."""
+    """The settings are read at call time, so that the next call uses a changed value."""
     monkeypatch.setenv("DEFAULT_COUNTRY", "GB")
 
     assert Settings("twilio/", "default", "GB", "") == Settings.from_env()
@@ -16,7 +16,7 @@ def test_settings_are_read_at_call_time(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_missing_variable_is_named(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """The error names the variable and the remedy."""
+    """The error for a missing variable names the variable and the remedy."""
     monkeypatch.delenv(name)
 
     with pytest.raises(InternalError, match=rf"environment variable {name}: .* deploy"):
@@ -24,7 +24,7 @@ def test_a_missing_variable_is_named(monkeypatch: pytest.MonkeyPatch, name: str)
 
 
 def test_any_variable_can_be_asked_for() -> None:
-    """The webhook has two of its own."""
+    """`variable` returns any environment variable, also one that `Settings` does not have."""
     assert "bus" == variable("EVENT_BUS_NAME")
 
 
@@ -41,7 +41,7 @@ def test_any_variable_can_be_asked_for() -> None:
     ],
 )
 def test_a_test_url_is_https_or_loopback(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    """It receives the credentials."""
+    """TWILIO_API_URL may be empty, an HTTPS host or a loopback address, because its host receives the credentials."""
     monkeypatch.setenv("TWILIO_API_URL", url)
 
     assert url == Settings.from_env().twilio_api_url
@@ -70,7 +70,7 @@ def test_a_test_url_is_https_or_loopback(monkeypatch: pytest.MonkeyPatch, url: s
     ],
 )
 def test_any_other_test_url_is_refused(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    """The message names the variable."""
+    """Any other TWILIO_API_URL is refused with an error that names the variable."""
     monkeypatch.setenv("TWILIO_API_URL", url)
 
     with pytest.raises(InternalError, match="TWILIO_API_URL: must be empty, https://host or a loopback"):

@@ -1,4 +1,4 @@
-"""The Step Functions example, as far as it can be compared with the connector without running it."""
+"""The Step Functions example matches the connector, as far as the two can be compared without running the example."""
 
 import json
 import re
@@ -19,7 +19,7 @@ ERRORS: dict[str, type[errors.ConnectorError]] = {
     for name, kind in vars(errors).items()
     if isinstance(kind, type) and issubclass(kind, errors.ConnectorError) and kind is not errors.ConnectorError
 }
-# Raised only by a request for which the key was free: so no earlier one with this key has sent.
+# Raised only by a request for which the key was free, so no earlier request with this key has sent the message.
 PROOF = {
     "IdempotencyConflictError",
     "RecipientOptedOutError",
@@ -30,31 +30,31 @@ PROOF = {
     "TwilioRejectedError",
     "TwilioUnavailableError",
 }
-# Raised before the key is looked up: they tell of this request alone.
+# Raised before the key is looked up, so they prove nothing about earlier requests.
 REFUSED_FIRST = {"InvalidInputError", "ConnectionNotFoundError", "ConnectionInvalidError"}
 
 
 class Template(yaml.SafeLoader):
-    """YAML whose tags are CloudFormation's functions."""
+    """A YAML loader that reads CloudFormation's functions, which are YAML tags."""
 
 
 Template.add_multi_constructor("!", lambda _, name, node: {name: node.value})
 
 
 def named(field: str, end: str | None = None) -> list[str]:
-    """Return the error names in the task's Retry or Catch, or in the part of Catch that leads to a state."""
+    """Return the error names in the task's Retry or Catch; `end` selects the clauses of Catch that lead to a state."""
     clauses = [clause for clause in TASK[field] if end in {None, clause.get("Next")}]
     return list(chain.from_iterable(clause["ErrorEquals"] for clause in clauses))
 
 
 def test_retries_what_is_retryable() -> None:
-    """Each retryable class is retried, once named, and no other."""
+    """The task retries each retryable class and no other, and names each once."""
     assert sorted(name for name, kind in ERRORS.items() if kind.retryable) == sorted(ERRORS.keys() & named("Retry"))
     assert len(set(named("Retry"))) == len(named("Retry"))
 
 
 def test_catches_every_class() -> None:
-    """Each class that send_sms raises is caught, once named; what has no name here is caught last."""
+    """The task catches each class that send_sms raises, named once. Its last clause catches all other errors."""
     raised = ERRORS.keys() - {"KeyNotFoundError"}
 
     assert sorted(raised) == sorted(name for name in named("Catch") if name in ERRORS)
@@ -62,19 +62,19 @@ def test_catches_every_class() -> None:
 
 
 def test_names_nothing_else() -> None:
-    """All other names are errors of Lambda and Step Functions."""
+    """All other error names in the task are those of Lambda and Step Functions."""
     others = set(named("Retry") + named("Catch")) - ERRORS.keys()
 
     assert [] == [name for name in others if not name.startswith(("Lambda.", "States."))]
 
 
 def test_not_sent_is_proven() -> None:
-    """Only what proves that the key's message was not sent leads straight to an end."""
+    """Only an error that proves that the key's message was not sent leads directly to the end of the execution."""
     assert PROOF == {*named("Catch", "NotSent"), *named("Catch", "RecipientOptedOut")}
 
 
 def test_refused_first_is_no_proof_later() -> None:
-    """What is refused before the key is looked up counts as not sent only where nothing was tried before."""
+    """An error before the key is looked up counts as not sent only if there was no earlier attempt."""
     certain = {
         name for clause in TASK["Catch"] if clause["Assign"].get("certainlyNot") for name in clause["ErrorEquals"]
     }
@@ -85,7 +85,7 @@ def test_refused_first_is_no_proof_later() -> None:
 
 @pytest.mark.parametrize("retry", TASK["Retry"], ids=lambda retry: retry["ErrorEquals"][0])
 def test_retries_patiently(retry: dict[str, Any]) -> None:
-    """Retries come later and later, not all at once, and end; those after a full queue are minutes apart."""
+    """Retries have growing intervals, jitter and a limit. After a full queue they are minutes apart."""
     assert {"ErrorEquals", "IntervalSeconds", "BackoffRate", "MaxDelaySeconds", "MaxAttempts", "JitterStrategy"} == (
         retry.keys()
     )
@@ -93,7 +93,7 @@ def test_retries_patiently(retry: dict[str, Any]) -> None:
 
 
 def test_asks_as_long_as_the_readme_says() -> None:
-    """The waits that the README names are those of the definition."""
+    """The example's README names the waits of the definition."""
     choices = DEFINITION["States"]["WasItSent"]["Choices"]
     limit = re.search(r"\$asked < (\d+)", choices[1]["Condition"])
     waits = [2**asked for asked in range(int(limit[1]) if limit else 0)]
@@ -104,7 +104,7 @@ def test_asks_as_long_as_the_readme_says() -> None:
 
 
 def test_template() -> None:
-    """The role may invoke one function, and the log has no execution's data."""
+    """The state machine's role may invoke one function and write logs, and the log has no execution data."""
     resources = yaml.load((FOLDER / "template.yaml").read_text(), Template)["Resources"]  # noqa: S506 a safe loader
     machine = resources["StateMachine"]["Properties"]
     placeholders = set(re.findall(r"\$\{(\w+)\}", (FOLDER / "send-sms.asl.json").read_text()))

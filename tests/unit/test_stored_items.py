@@ -1,4 +1,4 @@
-"""Items that an earlier commit wrote are read: an update finds them in the tables of a stack."""
+"""Items that an earlier commit stored can still be read, because an update finds them in a stack's tables."""
 
 import json
 from typing import Any
@@ -18,18 +18,18 @@ ITEMS: dict[str, list[dict[str, Any]]] = json.loads((ROOT / "tests/data/items-fd
 LEDGER = {item["id"]["S"]: item for item in ITEMS["ledger"]}
 DELIVERIES = {item["id"]["S"]: item for item in ITEMS["deliveries"]}
 AT = 1795981000
-"""A moment after these items were written."""
+"""A time shortly after these items were stored, in seconds since the epoch."""
 
 
 @pytest.fixture(autouse=True)
 def _at(clock: Clock) -> None:
-    """Let no item be expired."""
+    """Set the clock to a time at which no item has expired."""
     clock.now = AT
 
 
 @pytest.mark.parametrize("key", [item["id"]["S"] for item in ITEMS["ledger"] if "state" in item])
 def test_keys_are_known(aws_wire: AwsWire, key: str) -> None:
-    """With state, evidence, message and what a search for it needs."""
+    """A stored key is read with its state, evidence and SID, and with the fields for a search of its message."""
     aws_wire.items = LEDGER
     item, record = LEDGER[key], IdempotencyStore("ledger").find(key)
 
@@ -45,7 +45,7 @@ def test_keys_are_known(aws_wire: AwsWire, key: str) -> None:
 
 
 def test_sids_belong_to_their_keys(aws_wire: AwsWire) -> None:
-    """A message of one key is no other key's."""
+    """A stored SID belongs to one key, and is taken for every other key."""
     owners = {key: item for key, item in LEDGER.items() if "key_id" in item}
     aws_wire.items, aws_wire.owners = {key: LEDGER[key] for key in LEDGER.keys() - owners.keys()}, owners
     store = IdempotencyStore("ledger")
@@ -60,7 +60,7 @@ def test_sids_belong_to_their_keys(aws_wire: AwsWire) -> None:
     "item", [item for item in ITEMS["deliveries"] if "state" in item], ids=lambda item: item["state"]["S"]
 )
 def test_published_events_are_duplicates(aws_wire: AwsWire, item: dict[str, Any]) -> None:
-    """Those on the bus, and those in the buffer, which publishes them itself."""
+    """A stored event is a duplicate if it is on the bus, or in the buffer, which publishes it later."""
     aws_wire.deliveries = DELIVERIES
     event = Event("Message Received", {"account_sid": ACCOUNT_SID, "deduplication_id": item["deduplication_id"]["S"]})
 
@@ -68,7 +68,7 @@ def test_published_events_are_duplicates(aws_wire: AwsWire, item: dict[str, Any]
 
 
 def test_polling_goes_on() -> None:
-    """From where it was."""
+    """The stored progress of polling is read completely, so that polling continues where it was."""
     [item] = [item for key, item in DELIVERIES.items() if key.startswith("polling:")]
 
     progress = msgspec.json.decode(item["progress"]["S"], type=Progress)

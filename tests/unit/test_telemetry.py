@@ -1,4 +1,4 @@
-"""Is a failure one log line, and every metric where the README says?"""
+"""Log lines and metrics: each failure is one line, and each metric is counted as documented."""
 
 import io
 import json
@@ -32,19 +32,19 @@ MARKER = "xqzjvmarker"
 
 
 def failed(action: Callable[[Any, Any], Any], event: Any, context: Context) -> None:
-    """Call a function that fails."""
+    """Call a function, and check that it raises a ConnectorError."""
     with pytest.raises(ConnectorError):
         action(event, context)
 
 
 def logged(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the lines that are no metrics, without what every line has."""
+    """Return the lines that are not metrics, without the fields that every line has."""
     common = {"timestamp", "location", "service"}
     return [{name: line[name] for name in line.keys() - common} for line in lines if "_aws" not in line]
 
 
 def metrics(lines: list[dict[str, Any]]) -> dict[str, list[float]]:
-    """Return the values of each metric, with the class of errors."""
+    """Return the values of each metric by name; the name of an error metric includes the error's class."""
     found: dict[str, list[float]] = {}
     for line in lines:
         for directive in line.get("_aws", {}).get("CloudWatchMetrics", []):
@@ -61,7 +61,7 @@ def metrics(lines: list[dict[str, Any]]) -> dict[str, list[float]]:
 def test_successes_can_be_switched_off(
     twilio: FaultServer, context: Context, event: LoadEvent, lines: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Then Lambda's own lines and the metrics are all there is."""
+    """With LOG_SUCCESS=false, successful calls write only metrics, besides Lambda's own lines."""
     monkeypatch.setenv("LOG_SUCCESS", "false")
     for name in ("send_sms", "send_sms_api", "send_sms_sqs"):
         send_sms.handler(event(name), context)
@@ -72,7 +72,7 @@ def test_successes_can_be_switched_off(
 
 
 def test_a_failure_is_one_line(twilio: FaultServer, context: Context, lines: Log) -> None:
-    """With all that is needed to look it up, and nothing else."""
+    """A failure is one log line, with all fields that are needed to look it up and nothing else."""
     twilio.script(faults.status(404, twilio_code=20404, message=f"{MARKER} {TO}"))
     failed(get_sms.handler, {"message_sid": SID}, context)
 
@@ -95,7 +95,7 @@ def test_a_failure_is_one_line(twilio: FaultServer, context: Context, lines: Log
 
 
 def test_what_is_not_known_is_not_there(context: Context, lines: Log) -> None:
-    """No nulls."""
+    """A log line leaves out unknown fields; it has no nulls."""
     failed(send_sms.handler, {"to": TO}, context)
 
     assert [
@@ -123,7 +123,7 @@ def test_what_is_not_known_is_not_there(context: Context, lines: Log) -> None:
 def test_a_line_names_the_caller(
     twilio: FaultServer, context: Context, event: LoadEvent, lines: Log, name: str, callers: list[str]
 ) -> None:
-    """Each record of a batch has its own line, and whoever was first is the caller."""
+    """A log line names the original caller, also one inside an envelope. Each record of a batch has its own line."""
     twilio.script(faults.OPTED_OUT)
     with suppress(ConnectorError):
         send_sms.handler(event(name), context)
@@ -138,7 +138,7 @@ def test_a_line_names_the_caller(
 def test_a_delivery_that_does_not_get_into_the_queue_is_a_line(
     aws_wire: AwsWire, context: Context, event: LoadEvent, lines: Log, name: str, caller: str
 ) -> None:
-    """With its caller, as every other."""
+    """An event that SQS does not take is one log line, which names the caller as every other line does."""
     aws_wire.failures["SendMessage"] = [(400, "AccessDeniedException")]
     failed(send_sms.handler, event(name), context)
 
@@ -151,7 +151,7 @@ def test_a_delivery_that_does_not_get_into_the_queue_is_a_line(
 def test_what_could_not_be_told_is_a_line(
     twilio: FaultServer, aws_wire: AwsWire, context: Context, event: LoadEvent, lines: Log
 ) -> None:
-    """The message was sent, and comes again to be reported."""
+    """If a sent message cannot be reported, the failure is one log line; `resolve` reports the message later."""
     aws_wire.failures["PutEvents"] = [(400, "AccessDeniedException")] * 2
     batch = event("send_sms_sqs")
     batch["Records"] = batch["Records"][:1]
@@ -175,7 +175,7 @@ def test_what_could_not_be_told_is_a_line(
     ids=["not known", "malformed batch"],
 )
 def test_an_event_that_is_refused_is_a_line(context: Context, lines: Log, event: dict[str, Any]) -> None:
-    """There is no caller yet."""
+    """An event of an unknown shape is one log line. Its caller is not known yet."""
     failed(send_sms.handler, event, context)
 
     assert [("InvalidInputError", "send_sms")] == [(line["error"], line["function"]) for line in logged(lines())]
@@ -184,7 +184,7 @@ def test_an_event_that_is_refused_is_a_line(context: Context, lines: Log, event:
 def test_an_unknown_outcome_in_a_batch_is_a_line_and_a_metric(
     twilio: FaultServer, context: Context, event: LoadEvent, lines: Log
 ) -> None:
-    """It is not given back to the queue, so this is where it shows."""
+    """An unknown outcome in a batch is logged and counted, because SQS does not redeliver its record."""
     twilio.script(faults.status(500), faults.OK)
     answer = send_sms.handler(event("send_sms_sqs"), context)
     written = lines()
@@ -197,7 +197,7 @@ def test_an_unknown_outcome_in_a_batch_is_a_line_and_a_metric(
 def test_our_own_fault_is_a_line_without_its_message(
     aws_wire: AwsWire, context: Context, lines: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It says where, and not what: an exception's message may hold any value."""
+    """An unexpected exception is logged with its place and without its message, which may contain any value."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://[{MARKER}]")
     failed(get_sms.handler, {"message_sid": SID}, context)
     (line,) = logged(lines())
@@ -209,7 +209,7 @@ def test_our_own_fault_is_a_line_without_its_message(
 
 
 def test_a_fault_becomes_an_error_that_says_nothing(lines: Log) -> None:
-    """The caller is sent to the log."""
+    """The error for an unexpected exception refers the caller to the log; neither has the exception's text."""
     error = telemetry.bug(KeyError(MARKER))
 
     assert isinstance(error, InternalError)
@@ -217,7 +217,7 @@ def test_a_fault_becomes_an_error_that_says_nothing(lines: Log) -> None:
 
 
 def test_no_line_holds_what_was_sent(twilio: FaultServer, context: Context, event: LoadEvent, lines: Log) -> None:
-    """Neither numbers nor texts nor credentials, whatever goes wrong."""
+    """No log line contains phone numbers, texts or credentials, for any kind of failure."""
     refusal = faults.status(400, message=f"{TO} {MARKER}")
     for fault in (refusal, faults.status(500), faults.RESET_AFTER_READ, faults.body("html")):
         twilio.script(fault)
@@ -230,11 +230,11 @@ def test_no_line_holds_what_was_sent(twilio: FaultServer, context: Context, even
     assert [] == [part for part in (TO, TO[1:], MARKER, "not-a-secret", "SK000") if part in written]
 
 
-# Levels
+# Log levels
 
 
 def run(code: str, **environment: str) -> list[dict[str, Any]]:
-    """Return what a fresh process logs."""
+    """Run code in a new process, and return its log lines."""
     path = os.pathsep.join(str(ROOT / part) for part in ("functions", "layers/twilio", "."))
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -248,14 +248,14 @@ def run(code: str, **environment: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(("level", "count"), [("DEBUG", 2), ("INFO", 1), ("ERROR", 1), ("CRITICAL", 0)])
 def test_the_level_is_the_stacks_own(level: str, count: int) -> None:
-    """Lambda's filter stays at INFO, or the metrics would vanish."""
+    """LOG_LEVEL sets the level. Lambda's filter stays at INFO, because it would drop the metrics otherwise."""
     code = "from twilio_connector.telemetry import logger; logger.debug('called'); logger.error('failed')"
 
     assert count == len(run(code, LOG_LEVEL=level, AWS_LAMBDA_LOG_LEVEL="INFO"))
 
 
 def test_debug_says_that_a_function_was_called(twilio: FaultServer, context: Context, lines: Log) -> None:
-    """And by whom, for which connection."""
+    """At level DEBUG, a line says that a function was called, by which caller, and for which connection."""
     telemetry.logger._logger.setLevel("DEBUG")
     try:
         get_sms.handler({"message_sid": SID}, context)
@@ -280,7 +280,7 @@ def test_debug_says_that_a_function_was_called(twilio: FaultServer, context: Con
 
 
 def test_metrics_are_told_apart_by_service(twilio: FaultServer, context: Context, lines: Log) -> None:
-    """Two stacks in one account do not mix, and errors have their class beside it."""
+    """Metrics have the service as dimension, so that two stacks in one account do not mix. Errors also have a class."""
     twilio.script(faults.OPTED_OUT)
     failed(send_sms.handler, SMS, context)
     written = [line for line in lines() if "_aws" in line]
@@ -292,7 +292,7 @@ def test_metrics_are_told_apart_by_service(twilio: FaultServer, context: Context
 
 
 def test_a_message_that_was_sent_is_counted(twilio: FaultServer, context: Context, lines: Log) -> None:
-    """With the time that Twilio took, in milliseconds."""
+    """A sent message is counted, with Twilio's latency in milliseconds."""
     send_sms.handler(SMS, context)
     found = metrics(lines())
 
@@ -315,7 +315,7 @@ def test_a_message_that_was_sent_is_counted(twilio: FaultServer, context: Contex
 def test_a_message_that_was_not_sent_is_counted(
     twilio: FaultServer, context: Context, lines: Log, fault: faults.Fault, name: str, latencies: int
 ) -> None:
-    """And the error by its class."""
+    """A message that was not sent is counted, and its error is counted by its class."""
     twilio.script(fault)
     failed(send_sms.handler, SMS, context)
     found = metrics(lines())
@@ -329,7 +329,7 @@ def test_a_message_that_was_not_sent_is_counted(
 def test_only_what_went_on_the_wire_has_a_latency(
     context: Context, lines: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its samples are the requests."""
+    """A request that could not be sent has no latency, because each latency sample stands for one sent request."""
     with closed_port() as port:
         monkeypatch.setenv("TWILIO_API_URL", f"http://127.0.0.1:{port}")
         failed(send_sms.handler, SMS, context)
@@ -339,7 +339,7 @@ def test_only_what_went_on_the_wire_has_a_latency(
 
 
 def test_an_unknown_outcome_is_neither_sent_nor_not_sent(twilio: FaultServer, context: Context, lines: Log) -> None:
-    """It has a metric of its own."""
+    """An unknown outcome has a metric of its own, and is counted neither as sent nor as not sent."""
     twilio.script(faults.status(500))
     failed(send_sms.handler, SMS, context)
     found = metrics(lines())
@@ -349,7 +349,7 @@ def test_an_unknown_outcome_is_neither_sent_nor_not_sent(twilio: FaultServer, co
 
 
 def test_a_batch_is_counted_together(twilio: FaultServer, context: Context, event: LoadEvent, lines: Log) -> None:
-    """The errors one by one, since they have a dimension."""
+    """The messages of a batch are counted together, but errors one by one, because they have a dimension."""
     twilio.script(faults.OK, faults.OPTED_OUT, faults.OK)
     send_sms.handler(event("send_sms_sqs"), context)
     found = metrics(lines())
@@ -385,7 +385,7 @@ def test_all_records_of_a_batch_are_counted(
     message: str,
     counted: dict[str, int],
 ) -> None:
-    """Though fifty count at the same time, and no line holds more than a hundred values."""
+    """All records of a batch are counted, although 50 threads count at once and a line holds at most 100 values."""
     monkeypatch.setenv("SEND_THREADS", "50")
     assert {"batchItemFailures": []} == send_sms.handler(hundred(message), context)
     found = {name: len(values) for name, values in metrics(lines()).items()}
@@ -398,7 +398,7 @@ def test_all_records_of_a_batch_are_counted(
 def test_a_message_that_comes_again_is_not_counted_again(
     twilio: FaultServer, context: Context, event: LoadEvent, lines: Log
 ) -> None:
-    """It was sent once; that it was told twice is counted."""
+    """A redelivered message is counted as sent only once, but each of its reports is counted."""
     for _ in range(2):
         send_sms.handler(event("send_sms_sqs"), context)
     found = metrics(lines())
@@ -408,15 +408,15 @@ def test_a_message_that_comes_again_is_not_counted_again(
 
 
 class Crowded(io.StringIO):
-    """An output where a second thread writes between the two halves of what the first one writes, if it can."""
+    """An output where a second thread writes between the two halves of the first thread's line, unless they lock it."""
 
     def __init__(self) -> None:
-        """Expect two."""
+        """Prepare for two threads."""
         super().__init__()
         self._both = threading.Barrier(2)
 
     def write(self, text: str) -> int:
-        """Write; what does not end a line waits for another such write, for a moment."""
+        """Write a text. After a text that does not end a line, wait briefly for another such write."""
         count = super().write(text)
         if not text.endswith("\n"):
             with suppress(threading.BrokenBarrierError):
@@ -425,7 +425,7 @@ class Crowded(io.StringIO):
 
 
 def test_metrics_of_threads_do_not_run_into_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A line with two would be none to CloudWatch."""
+    """Two threads write their metrics on separate lines, because CloudWatch reads no metrics from a line with both."""
     output = Crowded()
     monkeypatch.setattr(sys, "stdout", output)
     monkeypatch.setattr(telemetry.logger.registered_handler, "stream", io.StringIO())
@@ -439,7 +439,7 @@ def test_metrics_of_threads_do_not_run_into_each_other(monkeypatch: pytest.Monke
 
 
 def test_a_dry_run_is_a_call_and_no_message(twilio: FaultServer, context: Context, lines: Log) -> None:
-    """Nothing was sent, and the line does not say that it was."""
+    """A dry run is counted as a call and not as a message, and its log line says `checked` instead of `sent`."""
     send_sms.handler(SMS | {"dry_run": True}, context)
     written = lines()
 
@@ -449,7 +449,7 @@ def test_a_dry_run_is_a_call_and_no_message(twilio: FaultServer, context: Contex
 
 
 def test_metrics_do_not_run_into_the_next_invocation(twilio: FaultServer, context: Context, lines: Log) -> None:
-    """Also after a failure."""
+    """An invocation writes only its own metrics, even after a failed invocation."""
     twilio.script(faults.status(500), faults.OK)
     failed(send_sms.handler, SMS, context)
     lines()
@@ -459,7 +459,7 @@ def test_metrics_do_not_run_into_the_next_invocation(twilio: FaultServer, contex
 
 
 def test_an_invalid_input_is_no_error_of_twilios(context: Context, lines: Log) -> None:
-    """Nobody was asked."""
+    """An invalid input is not counted as an error of Twilio's, because no request was made."""
     failed(send_sms.handler, {}, context)
 
     assert {"DirectCalls": [1.0]} == metrics(lines())
@@ -478,7 +478,7 @@ def test_an_invalid_input_is_no_error_of_twilios(context: Context, lines: Log) -
 def test_a_call_is_counted_by_its_caller(
     context: Context, event: LoadEvent, lines: Log, name: str, callers: list[str]
 ) -> None:
-    """A record of a batch by what is in it; one whose input is wrong is a call too."""
+    """A call is counted by its original caller, for each record of a batch, even if its input is invalid."""
     with suppress(ConnectorError):
         get_sms.handler(event(name), context)
 
@@ -500,7 +500,10 @@ def test_a_call_is_counted_by_its_caller(
 def test_segments_are_counted(
     twilio: FaultServer, context: Context, lines: Log, more: dict[str, Any], segments: int
 ) -> None:
-    """As Twilio tells them, or from the text where it does not do so yet; whatever it says, the message was sent."""
+    """Segments are counted as Twilio reports them, or from the text if Twilio reports none yet.
+
+    A nonsensical report does not change that the message was sent.
+    """
     twilio.script(faults.status(201, body=json.dumps({"sid": SID} | more)))
 
     assert SID == send_sms.handler(SMS, context)["sid"]
@@ -519,7 +522,7 @@ logging.root.setLevel("DEBUG")
 
 
 def run_as_lambda_does(code: str, **environment: str) -> str:
-    """Return what a fresh process writes, in which the root logger writes whatever it gets."""
+    """Run code in a new process whose root logger writes everything, as Lambda's does, and return its output."""
     path = os.pathsep.join(str(ROOT / part) for part in ("functions", "layers/twilio", "."))
     done = subprocess.run(
         [sys.executable, "-c", LAMBDA + code],
@@ -533,7 +536,7 @@ def run_as_lambda_does(code: str, **environment: str) -> str:
 
 
 def test_a_warning_of_a_library_has_no_url(twilio: FaultServer, aws_wire: AwsWire) -> None:
-    """Of a malformed response header urllib3 logs the URL, and its query has phone numbers."""
+    """A library's warning is logged without text. For a malformed header, urllib3 logs the URL with phone numbers."""
     twilio.script(faults.MALFORMED_HEADER)
     code = f"""
 import list_sms, types
@@ -552,7 +555,7 @@ list_sms.handler({{"to": {TO!r}}}, context)
 
 
 def test_no_library_writes_but_through_us() -> None:
-    """Whatever it says, at whatever level and however: a line of ours names it, and has none of its text."""
+    """A library's record, at any level, is logged at most as a line that names the library and has none of its text."""
     code = f"""
 import importlib, warnings
 for module in {[module_name(path) for path in DEPLOYED]}:

@@ -1,4 +1,4 @@
-"""How long do records wait in the send queue and in the buffer, and for how long is a send not taken for lost?"""
+"""The reported age of records in the send queue and the buffer, and the lease of a send."""
 
 import json
 import time
@@ -24,7 +24,7 @@ type Metrics = Callable[[str], list[float]]
 
 @pytest.fixture
 def values(capsys: pytest.CaptureFixture[str]) -> Metrics:
-    """Return what gives a metric's values that the functions wrote to their logs."""
+    """Return a function that reads a metric's values from the functions' logs."""
 
     def written(name: str) -> list[float]:
         lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
@@ -34,7 +34,7 @@ def values(capsys: pytest.CaptureFixture[str]) -> Metrics:
 
 
 def ago(seconds: float | None) -> float | None:
-    """Return the moment so many seconds ago."""
+    """Return the time this many seconds ago; None stays None."""
     return None if seconds is None else time.time() - seconds
 
 
@@ -43,7 +43,7 @@ def ago(seconds: float | None) -> float | None:
     ("arn", "seconds"), [("arn:aws:sqs:us-east-1:123456789012:own", 1000), (SEND, None)], ids=["other", "no time"]
 )
 def test_other_records_have_no_age(aws_wire: AwsWire, values: Metrics, arn: str, seconds: float | None) -> None:
-    """What waits in a queue of the user's own is not this stack's to tell, nor what has no time."""
+    """A record of the user's own queue has no SendQueueAge, and neither has a record without a time."""
     aws_wire.failures["GetSecretValue"] = [THROTTLED] * 4
     answer = send_sms.handler({"Records": [record(SMS, sent_at=ago(seconds), arn=arn)]}, Context())
 
@@ -52,7 +52,7 @@ def test_other_records_have_no_age(aws_wire: AwsWire, values: Metrics, arn: str,
 
 
 def test_the_buffer_tells_its_age_while_the_bus_is_away(aws_wire: AwsWire, values: Metrics) -> None:
-    """Each delivery of a record that is tried again tells how long it has waited by now."""
+    """While EventBridge is unavailable, each delivery of a buffered record reports how long it has waited so far."""
     aws_wire.failures["PutEvents"] = [(400, "AccessDeniedException")] * 4
     answers = [
         webhook.handler({"Records": [record(EVENT, sent_at=ago(seconds), arn=BUFFER)]}, Context())
@@ -66,7 +66,7 @@ def test_the_buffer_tells_its_age_while_the_bus_is_away(aws_wire: AwsWire, value
 
 
 def test_a_clock_that_is_behind_makes_no_negative_age(aws_wire: AwsWire, values: Metrics) -> None:
-    """SQS's clock is not the function's."""
+    """A record with a time in the future has the age 0, because the clocks of SQS and the function may differ."""
     aws_wire.failures["PutEvents"] = [(400, "AccessDeniedException")] * 2
     webhook.handler({"Records": [record(EVENT, sent_at=ago(-60), arn=BUFFER)]}, Context())
 
@@ -78,9 +78,9 @@ def test_a_clock_that_is_behind_makes_no_negative_age(aws_wire: AwsWire, values:
 def test_a_send_is_not_lost_while_its_invocation_goes_on(
     twilio: FaultServer, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch, lease: str, seconds: int, least: int
 ) -> None:
-    """Its lease ends with SendLease, and not before the invocation."""
+    """A send's lease lasts as long as SendLease, or until the end of its invocation if that is later."""
     monkeypatch.setenv("SEND_LEASE", lease)
-    aws_wire.failures["TransactWriteItems"] = [THROTTLED] * 2  # it stays as it was when it was begun
+    aws_wire.failures["TransactWriteItems"] = [THROTTLED] * 2  # so that it stays `sending`
     began = int(time.time())
     send_sms.handler(SMS | {"idempotency_key": "key"}, Context(seconds))
     (item,) = aws_wire.items.values()

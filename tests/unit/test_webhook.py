@@ -1,4 +1,4 @@
-"""The webhook publishes what Twilio signed, in the shapes it promises, and answers so that Twilio knows what to do."""
+"""The webhook publishes the requests that Twilio signed, in documented shapes, and answers Twilio accordingly."""
 
 import base64
 import hashlib
@@ -59,7 +59,7 @@ type Send = Callable[..., Answer]
 
 
 def refusal(status: int) -> Answer:
-    """Return what anyone gets whose request is not accepted."""
+    """Return the answer to a request that is refused or fails, by its status."""
     phrase = {403: "Forbidden", 413: "Content Too Large", 500: "Internal Server Error", 503: "Service Unavailable"}[
         status
     ]
@@ -72,7 +72,7 @@ def refusal(status: int) -> Answer:
 
 @pytest.fixture
 def send(aws_wire: AwsWire, context: Context) -> Send:
-    """Return what hands a request or an event to the function in a new container."""
+    """Return a function that passes a request or an event to the handler, as in a new container."""
     assert aws_wire.calls == []
 
     def send(sent: Request | Webhook | Any) -> Answer:
@@ -84,12 +84,12 @@ def send(aws_wire: AwsWire, context: Context) -> Send:
 
 
 def details(wire: AwsWire) -> list[dict[str, Any]]:
-    """Return the details of what was published."""
+    """Return the details of the published events."""
     return [json.loads(entry["Detail"]) for entry in wire.entries]
 
 
 def buffered(wire: AwsWire) -> dict[str, Any]:
-    """Return the batch that SQS makes of what was put in the buffer."""
+    """Return the SQS batch of the messages that were put in the buffer."""
     bodies = [each["MessageBody"] for each in wire.sent if each["QueueUrl"].endswith("/buffer")]
     return {
         "Records": [
@@ -99,12 +99,12 @@ def buffered(wire: AwsWire) -> dict[str, Any]:
 
 
 def form(name: str = "form", *, query: str = "", **fields: str) -> Webhook:
-    """Return a webhook with these fields and the account."""
+    """Return a form webhook with these fields and the account's SID."""
     return Webhook(name=name, fields=fields, query=query)
 
 
 def secret(wire: AwsWire, name: str, **fields: Any) -> None:
-    """Store a connection."""
+    """Store a connection's secret."""
     wire.secrets[f"twilio/{name}"] = json.dumps({"account_sid": ACCOUNT_SID, **fields})
 
 
@@ -158,7 +158,7 @@ def secret(wire: AwsWire, name: str, **fields: Any) -> None:
     ids=lambda value: value.name if isinstance(value, Webhook) else "",
 )
 def test_each_kind_has_its_detail_type(send: Send, aws_wire: AwsWire, each: Webhook, detail_type: str) -> None:
-    """Events are on the stack's bus, with source `twilio`."""
+    """Each kind of webhook has its detail-type. Events are on the stack's bus, with source `twilio`."""
     assert ACCEPTED == send(each)
     assert [("bus", "twilio", detail_type)] == [
         (entry["EventBusName"], entry["Source"], entry["DetailType"]) for entry in aws_wire.entries
@@ -167,7 +167,7 @@ def test_each_kind_has_its_detail_type(send: Send, aws_wire: AwsWire, each: Webh
 
 @pytest.mark.parametrize("name", ["webhook", "webhook_status", "webhook_event_streams"])
 def test_the_events_in_files_are_true(send: Send, aws_wire: AwsWire, event: LoadEvent, name: str) -> None:
-    """Their signatures are valid."""
+    """The events in files have valid signatures, so that each is accepted and published."""
     assert (ACCEPTED, 1) == (send(event(name)), len(aws_wire.entries))
 
 
@@ -202,7 +202,7 @@ def test_a_message_is_published_whole(send: Send, aws_wire: AwsWire) -> None:
 
 
 def test_a_status_is_published_whole(send: Send, aws_wire: AwsWire) -> None:
-    """The event has the status's rank, whether another may follow, and Twilio's error code as a number."""
+    """The event has the status's rank, whether it is final, and Twilio's error code as a number."""
     send(BY_NAME["failed"])
     (detail,) = details(aws_wire)
 
@@ -241,7 +241,7 @@ def test_a_status_is_published_whole(send: Send, aws_wire: AwsWire) -> None:
     ],
 )
 def test_a_status_has_its_rank(send: Send, aws_wire: AwsWire, status: str, rank: int, terminal: bool) -> None:  # noqa: FBT001 a table
-    """Callbacks may arrive out of order; a consumer ignores the lower rank."""
+    """Each status has a rank: callbacks may arrive out of order, and a consumer ignores the lower rank."""
     send(form(**{**BY_NAME["status"].fields, "MessageStatus": status}))
     (message,) = (detail["message"] for detail in details(aws_wire))
 
@@ -249,14 +249,14 @@ def test_a_status_has_its_rank(send: Send, aws_wire: AwsWire, status: str, rank:
 
 
 def test_an_opt_out_says_which(send: Send, aws_wire: AwsWire) -> None:
-    """It is STOP, START or HELP."""
+    """The event of an opt-out has its type, such as STOP."""
     send(BY_NAME["opt-out"])
 
     assert ["STOP"] == [detail["message"]["opt_out_type"] for detail in details(aws_wire)]
 
 
 def test_a_name_that_repeats_is_a_list(send: Send, aws_wire: AwsWire) -> None:
-    """The list has each signed value once."""
+    """A parameter that occurs several times is a list in the event, with each signed value once."""
     request = form(Digits="5678").request(TARGET)
     fields = (*request.fields, ("Digits", "1234"), ("Digits", "5678"))
     answer = send(signed(posted(request, fields), TARGET))
@@ -286,7 +286,7 @@ OTHER_MESSAGE = {"MessageSid": OTHER_SID, "SmsSid": OTHER_SID, "SmsMessageSid": 
     ids=lambda value: value.name,
 )
 def test_the_same_delivery_is_published_once(send: Send, aws_wire: AwsWire, each: Webhook, other: Webhook) -> None:
-    """Twilio repeats it with the same token. Another token gives another `deduplication_id`."""
+    """A request that Twilio redelivers with the same token is published once. Another request has another id."""
     answers = [send(each.request(TARGET).with_header(REPEAT, "token")) for _ in range(20)]
     first, *more = details(aws_wire)
 
@@ -310,7 +310,10 @@ def test_the_same_delivery_is_published_once(send: Send, aws_wire: AwsWire, each
 def test_what_has_no_identity_is_another_event_with_another_token(
     send: Send, aws_wire: AwsWire, name: str, events: int
 ) -> None:
-    """A `<Gather>` that posts the same digits again is a new event. Messages and CloudEvents have an id."""
+    """A delivery without an id is a new event for each token, such as a `<Gather>` that posts the same digits again.
+
+    Messages and CloudEvents have an id.
+    """
     request = BY_NAME[name].request(TARGET)
     answers = [send(each) for each in (request, request.with_header(REPEAT, "a"), request.with_header(REPEAT, "b"))]
 
@@ -319,7 +322,7 @@ def test_what_has_no_identity_is_another_event_with_another_token(
 
 
 def test_a_widget_that_posts_a_message_is_no_message(send: Send, aws_wire: AwsWire) -> None:
-    """It has some of a message's parameters, but each of its posts is an event."""
+    """A widget's post with some of a message's parameters is not a message, and each of its posts is an event."""
     send(SMS)
     widget = form(MessageSid=MESSAGE_SID, From="+15551234567").request(TARGET)
     for token in "ab":
@@ -331,7 +334,7 @@ def test_a_widget_that_posts_a_message_is_no_message(send: Send, aws_wire: AwsWi
 
 
 def test_a_message_may_be_known_by_its_old_name(send: Send, aws_wire: AwsWire) -> None:
-    """It may have `SmsSid` only."""
+    """A message that has only `SmsSid` instead of `MessageSid` is recognised as a message."""
     send(replace(SMS, fields={name: value for name, value in SMS.fields.items() if name != "MessageSid"}))
 
     assert [("Message Received", MESSAGE_SID)] == [
@@ -350,7 +353,7 @@ def test_a_message_may_be_known_by_its_old_name(send: Send, aws_wire: AwsWire) -
     ids=["two senders", "a conversation's", "no status", "no account"],
 )
 def test_a_form_that_is_no_message_is_published_all_the_same(send: Send, aws_wire: AwsWire, odd: Any) -> None:
-    """A valid signature shows that it is Twilio's. The content only decides the detail-type."""
+    """A form with a valid signature is published even if it is not a message. Its content decides the detail-type."""
     fields = [
         (name, value)
         for name, values in (SMS.form(TARGET) | odd).items()
@@ -372,7 +375,7 @@ def test_a_form_that_is_no_message_is_published_all_the_same(send: Send, aws_wir
     ids=["large numbers", "no digits", "names", "nobody"],
 )
 def test_values_are_taken_as_they_come(send: Send, aws_wire: AwsWire, odd: dict[str, str]) -> None:
-    """A message stays a message, whatever its other parameters are."""
+    """A message with unusual parameters is still published as a message, with its parameters unchanged."""
     each = replace(SMS, fields=SMS.fields | odd)
 
     assert ACCEPTED == send(each)
@@ -382,7 +385,7 @@ def test_values_are_taken_as_they_come(send: Send, aws_wire: AwsWire, odd: dict[
 
 
 def test_a_message_is_the_same_though_something_else_is_told_of_it(send: Send, aws_wire: AwsWire) -> None:
-    """Twilio advises to identify a message by SID and status."""
+    """Callbacks with the same SID and status are one event, as Twilio advises, even if other parameters differ."""
     send(BY_NAME["status"])
     send(replace(BY_NAME["status"], fields=BY_NAME["status"].fields | {"RawDlrDoneDate": "2611231201"}, query="x=1"))
 
@@ -390,7 +393,7 @@ def test_a_message_is_the_same_though_something_else_is_told_of_it(send: Send, a
 
 
 def test_each_account_has_its_own_messages(send: Send, aws_wire: AwsWire) -> None:
-    """The same SID in another account is another message."""
+    """The same message SID in another account is another message, and is published too."""
     secret(aws_wire, "default", auth_token=AUTH_TOKEN, subaccount_sids=[SUBACCOUNT_SID])
     send(SMS)
     send(SMS.request(TARGET._replace(account_sid=SUBACCOUNT_SID)))
@@ -402,13 +405,13 @@ def test_each_account_has_its_own_messages(send: Send, aws_wire: AwsWire) -> Non
 
 
 def cloud_events(count: int, data: str = "") -> Webhook:
-    """Return a delivery of Event Streams."""
+    """Return an Event Streams delivery with this many CloudEvents."""
     events = [{"specversion": "1.0", "id": f"EZ{number:032}", "data": data} for number in range(count)]
     return Webhook(name="events", fields={}, json=json.dumps(events).encode())
 
 
 def test_each_cloud_event_is_an_event(send: Send, aws_wire: AwsWire) -> None:
-    """It is identified by the id that Twilio gave it."""
+    """Each CloudEvent is an event of its own, identified by the id that Twilio gave it."""
     each = cloud_events(2)
     send(each)
 
@@ -419,7 +422,7 @@ def test_each_cloud_event_is_an_event(send: Send, aws_wire: AwsWire) -> None:
 
 @pytest.mark.parametrize("key", [None, 5, "", {"a": 1}], ids=str)
 def test_what_has_no_id_is_no_cloud_event(send: Send, aws_wire: AwsWire, key: Any) -> None:
-    """Two of them are two events, even if their `id` fields are equal."""
+    """An element without a valid id is not a CloudEvent. Two of them are two events, even with equal `id` fields."""
     for number in (1, 2):
         array = [{"specversion": "1.0", "type": "x", "id": key, "data": number}]
         send(Webhook(name="no id", fields={}, json=json.dumps(array).encode()))
@@ -428,13 +431,13 @@ def test_what_has_no_id_is_no_cloud_event(send: Send, aws_wire: AwsWire, key: An
 
 
 def test_many_events_are_put_ten_at_a_time(send: Send, aws_wire: AwsWire) -> None:
-    """PutEvents takes no more."""
+    """Events are put on the bus ten at a time, because PutEvents accepts no more."""
     assert ACCEPTED == send(cloud_events(25))
     assert [10, 10, 5] == [len(body["Entries"]) for called, body in aws_wire.calls if called == "PutEvents"]
 
 
 def test_large_events_are_put_256_kb_at_a_time(send: Send, aws_wire: AwsWire) -> None:
-    """Source, detail-type and detail count together."""
+    """A PutEvents call has at most 256 KB: source, detail-type and detail count together."""
     assert ACCEPTED == send(cloud_events(10, "x" * 26_000))
 
     sizes = [
@@ -448,7 +451,7 @@ def test_large_events_are_put_256_kb_at_a_time(send: Send, aws_wire: AwsWire) ->
 
 
 def sink_test(test_id: Any = "1", **more: Any) -> Webhook:
-    """Return what a sink sends when somebody tests it."""
+    """Return the delivery that a sink sends when somebody tests it."""
     event = {
         "specversion": "1.0",
         "type": "com.twilio.eventstreams.test-event",
@@ -460,7 +463,7 @@ def sink_test(test_id: Any = "1", **more: Any) -> Webhook:
 
 
 def test_each_test_of_a_sink_is_an_event(send: Send, aws_wire: AwsWire) -> None:
-    """All tests have the account's id as theirs, but `Validate` needs the `test_id` of each."""
+    """Each test of a sink is an event: all have the account's SID as id, but `Validate` needs the `test_id` of each."""
     tests = [sink_test("1"), sink_test("2"), sink_test("2"), sink_test("3")]
 
     assert [ACCEPTED] * 4 == [send(each) for each in tests]
@@ -479,7 +482,7 @@ def test_each_test_of_a_sink_is_an_event(send: Send, aws_wire: AwsWire) -> None:
     ids=["another type", "text", "null", "list"],
 )
 def test_only_a_test_of_a_sink_has_another_id(send: Send, aws_wire: AwsWire, other: Webhook) -> None:
-    """All other CloudEvents are identified by their own id."""
+    """All CloudEvents except a sink's tests are identified by their own id."""
     send(other)
 
     assert [ACCOUNT_SID] == [detail["deduplication_id"] for detail in details(aws_wire)]
@@ -489,7 +492,7 @@ def test_only_a_test_of_a_sink_has_another_id(send: Send, aws_wire: AwsWire, oth
     "body", [b"{}", b"[]", b"null", b'"x"', b"1", '{"a":"é"}'.encode(), b'[{"specversion":"1.0"}]']
 )
 def test_other_json_is_published_as_it_is(send: Send, aws_wire: AwsWire, body: bytes) -> None:
-    """It is published whatever it is about."""
+    """Other JSON is published unchanged as Webhook Received, for any content."""
     assert ACCEPTED == send(Webhook(name="json", fields={}, json=body))
     assert [("Webhook Received", json.loads(body), ACCOUNT_SID)] == [
         (entry["DetailType"], detail["parameters"], detail["account_sid"])
@@ -513,7 +516,7 @@ def test_other_json_is_published_as_it_is(send: Send, aws_wire: AwsWire, body: b
     ids=["surrogates", "numbers", "large", "broken", "no UTF-8", "deep", "digits", "blank", "XML"],
 )
 def test_odd_json_is_published(send: Send, aws_wire: AwsWire, body: bytes, parameters: Any) -> None:
-    """A Studio widget posts what its author wrote. If that is not JSON, its text is published."""
+    """Unusual JSON is published, and a body that is not JSON as a text: a Studio widget posts what its author wrote."""
     assert ACCEPTED == send(Webhook(name="json", fields={}, json=body))
     assert [parameters] == [detail["parameters"] for detail in details(aws_wire)]
 
@@ -524,7 +527,7 @@ def test_odd_json_is_published(send: Send, aws_wire: AwsWire, body: bytes, param
 @pytest.mark.usefixtures("delays")
 @pytest.mark.parametrize("refused", [1, 2, 5])
 def test_an_entry_that_the_bus_refuses_is_not_forgotten(send: Send, aws_wire: AwsWire, refused: int) -> None:
-    """EventBridge answers 200 with a FailedEntryCount, and the event goes to the buffer."""
+    """An event that EventBridge refuses goes to the buffer, although the answer is 200 with a FailedEntryCount."""
     aws_wire.refused = [refused, refused]
 
     assert ACCEPTED == send(cloud_events(5))
@@ -536,7 +539,7 @@ def test_an_entry_that_the_bus_refuses_is_not_forgotten(send: Send, aws_wire: Aw
     "code", [(400, "ThrottlingException"), (500, "InternalFailure"), (400, "AccessDeniedException"), LOST]
 )
 def test_a_bus_that_fails_is_nothing_to_twilio(send: Send, aws_wire: AwsWire, code: tuple[int, str]) -> None:
-    """The answer is 200. The event is in the buffer, from which the same function publishes it."""
+    """If EventBridge fails, the answer is 200. The event goes to the buffer, and the function publishes it later."""
     aws_wire.failures["PutEvents"] = [code] * 2
 
     assert (ACCEPTED, 1) == (send(SMS), len(aws_wire.sent))
@@ -548,7 +551,7 @@ def test_a_bus_that_fails_is_nothing_to_twilio(send: Send, aws_wire: AwsWire, co
 
 @pytest.mark.usefixtures("delays")
 def test_the_second_ten_may_fail_alone(send: Send, aws_wire: AwsWire) -> None:
-    """Only those are put again, and buffered."""
+    """If only the second PutEvents call fails, only its events are retried and then buffered."""
     aws_wire.failures["PutEvents"] = [PASS, AWAY, AWAY]
 
     assert ACCEPTED == send(cloud_events(12))
@@ -559,11 +562,11 @@ def test_the_second_ten_may_fail_alone(send: Send, aws_wire: AwsWire) -> None:
 
 @pytest.mark.usefixtures("delays")
 def test_bus_and_buffer_away_is_503(send: Send, aws_wire: AwsWire) -> None:
-    """Twilio repeats the request, and its event is published then."""
+    """If both EventBridge and the buffer are unavailable, the answer is 503. Twilio's retry is then published."""
     aws_wire.failures |= {"PutEvents": [AWAY] * 2, "SendMessage": [AWAY]}
 
     assert refusal(503) == send(SMS)
-    aws_wire.deliveries.clear()  # as when its lease has ended
+    aws_wire.deliveries.clear()  # as if the claim's lease had expired
     aws_wire.calls.clear()
     assert (ACCEPTED, 1) == (send(SMS), len(aws_wire.entries))
 
@@ -571,7 +574,7 @@ def test_bus_and_buffer_away_is_503(send: Send, aws_wire: AwsWire) -> None:
 @pytest.mark.usefixtures("delays")
 @pytest.mark.parametrize("code", [(400, "ThrottlingException"), (500, "InternalServiceError"), (503, "")])
 def test_secrets_manager_away_is_503(send: Send, aws_wire: AwsWire, code: tuple[int, str]) -> None:
-    """The signature cannot be checked, so nothing is published."""
+    """If Secrets Manager is unavailable, the answer is 503. Without a signature check, nothing is published."""
     aws_wire.failures["GetSecretValue"] = [code] * 2
 
     assert refusal(503) == send(SMS)
@@ -579,16 +582,16 @@ def test_secrets_manager_away_is_503(send: Send, aws_wire: AwsWire, code: tuple[
 
 
 def test_a_token_is_read_once(send: Send, aws_wire: AwsWire) -> None:
-    """That holds for any number of requests, and for any bad signatures."""
+    """The token is read once for any number of requests, and once more for any number of invalid signatures."""
     for _ in range(10):
         send(SMS)
         send(SMS.request(TARGET).with_header(SIGNATURE, "x"))
 
-    assert 2 == aws_wire.count("GetSecretValue")  # once more at the first bad signature: it may be new
+    assert 2 == aws_wire.count("GetSecretValue")  # once more at the first invalid signature, as the token may be new
 
 
 def test_strangers_cannot_run_up_look_ups(send: Send, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Above the limit per minute, unknown connections get 503; the default connection still works."""
+    """Above the limit per minute, requests for unknown connections get 503. The default connection still works."""
     monkeypatch.setattr(connections, "_STRANGERS_PER_MINUTE", 20)
     monkeypatch.setattr(client, "CONNECTIONS", Connections())
     target = TARGET._replace(base=BASE)
@@ -619,7 +622,7 @@ def test_strangers_cannot_run_up_look_ups(send: Send, aws_wire: AwsWire, monkeyp
     ids=["unknown", "binary", "text", "list", "no token", "malformed", "empty token", "key alone", "other token"],
 )  # fmt: skip
 def test_a_connection_that_cannot_tell_refuses(send: Send, aws_wire: AwsWire, connection: Any) -> None:
-    """Validation is never skipped."""
+    """A connection that is missing, malformed or without the right token refuses requests. No validation is skipped."""
     aws_wire.secrets = {} if connection is None else {"twilio/default": connection}
 
     assert refusal(403) == send(SMS)
@@ -627,7 +630,7 @@ def test_a_connection_that_cannot_tell_refuses(send: Send, aws_wire: AwsWire, co
 
 
 def test_no_permission_to_read_the_secret_refuses(send: Send, aws_wire: AwsWire) -> None:
-    """Secrets Manager does not say whether the secret exists."""
+    """Without permission to read the secret, requests are refused. Secrets Manager does not say whether it exists."""
     aws_wire.failures["GetSecretValue"] = [(400, "AccessDeniedException")]
 
     assert refusal(403) == send(SMS)
@@ -635,7 +638,7 @@ def test_no_permission_to_read_the_secret_refuses(send: Send, aws_wire: AwsWire)
 
 @pytest.mark.parametrize("token", [AUTH_TOKEN, OTHER_TOKEN], ids=["primary", "secondary"])
 def test_either_token_signs(send: Send, aws_wire: AwsWire, token: str) -> None:
-    """Both tokens are valid during a rotation."""
+    """A signature by the primary or the secondary token is accepted, because both are valid during a rotation."""
     secret(aws_wire, "default", auth_token=AUTH_TOKEN, secondary_auth_token=OTHER_TOKEN)
 
     assert ACCEPTED == send(SMS.request(TARGET._replace(auth_token=token)))
@@ -643,14 +646,14 @@ def test_either_token_signs(send: Send, aws_wire: AwsWire, token: str) -> None:
 
 @pytest.mark.parametrize("method", ["POST", "GET"])
 def test_the_signature_alone_tells_whose_it_is(send: Send, aws_wire: AwsWire, method: str) -> None:
-    """Twilio signs with the connection's token, so a subaccount need not be listed."""
+    """A subaccount need not be listed: its webhook is accepted, as Twilio signs with the connection's token."""
     assert ACCEPTED == send(replace(SMS, method=method).request(TARGET._replace(account_sid=SUBACCOUNT_SID)))
     assert [SUBACCOUNT_SID] == [detail["account_sid"] for detail in details(aws_wire)]
 
 
 @pytest.mark.parametrize("given", [{}, {"AccountSid": "AC0"}, {"AccountSid": ""}], ids=["none", "malformed", "empty"])
 def test_without_an_account_it_is_the_connections(send: Send, aws_wire: AwsWire, given: dict[str, str]) -> None:
-    """A Studio widget posts only the fields that its author chose."""
+    """A webhook without a valid account SID gets the connection's: a Studio widget posts only its author's fields."""
     answer = send(signed(posted(SMS.request(TARGET), [("foo", "bar"), *given.items()]), TARGET))
 
     assert ACCEPTED == answer
@@ -663,7 +666,7 @@ SHARED_SID, SHARED_SECRET = "SK" + "7" * 32, "not-a-shared-secret"
 
 
 def with_shared_key(request: Request, algorithm: str, *, sid: str = SHARED_SID, secret: str = SHARED_SECRET) -> Request:
-    """Return a request that a SharedKey signed, as `hashlib` names the algorithm."""
+    """Return the request with a SharedKey's signature; `algorithm` is a name of `hashlib`."""
     text = signed_text(f"{BASE}/webhook", {name: [value] for name, value in request.fields})
     mac = base64.b64encode(hmac.digest(secret.encode(), text.encode(), algorithm)).decode()
     return request.with_header(SIGNATURE, mac).with_header(
@@ -673,7 +676,7 @@ def with_shared_key(request: Request, algorithm: str, *, sid: str = SHARED_SID, 
 
 @pytest.mark.parametrize("algorithm", ["sha1", "sha256"])
 def test_a_shared_key_signs(send: Send, aws_wire: AwsWire, algorithm: str) -> None:
-    """The connection needs no auth token. Only the key that the header names is valid."""
+    """A connection without auth token accepts a SharedKey's signature. Only the key that the header names is valid."""
     key = {name: value for name, value in API_KEY.items() if name != "auth_token"}
     aws_wire.secrets["twilio/default"] = json.dumps(key | {"shared_keys": {SHARED_SID: SHARED_SECRET}})
     request = SMS.request(TARGET)
@@ -691,7 +694,7 @@ def test_a_shared_key_signs(send: Send, aws_wire: AwsWire, algorithm: str) -> No
 
 
 def test_a_request_of_a_shared_key_is_not_checked_with_the_token(send: Send, aws_wire: AwsWire) -> None:
-    """A request without the header is not checked with a SharedKey either."""
+    """A request with the SharedKey header is not checked with the token, and one without it not with a SharedKey."""
     secret(aws_wire, "default", auth_token=AUTH_TOKEN, shared_keys={SHARED_SID: SHARED_SECRET})
     request = SMS.request(TARGET)
     header = ("x-twilio-webhooks-signature-settings", f"key={SHARED_SID},algorithm=HMAC_SHA1")
@@ -702,7 +705,7 @@ def test_a_request_of_a_shared_key_is_not_checked_with_the_token(send: Send, aws
 
 
 def test_the_path_names_the_connection(send: Send, aws_wire: AwsWire) -> None:
-    """It has its own token, which is valid only for its own path."""
+    """The path names the connection, whose token is valid only for that path."""
     secret(aws_wire, "two", auth_token=OTHER_TOKEN)
     target = TARGET._replace(auth_token=OTHER_TOKEN)
     request = replace(SMS.request(target), path="/webhook/two")
@@ -715,7 +718,7 @@ def test_the_path_names_the_connection(send: Send, aws_wire: AwsWire) -> None:
 
 @pytest.mark.parametrize("name", ["", "-x", "x/y", "x y", "x" * 65, "é", "..", "default/", "%2e"])
 def test_what_cannot_be_a_connection_is_not_looked_up(send: Send, aws_wire: AwsWire, name: str) -> None:
-    """It is refused without a call to Secrets Manager."""
+    """A path with an invalid connection name is refused without a call to Secrets Manager."""
     request = replace(SMS.request(TARGET), path=f"/webhook/{name}")
 
     assert (refusal(403), 0) == (send(signed(request, TARGET)), aws_wire.count("GetSecretValue"))
@@ -723,7 +726,7 @@ def test_what_cannot_be_a_connection_is_not_looked_up(send: Send, aws_wire: AwsW
 
 @pytest.mark.parametrize("event", [None, "x", [], {}, {"Records": []}, {"source": "aws.events", "detail": {}}], ids=str)
 def test_what_is_no_http_request_is_refused(send: Send, aws_wire: AwsWire, lines: Log, event: Any) -> None:
-    """Somebody put a queue or a rule before the function; the log says so."""
+    """An event that is not an HTTP request is refused and logged: the function has a wrong trigger, such as a queue."""
     assert (refusal(403), []) == (send(event), aws_wire.calls)
     assert ["not an HTTP request"] == [line["reason"] for line in lines() if "reason" in line]
 
@@ -744,7 +747,7 @@ def test_what_is_no_http_request_is_refused(send: Send, aws_wire: AwsWire, lines
     ],
 )
 def test_a_body_has_a_size(send: Send, content_type: str, size: int, status: int) -> None:
-    """The limit counts bytes after Base64 decoding."""
+    """A body above the size limit gets 413. The limit counts bytes after Base64 decoding."""
     request = replace(SMS.request(TARGET), body=b"x" * size).with_header("content-type", content_type)
 
     assert refusal(status) == send(event_2(request))
@@ -752,14 +755,14 @@ def test_a_body_has_a_size(send: Send, content_type: str, size: int, status: int
 
 
 def test_too_large_a_body_is_not_hashed(send: Send, aws_wire: AwsWire) -> None:
-    """The function does not even read the token for it."""
+    """A body that is too large is refused before the token is read, so no signature is computed for it."""
     request = replace(SMS.request(TARGET), body=b"x" * 200_000)
 
     assert (refusal(413), 0) == (send(request), aws_wire.count("GetSecretValue"))
 
 
 def test_a_form_of_128_kb_is_accepted(send: Send) -> None:
-    """The limit includes its last byte."""
+    """A form of exactly 128 KB is accepted, because the limit is inclusive."""
     rest = len(form(Text="").request(TARGET).body)
     each = form(Text="x" * (128 * 1024 - rest))
 
@@ -768,7 +771,7 @@ def test_a_form_of_128_kb_is_accepted(send: Send) -> None:
 
 
 def test_a_form_has_as_many_fields_as_fit(send: Send, aws_wire: AwsWire) -> None:
-    """Twilio may add parameters at any time."""
+    """The number of a form's fields is not limited, because Twilio may add parameters at any time."""
     each = form(**{f"X{number}": "" for number in range(2000)})
 
     assert ACCEPTED == send(each)
@@ -777,7 +780,7 @@ def test_a_form_has_as_many_fields_as_fit(send: Send, aws_wire: AwsWire) -> None
 
 @pytest.mark.parametrize("method", ["HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE", "post ", "", "X"])
 def test_only_get_and_post_are_twilios(send: Send, aws_wire: AwsWire, method: str) -> None:
-    """No header can override the method."""
+    """Only GET and POST are accepted, and no header can override the method."""
     request = replace(SMS.request(TARGET).with_header("x-http-method-override", "POST"), method=method)
 
     assert (refusal(403), 0) == (send(request), aws_wire.count("GetSecretValue"))
@@ -785,7 +788,7 @@ def test_only_get_and_post_are_twilios(send: Send, aws_wire: AwsWire, method: st
 
 @pytest.mark.parametrize("content_type", [None, "", "text/plain", "multipart/form-data", "text/xml", "application/xml"])
 def test_only_forms_and_json_are_twilios(send: Send, content_type: str | None) -> None:
-    """The content type decides."""
+    """A form whose content type is missing or different is refused, because the content type decides."""
     request = SMS.request(TARGET)
     headers = tuple(each for each in request.headers if each[0] != "content-type")
     if content_type is not None:
@@ -802,7 +805,7 @@ def test_only_forms_and_json_are_twilios(send: Send, content_type: str | None) -
 def test_the_public_url_may_be_another(
     send: Send, aws_wire: AwsWire, monkeypatch: pytest.MonkeyPatch, base: str, query: str
 ) -> None:
-    """The API's own domain and prefix are then ignored."""
+    """If WEBHOOK_BASE_URL is set, the signed URL begins with it. The API's own domain and prefix are ignored."""
     monkeypatch.setenv("WEBHOOK_BASE_URL", base)
     request = replace(SMS, query=query).request(TARGET._replace(base=base))
 
@@ -814,7 +817,7 @@ def test_the_public_url_may_be_another(
 @pytest.mark.parametrize("prefix", ["/prod", "/a/b", ""])
 @pytest.mark.parametrize("make", [event_1, event_2], ids=["1.0", "2.0"])
 def test_a_stage_is_part_of_the_url(send: Send, aws_wire: AwsWire, prefix: str, make: Callable[..., Any]) -> None:
-    """The path comes from the request context."""
+    """A stage is part of the URL. In payload format 1.0, the path comes from the request context."""
     event = make(SMS.request(TARGET._replace(base=f"{BASE}{prefix}")))
     if make is event_1:
         event["path"] = "/webhook"  # without the stage
@@ -825,7 +828,7 @@ def test_a_stage_is_part_of_the_url(send: Send, aws_wire: AwsWire, prefix: str, 
 
 @pytest.mark.parametrize("name", ["host", "x-forwarded-host", "x-original-host", "forwarded", "x-forwarded-server"])
 def test_no_header_tells_the_url(send: Send, aws_wire: AwsWire, name: str) -> None:
-    """A request signed for another endpoint is refused, and one for this endpoint accepted, whatever headers say."""
+    """No header changes the URL: a request signed for another endpoint is refused, and a genuine one is accepted."""
     spoofed = SMS.request(TARGET._replace(base="https://staging.example"))
     genuine = SMS.request(TARGET)
 
@@ -837,7 +840,7 @@ def test_no_header_tells_the_url(send: Send, aws_wire: AwsWire, name: str) -> No
 @pytest.mark.parametrize("space", ["+", "%20"])
 @pytest.mark.parametrize("apostrophe", ["'", "%27"])
 def test_payload_1_is_encoded_anew_in_four_ways(send: Send, space: str, apostrophe: str) -> None:
-    """Each query uses `+` or `%20`, and `'` or `%27`, throughout."""
+    """A query is accepted in four encodings in both payload formats: `+` or `%20`, and `'` or `%27`, throughout."""
     safe = "'" if apostrophe == "'" else ""
     encode = quote_plus if space == "+" else quote
     pairs = [("AccountSid", ACCOUNT_SID), ("a b", "it's 100% &=+/é👍~"), ("c", ""), ("d", "x"), ("d", "y")]
@@ -850,7 +853,7 @@ def test_payload_1_is_encoded_anew_in_four_ways(send: Send, space: str, apostrop
 
 @pytest.mark.parametrize("query", ["a=b+c%20d", "a='%27", "flag", "a=%c3%a9", "a=x&b=y&a=z&c="])
 def test_other_spellings_need_payload_2(send: Send, query: str) -> None:
-    """Payload format 1.0 does not keep them."""
+    """Other encodings of a query are accepted only in payload format 2.0, because format 1.0 does not keep them."""
     request = signed(replace(SMS.request(TARGET), query=query), TARGET)
 
     assert (refusal(403), ACCEPTED) == (send(event_1(request)), send(event_2(request)))
@@ -861,7 +864,7 @@ def test_other_spellings_need_payload_2(send: Send, query: str) -> None:
 def test_a_get_may_be_signed_with_characters_that_are_sent_encoded(
     send: Send, aws_wire: AwsWire, bare: str, space: str
 ) -> None:
-    """Twilio does so with `:`, `@` and `'`."""
+    """A GET is accepted if characters were signed unencoded and sent encoded. Twilio does so with `:`, `@` and `'`."""
     fields = SMS.form(TARGET) | {"From": "whatsapp:+15558675309", "Body": "it's a@b, (at) 5/7; ok?! *$"}
     encode = quote_plus if space == "+" else quote
     sent, as_signed = (
@@ -877,7 +880,7 @@ def test_a_get_may_be_signed_with_characters_that_are_sent_encoded(
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_a_callbacks_query_may_be_sorted(send: Send, aws_wire: AwsWire, count: int) -> None:
-    """Twilio sorts it in one of two ways."""
+    """A callback whose query was signed in another order is accepted, because Twilio sorts it in one of two ways."""
     pairs = ["z=1", "b=2", "a=3"][:count]
     for number, order in enumerate(permutations(pairs)):
         each = replace(BY_NAME["status"], fields=BY_NAME["status"].fields | {"MessageStatus": f"new{number}"})
@@ -901,7 +904,7 @@ RESPELLED = {
 def test_a_callbacks_query_may_be_sorted_or_signed_bare(
     send: Send, aws_wire: AwsWire, pairs: list[str], tokens: int
 ) -> None:
-    """It holds for all values, and when a second token is tried too."""
+    """A callback's query may be signed sorted or unencoded, with any values, and also by the second token."""
     tokens_of = {1: {"auth_token": AUTH_TOKEN}, 2: {"auth_token": OTHER_TOKEN, "secondary_auth_token": AUTH_TOKEN}}
     secret(aws_wire, "default", **tokens_of[tokens])
     sent = "&".join(pairs)
@@ -913,7 +916,7 @@ def test_a_callbacks_query_may_be_sorted_or_signed_bare(
 
 
 def test_the_owners_query_is_published_without_the_connectors(send: Send, aws_wire: AwsWire) -> None:
-    """Parameters that Twilio or the connector added are left out."""
+    """The event has the query that the URL's owner set, without parameters that Twilio or the connector added."""
     send(replace(SMS, query="tenant=1&tag=b&tag=a&send=me"))
     send(replace(BY_NAME["status"], query=f"tenant=2&send={'0' * 64}"))
     send(replace(BY_NAME["JSON object"], query="tenant=3"))
@@ -927,7 +930,7 @@ def test_the_owners_query_is_published_without_the_connectors(send: Send, aws_wi
 
 @pytest.mark.parametrize("port", ["", ":443"])
 def test_the_standard_port_may_be_signed(send: Send, aws_wire: AwsWire, port: str) -> None:
-    """Twilio signs with or without it. The event's URL is the webhook's in both cases."""
+    """Twilio signs with or without the standard port. The event's URL is the webhook's in both cases."""
     request = signed(replace(SMS.request(TARGET), host=f"hook.example{port}"), TARGET._replace(base=f"{BASE}{port}"))
 
     assert ACCEPTED == send(replace(request, host="hook.example"))
@@ -936,7 +939,7 @@ def test_the_standard_port_may_be_signed(send: Send, aws_wire: AwsWire, port: st
 
 @pytest.fixture
 def hmacs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Return the sizes of what is signed or compared."""
+    """Return a list that receives the size of each text for which an HMAC is computed."""
     sizes: list[int] = []
     digest = hmac.digest
 
@@ -967,7 +970,7 @@ LONG_QUERY = "&".join(f"a{number}={'%3A%27%40+%2F' * 20}" for number in range(40
 def test_a_stranger_costs_at_most_32_hmacs(
     send: Send, aws_wire: AwsWire, hmacs: list[int], changes: dict[str, Any], most: int, tokens: int
 ) -> None:
-    """Above 16 KB, only the URL as received is tried, with and without its port."""
+    """A forged request costs at most 32 HMACs. Above 16 KB, only the URL as received is tried, with or without port."""
     more = {"secondary_auth_token": OTHER_TOKEN} if tokens > 1 else {}
     secret(aws_wire, "default", auth_token=AUTH_TOKEN, **more)
     forged = replace(SMS.request(TARGET), **changes).with_header("x-forwarded-host", "x.example")
@@ -977,11 +980,11 @@ def test_a_stranger_costs_at_most_32_hmacs(
     assert 0 < len(hmacs) <= (most if most == 32 else most * tokens)
 
 
-# What the log and the metrics say
+# Log lines and metrics
 
 
 def metrics(output: str) -> dict[str, list[float]]:
-    """Return the metrics in what was printed."""
+    """Return the metrics in the printed lines, by name."""
     found: dict[str, list[float]] = {}
     for line in map(json.loads, output.splitlines()):
         (directive,) = line["_aws"]["CloudWatchMetrics"]
@@ -997,7 +1000,7 @@ MARKS = {"Body": "MARKbody", "From": "+15550103333", "ProfileName": "MARKname"}
 def test_an_accepted_webhook_is_counted_and_a_line_without_its_data(
     send: Send, log: Callable[[], list[Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nothing of its content is printed."""
+    """An accepted webhook is counted and is one log line. Nothing of its content is printed."""
     send(form(**{**SMS.fields, **MARKS}))
     output = capsys.readouterr()
     (line,) = log()
@@ -1019,7 +1022,7 @@ def test_an_accepted_webhook_is_counted_and_a_line_without_its_data(
 def test_a_refused_webhook_is_counted_and_logged_without_its_data(
     send: Send, log: Callable[[], list[Any]], capsys: pytest.CaptureFixture[str], fault: str
 ) -> None:
-    """One line gives the reason."""
+    """A refused webhook is counted and is one log line, which has the reason and nothing of the request."""
     request = (
         form(query="q=MARKquery", **{**SMS.fields, **MARKS}).request(TARGET).with_header("user-agent", "MARK\r\nagent")
     )
@@ -1050,7 +1053,7 @@ def test_a_refused_webhook_is_counted_and_logged_without_its_data(
 def test_a_webhook_that_is_lost_is_logged_as_an_error(
     send: Send, aws_wire: AwsWire, log: Callable[[], list[Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The line has AWS's error."""
+    """An event that neither EventBridge nor the buffer takes is logged as an error, with AWS's error code."""
     aws_wire.refused = [1, 1]
     aws_wire.failures["SendMessage"] = [AWAY]
     send(cloud_events(3, "MARK"))
@@ -1080,7 +1083,7 @@ def test_a_webhook_that_is_lost_is_logged_as_an_error(
 def test_a_setting_that_is_missing_is_500(
     send: Send, log: Callable[[], list[Any]], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """It is a fault of the deployment, and the log names the setting."""
+    """A missing setting gives 500, because it is a fault of the deployment. The log names the setting."""
     monkeypatch.delenv(name)
 
     assert refusal(500) == send(SMS)
@@ -1090,7 +1093,7 @@ def test_a_setting_that_is_missing_is_500(
 def test_a_bug_is_500_and_logged_without_data(
     send: Send, aws_wire: AwsWire, log: Callable[[], list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Secrets Manager returns an unexpected answer."""
+    """An unexpected answer of Secrets Manager gives 500. The exception is logged without any data of the request."""
     monkeypatch.setattr(aws_wire, "answer", lambda *_: (200, {"SecretString": json.dumps(API_KEY)}))
 
     assert refusal(500) == send(form(**{**SMS.fields, **MARKS}))
@@ -1103,14 +1106,14 @@ def test_a_bug_is_500_and_logged_without_data(
     "records", [[{"eventSource": "aws:sqs", "body": "MARK"}], [{"eventSource": "aws:sqs", "messageId": "MARK"}]]
 )
 def test_a_batch_that_is_none_raises(send: Send, log: Log, records: list[dict[str, Any]]) -> None:
-    """No answer could name the failed records, so SQS delivers all of them again."""
+    """A malformed batch raises an error, so that SQS redelivers all of it. No answer could name the failed records."""
     with pytest.raises(InternalError):
         send({"Records": records})
     assert "MARK" not in json.dumps(log())
 
 
 def test_containers_do_not_share_what_they_know(aws_wire: AwsWire, send: Send, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A new container reads the token itself."""
+    """A new container shares no state with others, and reads the token itself."""
     send(SMS)
     monkeypatch.setattr(client, "CONNECTIONS", Connections())
     aws_wire.secrets["twilio/default"] = json.dumps(API_KEY | {"auth_token": OTHER_TOKEN})
@@ -1123,7 +1126,7 @@ def test_containers_do_not_share_what_they_know(aws_wire: AwsWire, send: Send, m
     ("name", "answer"), [("bodySHA256", ACCEPTED), ("bodysha256", refusal(403)), ("BODYSHA256", refusal(403))]
 )
 def test_a_hash_may_repeat_alike(send: Send, name: str, answer: Answer) -> None:
-    """A repeated `bodySHA256` must have the same spelling and value."""
+    """A repeated `bodySHA256` is accepted only if it has the same spelling and value."""
     request = BY_NAME["JSON object"].request(TARGET)
     digest = hashlib.sha256(request.body).hexdigest()
 
@@ -1133,13 +1136,13 @@ def test_a_hash_may_repeat_alike(send: Send, name: str, answer: Answer) -> None:
 
 @pytest.mark.parametrize("method", ["POST", "GET"])
 def test_a_form_or_get_may_have_a_hash(send: Send, aws_wire: AwsWire, method: str) -> None:
-    """Twilio puts one before the parameters of some GETs. Only a JSON body is compared with it."""
+    """A form or GET may have a `bodySHA256`, as Twilio puts one in some GETs. Only a JSON body is compared with it."""
     assert ACCEPTED == send(replace(SMS, method=method, query=f"bodySHA256={'0' * 64}&bodySHA256={'0' * 64}"))
     assert ["Message Received"] == [entry["DetailType"] for entry in aws_wire.entries]
 
 
 def test_a_json_body_that_was_taken_away_is_missed(send: Send, aws_wire: AwsWire) -> None:
-    """The hash in the URL belongs to another body."""
+    """A request without its JSON body is refused, because the hash in the URL belongs to another body."""
     request = BY_NAME["JSON object"].request(TARGET)
 
     assert refusal(403) == send(replace(request, body=b""))
@@ -1147,7 +1150,7 @@ def test_a_json_body_that_was_taken_away_is_missed(send: Send, aws_wire: AwsWire
 
 
 def test_a_hash_needs_no_query_of_its_own(send: Send) -> None:
-    """`bodySHA256` may be the only parameter, or the last of several."""
+    """`bodySHA256` may be the only parameter of the query, or the last of several."""
     for query in ("", "x=1", "x=1&y="):
         request = Webhook(name="json", fields={}, json=b'{"a":1}', query=query).request(TARGET)
 
@@ -1155,32 +1158,32 @@ def test_a_hash_needs_no_query_of_its_own(send: Send) -> None:
         assert ACCEPTED == send(request)
 
 
-# Strangers
+# Requests of strangers
 
 
 def without(request: Request, header: str) -> Request:
-    """Return a request without a header."""
+    """Return the request without this header."""
     return replace(request, headers=tuple(each for each in request.headers if each[0] != header))
 
 
 def in_event(request: Request, **changes: Any) -> dict[str, Any]:
-    """Return an event in which something is not as API Gateway writes it."""
+    """Return the event of a request, with fields that API Gateway would not write."""
     event = event_2(request)
     return event | {name: event[name] | value if isinstance(value, dict) else value for name, value in changes.items()}
 
 
 def on_domain(request: Request, domain: Any) -> dict[str, Any]:
-    """Return an event that says that the API has another domain."""
+    """Return the event of a request, with another domain of the API."""
     event = event_2(request)
     return event | {"requestContext": event["requestContext"] | {"domainName": domain}}
 
 
 def cut(request: Request, old: str, new: str) -> Request:
-    """Return a form whose signed text is the same, and whose fields are others."""
+    """Return a form with the same signed text, which is split into other fields."""
     return replace(request, body=request.body.replace(old.encode(), new.encode()))
 
 
-# What arrives of it is some number's, so that no two are the same.
+# Each contains a number, so that no two requests are equal.
 STRANGERS: dict[str, Callable[[Request, Request, str], Any]] = {
     "no signature": lambda form, _, n: without(form, SIGNATURE).with_header("x-mark", n),
     "empty signature": lambda form, _, n: form.with_header(SIGNATURE, "").with_header("x-mark", n),
@@ -1239,10 +1242,13 @@ def test_a_thousand_strangers_get_nothing(
     send: Send,
     aws_wire: AwsWire,
     log: Log,
-    clock: Clock,  # noqa: ARG001 no time passes, so the secret is not read anew
+    clock: Clock,  # noqa: ARG001 no time passes, so the secret is not read again
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """All get the same answer. They cause no event, no write, no trace in the log, and one more read of the secret."""
+    """Each forged request gets 403, or 413 if it is too large. All of them together cause one more read of the secret.
+
+    They cause no event and no write. The log has one line for each, which contains nothing of the request.
+    """
     form, json_ = SMS.request(TARGET), BY_NAME["JSON object"].request(TARGET)
     answers: dict[str, set[str]] = {}
     for number in range(1012):
@@ -1286,7 +1292,7 @@ def test_no_other_signature_is_taken(send: Send, aws_wire: AwsWire) -> None:
 def test_a_stranger_cannot_keep_an_event_out(
     send: Send, aws_wire: AwsWire, each: Webhook, signature: str | None
 ) -> None:
-    """Somebody who guesses a webhook in advance cannot have its reading stored."""
+    """A stranger who guesses a webhook in advance cannot have its reading stored: the genuine webhook is published."""
     request = each.request(TARGET)
     forged = without(request, SIGNATURE) if signature is None else request.with_header(SIGNATURE, signature)
     refused = [send(forged) for _ in range(20)]
@@ -1311,7 +1317,7 @@ def form_of(request: Request) -> dict[str, list[str]]:
 
 
 def other_reading(name: str) -> tuple[Request, Request]:
-    """Return a genuine request, and one with the same signed text that says something else."""
+    """Return a genuine request, and another reading of its signed text."""
     genuine = SMS.request(TARGET)
     if name == "as a GET":
         genuine = replace(SMS, method="GET").request(TARGET)
@@ -1324,7 +1330,7 @@ def other_reading(name: str) -> tuple[Request, Request]:
 
 @pytest.mark.parametrize("name", ["another cut", "another account", "one parameter", "as a GET"])
 def test_the_first_reading_of_a_text_stands(send: Send, aws_wire: AwsWire, name: str, log: Log) -> None:
-    """Another reading is refused, and repeats of the genuine one are accepted."""
+    """After the genuine request, another reading of its text is refused, and the genuine one is accepted again."""
     genuine, other = other_reading(name)
 
     assert [ACCEPTED, refusal(403), ACCEPTED, refusal(403)] == [send(each) for each in (genuine, other, genuine, other)]
@@ -1334,7 +1340,7 @@ def test_the_first_reading_of_a_text_stands(send: Send, aws_wire: AwsWire, name:
 
 @pytest.mark.parametrize("name", ["another cut", "another account", "one parameter", "as a GET"])
 def test_one_reading_is_published_whichever_comes_first(send: Send, aws_wire: AwsWire, name: str) -> None:
-    """The genuine request is refused if somebody sent another reading of it first."""
+    """If another reading of its text came first, the genuine request is refused, so that only one is published."""
     genuine, other = other_reading(name)
 
     assert [ACCEPTED, refusal(403)] == [send(other), send(genuine)]
@@ -1342,7 +1348,7 @@ def test_one_reading_is_published_whichever_comes_first(send: Send, aws_wire: Aw
 
 
 def test_a_reading_is_forgotten_after_30_days(send: Send, aws_wire: AwsWire) -> None:
-    """DynamoDB deletes expired items days later."""
+    """A reading expires after 30 days, even if its item is still there: DynamoDB deletes expired items days later."""
     genuine, other = other_reading("another cut")
     send(genuine)
     (item,) = (item for key, item in aws_wire.deliveries.items() if key.startswith("text:"))
@@ -1354,7 +1360,7 @@ def test_a_reading_is_forgotten_after_30_days(send: Send, aws_wire: AwsWire) -> 
 
 @pytest.mark.usefixtures("delays")
 def test_the_answer_of_the_memory_may_be_lost(send: Send, aws_wire: AwsWire) -> None:
-    """The second attempt writes the same reading again."""
+    """If the answer to the write of a reading is lost, the retry writes the same reading, and the event has no mark."""
     aws_wire.failures["PutItem"] = [LOST]
 
     assert ACCEPTED == send(SMS)
@@ -1362,7 +1368,7 @@ def test_the_answer_of_the_memory_may_be_lost(send: Send, aws_wire: AwsWire) -> 
 
 
 def test_the_memory_is_asked_before_anything_is_written(send: Send, aws_wire: AwsWire, record: SendRecord) -> None:
-    """It takes one write, which contains only hashes."""
+    """The reading is checked before any other write. The check is one write, which contains only hashes."""
     send(about(record.id))
     called, first = next(call for call in aws_wire.calls if call[0] in {"GetItem", "PutItem", "TransactWriteItems"})
 
@@ -1376,7 +1382,7 @@ def test_the_memory_is_asked_before_anything_is_written(send: Send, aws_wire: Aw
 def test_without_the_memory_the_event_is_marked_and_the_ledger_left_alone(
     send: Send, aws_wire: AwsWire, record: SendRecord
 ) -> None:
-    """It is then unknown whether this is the first reading."""
+    """If the reading cannot be checked, the event is marked and the ledger unchanged: it may not be the first one."""
     aws_wire.failures["PutItem"] = [(500, "InternalServerError")] * 2
 
     assert ACCEPTED == send(about(record.id))
@@ -1388,7 +1394,7 @@ def test_without_the_memory_the_event_is_marked_and_the_ledger_left_alone(
 
 @pytest.mark.usefixtures("delays")
 def test_the_mark_outlives_the_buffer(send: Send, aws_wire: AwsWire) -> None:
-    """A buffered event was not checked against earlier readings either."""
+    """An event keeps its mark in the buffer, because it was not checked against earlier readings either."""
     aws_wire.failures |= {"PutItem": [(500, "InternalServerError")] * 2, "PutEvents": [AWAY] * 2}
 
     assert ACCEPTED == send(SMS)
@@ -1399,7 +1405,7 @@ def test_the_mark_outlives_the_buffer(send: Send, aws_wire: AwsWire) -> None:
 
 
 def test_a_text_without_a_sid_is_published_in_each_reading(send: Send, aws_wire: AwsWire) -> None:
-    """Two genuine forms may have the same signed text, so both are published, with a mark."""
+    """Two readings of a text without a SID are both published, the second with a mark, because both may be genuine."""
     base = SMS.request(TARGET)
     first, second = (signed(posted(base, [pair]), TARGET) for pair in (("a", "bc"), ("ab", "c")))
 
@@ -1410,7 +1416,7 @@ def test_a_text_without_a_sid_is_published_in_each_reading(send: Send, aws_wire:
 
 
 def test_an_ambiguous_reading_writes_nothing_to_the_ledger(send: Send, aws_wire: AwsWire, record: SendRecord) -> None:
-    """The signed text without the URL's path decides whether it has a SID, not a reading of it."""
+    """An ambiguous reading does not change the ledger. A SID counts only in the signed text after the URL's path."""
     secret(aws_wire, MESSAGE_SID, auth_token=AUTH_TOKEN)
     base = replace(SMS.request(TARGET), path=f"/webhook/{MESSAGE_SID}", query=f"send={record.id}")
     for pair in (("a", "bc"), ("ab", "c")):
@@ -1420,16 +1426,19 @@ def test_an_ambiguous_reading_writes_nothing_to_the_ledger(send: Send, aws_wire:
     assert record.state == state(aws_wire)
 
 
-# What only a mistake or an attack explains
+# Refusals that only a mistake or an attack explains
 
 
 def count(capsys: pytest.CaptureFixture[str]) -> dict[str, list[float]]:
-    """Return the metrics that were printed since the last look."""
+    """Return the metrics that were printed since the last call."""
     return metrics(capsys.readouterr().out)
 
 
 def test_a_right_secret_with_another_url_is_counted(send: Send, capsys: pytest.CaptureFixture[str]) -> None:
-    """WebhookBaseUrl or the URL at Twilio is wrong. A stranger cannot cause this."""
+    """A valid signature for another URL is counted, because a setting is wrong. A stranger cannot cause this.
+
+    The wrong setting is WebhookBaseUrl or the URL at Twilio.
+    """
     elsewhere = SMS.request(TARGET._replace(base="https://other.example"))
     send(replace(elsewhere, host="hook.example").with_header("x-forwarded-host", "other.example"))
 
@@ -1439,7 +1448,7 @@ def test_a_right_secret_with_another_url_is_counted(send: Send, capsys: pytest.C
 def test_no_stranger_makes_an_alarm_of_a_default_that_is_not_there(
     send: Send, aws_wire: AwsWire, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A stack may have only named connections, and anybody can post to `/webhook`."""
+    """A missing default connection is not counted: a stack need not have one, and anybody can post to `/webhook`."""
     aws_wire.secrets.clear()
     send(SMS)
 
@@ -1447,7 +1456,7 @@ def test_no_stranger_makes_an_alarm_of_a_default_that_is_not_there(
 
 
 def test_a_malformed_secret_is_counted(send: Send, aws_wire: AwsWire, capsys: pytest.CaptureFixture[str]) -> None:
-    """Twilio's webhooks are refused until somebody fixes it."""
+    """A malformed secret is counted, because Twilio's webhooks are refused until somebody fixes it."""
     aws_wire.secrets["twilio/default"] = "{}"
     send(SMS)
 
@@ -1457,7 +1466,7 @@ def test_a_malformed_secret_is_counted(send: Send, aws_wire: AwsWire, capsys: py
 def test_a_missing_secret_is_counted(
     send: Send, aws_wire: AwsWire, log: Log, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The log says which secret to store."""
+    """A connection without a signing secret is counted, and the log says which secret to store."""
     aws_wire.secrets["twilio/default"] = json.dumps({**API_KEY, "auth_token": None})
     send(SMS)
 
@@ -1465,7 +1474,7 @@ def test_a_missing_secret_is_counted(
     assert "neither auth_token nor shared_keys" in log()[0]["reason"]
 
 
-# A token that is rotated
+# Token rotation
 
 
 @pytest.mark.parametrize("knows_the_old", [True, False], ids=["warm", "cold"])
@@ -1475,7 +1484,7 @@ def test_both_tokens_sign_while_one_is_replaced(
     log: Log,
     knows_the_old: bool,  # noqa: FBT001 a table
 ) -> None:
-    """The new token is valid at once, the old one for an hour. One read finds out, and no line has a token."""
+    """During a rotation, the new token is valid at once, and the old one for an hour. No log line has a token."""
     if knows_the_old:
         send(BY_NAME["call"])
     secret(aws_wire, "default", auth_token=OTHER_TOKEN)
@@ -1491,7 +1500,7 @@ def test_both_tokens_sign_while_one_is_replaced(
 
 
 def test_an_old_token_is_not_good_for_ever(send: Send, aws_wire: AwsWire) -> None:
-    """It may have been replaced because of a leak, so it expires after an hour."""
+    """An old token expires after an hour, because it may have been replaced after a leak."""
     secret(aws_wire, "default", auth_token=OTHER_TOKEN)
     aws_wire.previous["twilio/default"] = json.dumps(API_KEY)
     aws_wire.secret_age = 3601
@@ -1504,7 +1513,7 @@ def test_an_old_token_is_not_good_for_ever(send: Send, aws_wire: AwsWire) -> Non
 
 @pytest.fixture
 def record(aws_wire: AwsWire) -> SendRecord:
-    """Return the record of a key whose message is being sent."""
+    """Write the record of a key whose message is being sent, and return it."""
     written = begin_send()
     aws_wire.calls.clear()
     return written
@@ -1516,7 +1525,7 @@ def about(record_id: str, name: str = "status") -> Webhook:
 
 
 def state(wire: AwsWire) -> str:
-    """Return what the ledger says."""
+    """Return the state of the only record in the ledger."""
     (item,) = wire.items.values()
     return str(item["state"]["S"])
 
@@ -1528,18 +1537,18 @@ def test_a_callback_proves_that_a_message_was_sent(
     record: SendRecord,
     was_lost: bool,  # noqa: FBT001 a table
 ) -> None:
-    """Twilio calls only if it has the message, and the signature covers the query."""
+    """A callback proves that a message was sent: Twilio calls only if it has it, and the signature covers the query."""
     if was_lost:
         IdempotencyStore("ledger").write(OutcomeLost(record.nonce), record)
 
     assert ACCEPTED == send(about(record.id))
     assert "sent" == state(aws_wire)
     assert "order-7" == details(aws_wire)[0]["idempotency_key"]
-    assert "unsettled" in aws_wire.items[record.id]  # somebody must still be told
+    assert "unsettled" in aws_wire.items[record.id]  # it still has to be reported
 
 
 def test_a_callback_never_goes_back(send: Send, aws_wire: AwsWire, record: SendRecord) -> None:
-    """It does not write an outcome that the ledger has already."""
+    """A callback does not change an outcome that the ledger already has."""
     IdempotencyStore("ledger").write(Accepted({"sid": MESSAGE_SID}), record)
     aws_wire.calls.clear()
 
@@ -1552,21 +1561,21 @@ def test_a_callback_never_goes_back(send: Send, aws_wire: AwsWire, record: SendR
 def test_a_callback_of_no_key_is_an_event_all_the_same(
     send: Send, aws_wire: AwsWire, record: SendRecord, record_id: str
 ) -> None:
-    """It changes nothing in the ledger."""
+    """A callback with an unknown id is published, and changes nothing in the ledger."""
     assert ACCEPTED == send(about(record_id))
     assert "idempotency_key" not in details(aws_wire)[0]
     assert record.state == state(aws_wire)
 
 
 def test_an_inbound_message_proves_nothing(send: Send, aws_wire: AwsWire, record: SendRecord) -> None:
-    """It is not the message that was sent."""
+    """An inbound message with a key's id proves nothing, because it is not the message that was sent."""
     assert ACCEPTED == send(about(record.id, "plain"))
     assert "idempotency_key" not in details(aws_wire)[0]
     assert record.state == state(aws_wire)
 
 
 def test_another_connection_proves_nothing(send: Send, aws_wire: AwsWire, record: SendRecord) -> None:
-    """A connection's callback can prove only its own keys."""
+    """A callback of one connection cannot prove a key of another connection."""
     aws_wire.items[record.id]["connection"] = {"S": "other"}
 
     assert ACCEPTED == send(about(record.id))
@@ -1579,7 +1588,7 @@ def test_another_connection_proves_nothing(send: Send, aws_wire: AwsWire, record
 def test_without_the_ledger_the_event_goes_out(
     send: Send, aws_wire: AwsWire, record: SendRecord, operation: str
 ) -> None:
-    """Later callbacks and `resolve` settle the key."""
+    """If the ledger is unavailable, the event is still published. Later callbacks and `resolve` settle the key."""
     aws_wire.failures[operation] = [(500, "InternalServerError")] * 2
 
     assert ACCEPTED == send(about(record.id))
@@ -1590,14 +1599,17 @@ def test_without_the_ledger_the_event_goes_out(
 def test_without_time_the_ledger_is_not_asked(
     aws_wire: AwsWire, record: SendRecord, seconds: float, asked: int
 ) -> None:
-    """The event is more important. Later callbacks and `resolve` settle the key."""
+    """With too little time left, the ledger is not read, because the event is more important.
+
+    Later callbacks and `resolve` settle the key.
+    """
     answer = webhook.handler(event_2(about(record.id).request(TARGET)), Context(seconds))
 
     assert (ACCEPTED, asked, 1) == (answer, aws_wire.count("GetItem"), len(aws_wire.entries))
 
 
 def test_other_deliveries_do_not_ask_the_ledger(send: Send, aws_wire: AwsWire) -> None:
-    """Only a URL with a `send` id does."""
+    """The ledger is read only for a URL with a `send` id, and not for other deliveries."""
     send(BY_NAME["status"])
 
     assert 0 == aws_wire.count("GetItem")

@@ -1,4 +1,4 @@
-"""Whatever is changed in a genuine webhook, the first reading of what Twilio signed stands; any other is refused."""
+"""Mutants of genuine webhooks: the first reading of a text that Twilio signed stands, and any other is refused."""
 
 import hashlib
 import json
@@ -41,7 +41,7 @@ from tests.mutants import (
 )
 from tests.unit.conftest import ACCOUNT_SID, AUTH_TOKEN
 
-COUNT = 1000  # of each class
+COUNT = 1000  # mutants of each class
 TARGET = Target("https://hook.example", ACCOUNT_SID, AUTH_TOKEN)
 REFUSED = {
     status: {"statusCode": status, "headers": {"Content-Type": "application/json"}, "body": body}
@@ -53,14 +53,14 @@ type Seen = list[tuple[str, dict[str, Any]]]
 
 
 class Outcome(NamedTuple):
-    """The answer to a request, the events that came of it, without the time, and whether anything was written."""
+    """The answer to a request, its events without their time, and whether anything was written."""
 
     answer: dict[str, Any]
     events: Seen
     wrote: bool
 
     def __str__(self) -> str:
-        """Return a word for how it ended."""
+        """Return the outcome in a word, such as `refused` or `published`."""
         if self.answer in REFUSED.values() and not self.events:
             return "refused"
         if self.answer != ACCEPTED:
@@ -72,7 +72,7 @@ class Outcome(NamedTuple):
 
 
 class Hook:
-    """The handler, with AWS beside it."""
+    """The webhook's handler with a fake AWS."""
 
     def __init__(self, wire: AwsWire, context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         self._wire = wire
@@ -80,17 +80,17 @@ class Hook:
         self._monkeypatch = monkeypatch
 
     def __call__(self, sent: Any) -> Outcome:
-        """Hand over an event."""
+        """Pass an event to the handler, and return the outcome."""
         self._wire.calls.clear()
         if len(client.CONNECTIONS._strangers) > 10:
-            # Made-up names of connections meet no limit here, since each is to be refused for itself.
+            # The limit on unknown connections is reset, because it must not be the reason for a refusal.
             self._monkeypatch.setattr(client, "CONNECTIONS", Connections())
         answer = webhook.handler(sent, self._context)
         wrote = any(self._wire.count(operation) for operation in ("PutItem", "UpdateItem", "SendMessage"))
         return Outcome(answer, [_seen(entry) for entry in self._wire.entries], wrote)
 
     def anew(self, sent: Any) -> Outcome:
-        """Hand over an event where nothing was delivered before."""
+        """Pass an event to the handler after all stored items are deleted, and return the outcome."""
         self._wire.deliveries.clear()
         self._wire.items.clear()
         return self(sent)
@@ -98,7 +98,7 @@ class Hook:
 
 @pytest.fixture
 def hook(aws_wire: AwsWire, context: Any, monkeypatch: pytest.MonkeyPatch) -> Hook:
-    """Return what hands an event to the handler."""
+    """Return the handler, with a second connection named `two`."""
     aws_wire.secrets["twilio/two"] = json.dumps({"account_sid": ACCOUNT_SID, "auth_token": "2" * 32})
     return Hook(aws_wire, context, monkeypatch)
 
@@ -110,13 +110,16 @@ def _seen(entry: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def events_of(request: Request, number: int) -> Any:
-    """Return a request as the event of a payload format, of every third the older one."""
+    """Return the event of a request; every third has payload format 1.0."""
     return (event_1 if number % 3 == 2 else event_2)(request)
 
 
 @pytest.mark.exhaustive
 def test_a_genuine_webhook_is_accepted_however_it_arrives(hook: Hook) -> None:
-    """In both payload formats, with and without the standard port, its fields in any order and encoding."""
+    """A genuine webhook gives the same events in each form in which it may arrive.
+
+    The forms differ in payload format, standard port, and the order and encoding of fields.
+    """
     outcomes = {}
     for each in [*GENUINE, *with_query(GENUINE)]:
         first = hook.anew(event_2(each.request(TARGET)))
@@ -129,7 +132,7 @@ def test_a_genuine_webhook_is_accepted_however_it_arrives(hook: Hook) -> None:
 
 @pytest.mark.exhaustive
 def test_what_arrives_otherwise_is_a_repeat(hook: Hook) -> None:
-    """The ways in which one webhook may arrive are one reading of it, and one event."""
+    """A webhook that arrives again in another form is a repeat: it is the same reading and the same event."""
     outcomes = {}
     for each in [*GENUINE, *with_query(GENUINE)]:
         genuine = each.request(TARGET)
@@ -150,9 +153,9 @@ def _events(request: Request) -> Iterator[dict[str, Any]]:
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", CLASSES)
 def test_after_the_genuine_webhook_no_mutant_is_another_event(name: str, hook: Hook) -> None:
-    """What changes the signed text, and what cuts it otherwise, is refused; Twilio's own repeats go on being accepted.
+    """After a genuine webhook, mutants with another text or reading are refused, and its repeats are still accepted.
 
-    Of a text without any SID another reading is published, and says that it is one.
+    If the text has no SID, another reading of it is published with the mark `ambiguous`.
     """
     webhooks = genuine_of(name, ACCOUNT_SID)
     requests = {each.name: each.request(TARGET) for each in webhooks}
@@ -165,7 +168,7 @@ def test_after_the_genuine_webhook_no_mutant_is_another_event(name: str, hook: H
         if says_the_same(request, genuine):
             allowed.add("a repeat")
         elif keeps_text(request, TARGET) and not names_sid(genuine):
-            allowed |= {"ambiguous", "a repeat"}  # or what an ambiguous reading before it said
+            allowed |= {"ambiguous", "a repeat"}  # a repeat of an earlier ambiguous reading
         outcome = hook(events_of(request, number))
         results[str(outcome)] += 1
         if str(outcome) not in allowed:
@@ -184,9 +187,9 @@ def test_after_the_genuine_webhook_no_mutant_is_another_event(name: str, hook: H
 def test_before_the_genuine_webhook_one_reading_is_published(
     name: str, hook: Hook, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What changes the signed text leaves no trace; of what cuts it otherwise the first stands, and one is published.
+    """Before a genuine webhook, a mutant with another text is refused and not stored; of two readings one is published.
 
-    Of a text without any SID both are, and the second says that it is another reading.
+    If the text has no SID, both readings are published, and the second has the mark `ambiguous`.
     """
     webhooks = genuine_of(name, ACCOUNT_SID)
     requests = {each.name: each.request(TARGET) for each in webhooks}
@@ -218,7 +221,7 @@ ENDS = (UNSIGNED, SAME, UNREADABLE, FIRST, AMBIGUOUS)
 
 
 def _end(hook: Hook, request: Request, genuine: Request, outcome: Outcome, expected: Seen) -> str:
-    """Deliver the genuine request after a mutant, where it can matter, and return what came of both."""
+    """Deliver the genuine request after a mutant, unless that has another text, and return the outcome of both."""
     kept = keeps_text(request, TARGET)
     if str(outcome) == "refused" and not kept:
         return "refused, but written" if outcome.wrote else UNSIGNED
@@ -237,7 +240,7 @@ def _end(hook: Hook, request: Request, genuine: Request, outcome: Outcome, expec
 
 @pytest.mark.exhaustive
 def test_no_shape_of_event_is_another_event(hook: Hook) -> None:
-    """Fields that are missing, of another type, or no Unicode text, after the genuine webhook."""
+    """After a genuine webhook, events with missing, mistyped or non-Unicode fields are refused or are repeats of it."""
     webhooks = [each for each in genuine_of("shape", ACCOUNT_SID) if names_sid(each.request(TARGET))]
     for each in webhooks:
         hook(event_2(each.request(TARGET)))
@@ -251,11 +254,11 @@ def test_no_shape_of_event_is_another_event(hook: Hook) -> None:
 
     assert [] == wrong[:3]
     assert COUNT == results.total()
-    # Much of an event, as its headers but three, plays no part.
+    # Many fields of an event are not read, such as all headers but three.
     assert results["refused"] >= COUNT * 0.3
 
 
-# What somebody did think of: who holds a signed request, in which a person wrote a text, cuts another one out of it
+# Known forgeries: an attacker makes another request from a signed one that contains the attacker's own text
 
 FORGED = b'{"forged":true}'
 HASH = hashlib.sha256(FORGED).hexdigest()
@@ -283,7 +286,7 @@ def _form_as_json() -> tuple[Request, Request]:
 
 def _get_as_form() -> tuple[Request, Request]:
     fields = {"AccountSid": ACCOUNT_SID, **GENUINE[0].fields}
-    # As Twilio may order them: the text before the account.
+    # Twilio may send the text before the account's SID.
     query = urlencode({"Body": MESSAGE_TEXT} | {name: value for name, value in fields.items() if name != "Body"})
     genuine = signed(replace(GENUINE[0].request(TARGET), method="GET", query=query, body=b""), TARGET)
     start, _, rest = query.partition(MESSAGE_TEXT)
@@ -306,7 +309,7 @@ def _json_as_get() -> tuple[Request, Request]:
 
 
 def _swallowed() -> tuple[Request, Request]:
-    """Return a message whose last text takes in all of the genuine one that follows."""
+    """Return a genuine message, and a forged one whose last field contains the rest of the genuine text."""
     hidden = MESSAGE_TEXT.partition("forged")[2]
     genuine = _sms(f"forged{hidden}", "")
     rest = _text(genuine).partition(hidden)[2]
@@ -334,7 +337,10 @@ FORGERIES = pytest.mark.parametrize(
 
 @FORGERIES
 def test_a_forgery_is_refused(hook: Hook, forgery: Callable[[], tuple[Request, Request]]) -> None:
-    """Though its signature holds for the URL before `#` and the fields."""
+    """After the genuine request, a forgery is refused.
+
+    Its signature is valid for the URL before `#` and the fields.
+    """
     genuine, forged = forgery()
     outcomes = [str(hook(event_2(each))) for each in (genuine, forged, genuine)]
 
@@ -345,14 +351,14 @@ def test_a_forgery_is_refused(hook: Hook, forgery: Callable[[], tuple[Request, R
 
 @FORGERIES
 def test_a_forgery_that_comes_first_is_all_there_is(hook: Hook, forgery: Callable[[], tuple[Request, Request]]) -> None:
-    """Or it is refused, and the genuine request is published: never both."""
+    """If a forgery comes first, either it or the genuine request is published, and the other one is refused."""
     genuine, forged = forgery()
     outcomes = [str(hook(event_2(each))) for each in (forged, genuine)]
 
     assert outcomes in [["published", "refused"], ["refused", "published"]]
 
 
-# What nobody thought of
+# Random input
 
 JSON = st.recursive(
     st.none()
@@ -376,7 +382,7 @@ SHORT = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], ma
 @SHORT
 @given(JSON | st.dictionaries(st.sampled_from(SEEN_BY_THE_HANDLER), JSON))
 def test_no_event_is_a_fault(hook: Hook, event: Any) -> None:
-    """Whatever it is, it is refused."""
+    """Random events are refused, and none causes an error."""
     assert "refused" == str(hook(event))
 
 
@@ -384,7 +390,7 @@ def test_no_event_is_a_fault(hook: Hook, event: Any) -> None:
 @SHORT
 @given(st.sampled_from(NAMED), st.dictionaries(st.sampled_from(SEEN_BY_THE_HANDLER), JSON, max_size=2), st.booleans())
 def test_no_field_of_an_event_is_a_fault(hook: Hook, each: Webhook, changed: dict[str, Any], old: bool) -> None:  # noqa: FBT001 hypothesis's own
-    """Nor in an event that is else a genuine one, which came before."""
+    """After a genuine event, the same event with random fields is refused or is a repeat, and none causes an error."""
     event = (event_1 if old else event_2)(each.request(TARGET))
     hook.anew(event)
 
@@ -396,7 +402,7 @@ def test_no_field_of_an_event_is_a_fault(hook: Hook, each: Webhook, changed: dic
 @given(st.text(st.characters(codec="utf-8"), max_size=300), st.sampled_from(["", "x=1"]))
 @example("\0\x1b[31m\u2028]]></Response><Redirect>http://x</Redirect>\u202e=cmd|' /C calc'!A0 ${jndi:x} {{7*7}}", "")
 def test_what_people_write_arrives_as_they_wrote_it(hook: Hook, text: str, query: str) -> None:
-    """And nothing of it in the answer."""
+    """The text of an SMS is published exactly as it was written, and the answer contains nothing of it."""
     fields = {**GENUINE[0].fields, "Body": text}
     outcome = hook.anew(event_2(Webhook(name="text", fields=fields, query=query).request(TARGET)))
 
@@ -412,7 +418,7 @@ def test_what_people_write_arrives_as_they_wrote_it(hook: Hook, text: str, query
     st.sampled_from(["GET", "POST"]),
 )
 def test_whatever_is_signed_is_published(hook: Hook, fields: dict[str, str], query: str, method: str) -> None:
-    """Also what Twilio would never sign."""
+    """Every signed request is published, even one that Twilio would never sign."""
     form = posted(GENUINE[0].request(TARGET), tuple(({"AccountSid": ACCOUNT_SID} | fields).items()))
     request = replace(form, method=method, query=query, body=form.body if method == "POST" else b"")
     outcome = hook.anew(event_2(signed(request, TARGET)))

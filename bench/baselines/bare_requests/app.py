@@ -1,4 +1,4 @@
-"""Send one SMS with `requests` and nothing else: credentials from the environment, nothing checked, logged or kept."""
+"""Send one SMS with `requests` only. Credentials are from the environment; nothing is checked, logged or stored."""
 
 import os
 from typing import Any
@@ -9,7 +9,7 @@ session = requests.Session()
 
 
 def handler(event: dict[str, Any], _context: object) -> Any:
-    """Return Twilio's message."""
+    """Send an SMS, and return Twilio's message."""
     account = os.environ["TWILIO_ACCOUNT_SID"]
     answer = session.post(
         f"{os.environ['TWILIO_API_URL']}/2010-04-01/Accounts/{account}/Messages.json",

@@ -18,7 +18,7 @@ from twilio.rest.api.v2010.account.message import MessageInstance
 logger = Logger()
 metrics = Metrics(namespace="Messages")
 app = APIGatewayHttpResolver(enable_validation=True)
-secrets = parameters.SecretsProvider()  # a client of boto3, made while Lambda gives whole processors
+secrets = parameters.SecretsProvider()  # a client of boto3, created while Lambda gives whole processors
 
 
 class SendSms(BaseModel):
@@ -31,7 +31,7 @@ class SendSms(BaseModel):
 
 @app.post("/messages")
 def send(sms: SendSms) -> Response[dict[str, Any]]:
-    """Answer with Twilio's message; the resolver answers 422 to what is no message."""
+    """Send a message, and return Twilio's message. The resolver answers 422 if the input is invalid."""
     try:
         message = create(sms)
     except TwilioRestException as error:
@@ -45,24 +45,24 @@ def send(sms: SendSms) -> Response[dict[str, Any]]:
 @logger.inject_lambda_context
 @metrics.log_metrics
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
-    """Resolve the route."""
+    """Call the function of the route."""
     return app.resolve(event, context)
 
 
 def create(sms: SendSms) -> MessageInstance:
-    """Let Twilio send a message."""
+    """Send a message through Twilio."""
     secret = connection()
     return client().messages.create(to=sms.to, from_=sms.from_ or secret["default_from"], body=sms.message)
 
 
 def connection() -> dict[str, Any]:
-    """Return the account's credentials, which Powertools keeps for five minutes."""
+    """Return the account's credentials, which Powertools caches for five minutes."""
     return secrets.get(os.environ["TWILIO_SECRET"], transform="json", max_age=300)
 
 
 @cache
 def client() -> Client:
-    """Return the SDK's client; only the benchmarks give it another host than Twilio's."""
+    """Return the SDK's client; only the benchmarks set a host that is not Twilio's."""
     secret = connection()
     twilio = Client(secret["api_key_sid"], secret["api_key_secret"], secret["account_sid"])
     twilio.api.base_url = os.environ["TWILIO_API_URL"]
@@ -70,7 +70,7 @@ def client() -> Client:
 
 
 def as_json(message: MessageInstance) -> dict[str, Any]:
-    """Return Twilio's message as Twilio writes it: the SDK keeps no original."""
+    """Return a message in Twilio's format, since the SDK does not keep the original."""
     return {
         "account_sid": message.account_sid,
         "api_version": message.api_version,
@@ -96,5 +96,5 @@ def as_json(message: MessageInstance) -> dict[str, Any]:
 
 
 def date(moment: Any) -> str | None:
-    """Return a moment as Twilio writes it."""
+    """Return a time in Twilio's format."""
     return moment and moment.strftime("%a, %d %b %Y %H:%M:%S %z")

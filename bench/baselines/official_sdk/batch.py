@@ -22,5 +22,5 @@ def record_handler(record: SQSRecord) -> dict[str, Any]:
 @logger.inject_lambda_context
 @metrics.log_metrics
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
-    """Report the records that SQS is to deliver again."""
+    """Send a batch, and report the records that SQS must redeliver."""
     return process_partial_response(event, record_handler, processor, context)

@@ -12,7 +12,7 @@ PAGE_SIZE = 1000
 
 
 class ListSms(BaseModel):
-    """Which messages; `page_token` is the URL of a page."""
+    """The input: the least number of messages, and the URL of a page as `page_token`."""
 
     limit: int = Field(default=1000, ge=1, le=5000)
     page_token: str | None = None
@@ -21,7 +21,7 @@ class ListSms(BaseModel):
 @logger.inject_lambda_context
 @metrics.log_metrics
 def handler(event: dict[str, Any], _context: LambdaContext) -> dict[str, Any]:
-    """Return whole pages with at least `limit` messages, and where the next page is."""
+    """Return whole pages with at least `limit` messages, and the URL of the next page."""
     wanted = ListSms.model_validate(event)
     resource = client().messages
     page = resource.get_page(wanted.page_token) if wanted.page_token else resource.page(page_size=PAGE_SIZE)

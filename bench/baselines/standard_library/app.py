@@ -1,4 +1,4 @@
-"""Send one SMS with the standard library's HTTP and TLS alone: the floor under every start in Python."""
+"""Send one SMS with the standard library's HTTP and TLS only: the lower limit for every start in Python."""
 
 import hmac
 import http.client
@@ -9,12 +9,12 @@ from base64 import b64encode
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-context = ssl.create_default_context()  # the authorities, read while Lambda gives whole processors
-digest = hmac.digest  # what a signature to AWS or of Twilio needs at least
+context = ssl.create_default_context()  # reads the authorities while Lambda gives whole processors
+digest = hmac.digest  # every signature of AWS or Twilio needs at least this
 
 
 def handler(event: dict[str, Any], _context: object) -> Any:
-    """Return Twilio's message."""
+    """Send an SMS, and return Twilio's message."""
     account = os.environ["TWILIO_ACCOUNT_SID"]
     credentials = b64encode(f"{account}:{os.environ['TWILIO_AUTH_TOKEN']}".encode()).decode()
     form = urlencode({"To": event["to"], "From": os.environ["TWILIO_FROM"], "Body": event["message"]})
