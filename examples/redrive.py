@@ -5,7 +5,7 @@
 
 It needs Python 3.13, boto3, AWS credentials and a region. You can stop it at any time: it puts each record in the
 send queue before it deletes the record from the failed queue. If you stop it between the two, both queues have a copy,
-and both copies have the same idempotency key. A record without a key stays in the failed queue: in the send queue, its
+and both copies have the same idempotency key. A record without a key stays in the failed queue. In the send queue, its
 new id would be its key, and nothing would show that the message was sent before.
 """
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from local.aws import client
 from tests.chaos.journal import LOGS, QUEUES, Journal
+from tests.log_groups import log_events
 
 _EVERY = 2  # seconds
 _GROUP, _QUEUE = "AWS::Logs::LogGroup", "AWS::SQS::Queue"
@@ -32,12 +33,10 @@ class Measured:
     def take_logs(self) -> int:
         """Record all log lines; return their number."""
         count = 0
-        pages = self._logs.get_paginator("filter_log_events")
         for name, group in self._named(_GROUP):
-            for page in pages.paginate(logGroupName=group):
-                for event in page["events"]:
-                    self._journal.write(LOGS, group=name, time=event["timestamp"] / 1000, message=event["message"])
-                count += len(page["events"])
+            for event in log_events(self._logs, group):
+                self._journal.write(LOGS, group=name, time=event["timestamp"] / 1000, message=event["message"])
+                count += 1
         return count
 
     def _named(self, kind: str) -> list[tuple[str, str]]:

@@ -14,6 +14,7 @@ from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
+from tests.log_groups import log_events
 from tests.mutants import Target, Webhook
 
 SECONDS = 30
@@ -145,12 +146,7 @@ class Cloud:
         """Return all lines in all log groups."""
         logs = self.client("logs")
         groups = [group["logGroupName"] for group in logs.describe_log_groups()["logGroups"]]
-        return [
-            event["message"]
-            for group in groups
-            for page in logs.get_paginator("filter_log_events").paginate(logGroupName=group)
-            for event in page["events"]
-        ]
+        return [event["message"] for group in groups for event in log_events(logs, group)]
 
 
 class Bus:

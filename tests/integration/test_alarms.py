@@ -22,6 +22,7 @@ from tests.alarms import MINUTE, Datapoints, Metric, Waiting, alarms, filters, f
 from tests.cloudformation import EARLIER
 from tests.faults import AwsFault, AwsProxy, FaultServer, aws, faults
 from tests.integration.cloud import Cloud, eventually
+from tests.log_groups import log_events
 from tests.mutants import send
 
 TO = "+15005550006"
@@ -104,9 +105,8 @@ class Drill:
         return found
 
     def _new_lines(self, function: str) -> list[str]:
-        pages = self._cloud.client("logs").get_paginator("filter_log_events")
-        group = self._cloud.resource(f"{function}Logs")
-        lines = [event["message"] for page in pages.paginate(logGroupName=group) for event in page["events"]]
+        events = log_events(self._cloud.client("logs"), self._cloud.resource(f"{function}Logs"))
+        lines = [event["message"] for event in events]
         new = lines[self._seen.get(function, 0) :]
         self._seen[function] = len(lines)
         return new

@@ -200,12 +200,14 @@ def test_a_planted_leak_is_found(spelling: int) -> None:
 
 
 def test_a_leak_in_a_log_group_is_found(cloud: Cloud) -> None:
-    """The search for leaks finds a line that was planted in a log group."""
+    """The search for leaks finds a line that was planted in a log group, also after more lines than one answer has."""
     logs, group = cloud.client("logs"), cloud.resource("SendSmsLogs")
     marker = f"planted-{uuid.uuid4().hex}"
     logs.create_log_stream(logGroupName=group, logStreamName=marker)
-    line = {"timestamp": 1_800_000_000_000, "message": base64.b64encode(marker.encode()).decode()}
-    logs.put_log_events(logGroupName=group, logStreamName=marker, logEvents=[line])
+    leak = base64.b64encode(marker.encode()).decode()
+    for messages in (["a line"] * 10_000, [leak]):
+        events = [{"timestamp": 1_800_000_000_000, "message": message} for message in messages]
+        logs.put_log_events(logGroupName=group, logStreamName=marker, logEvents=events)
     try:
         assert [marker] == found(cloud.log_lines(), [marker])
     finally:

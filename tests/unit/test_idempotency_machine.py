@@ -215,7 +215,7 @@ class Sends(RuleBasedStateMachine):
 
     @invariant()
     def says_what_is(self) -> None:
-        """A `not_sent` key has no message at Twilio, and the message of a `sent` key is at Twilio.
+        """Check that Twilio has the message of each `sent` key, and no message of a `not_sent` key.
 
         If only a misleading list shows the message, it may belong to another sender.
         """
@@ -238,7 +238,7 @@ class Sends(RuleBasedStateMachine):
 
     @invariant()
     def never_goes_back(self) -> None:
-        """A key that is proven to be sent stays sent."""
+        """Check that a key that is proven to be sent stays sent."""
         for key in self.keys:
             record = self._record(key)
             is_proven = bool(record and record.state is SendState.SENT and record.evidence is not Evidence.LIST)

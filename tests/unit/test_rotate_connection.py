@@ -339,7 +339,7 @@ def test_a_version_in_use_is_left_alone(rig: Rig, step: str) -> None:
 
 
 def test_setting_does_nothing(rig: Rig) -> None:
-    """setSecret does nothing, because Twilio itself makes the credentials."""
+    """The step setSecret does nothing, because Twilio itself makes the credentials."""
     rig.secret.rotate(SECOND)
     rig.take("setSecret")
 
@@ -347,7 +347,7 @@ def test_setting_does_nothing(rig: Rig) -> None:
 
 
 def test_a_set_up_for_later_tests_what_is_used(rig: Rig) -> None:
-    """testSecret tests the credentials in use if Secrets Manager calls it alone, with an empty version.
+    """The step testSecret tests the credentials in use if Secrets Manager calls it alone, with an empty version.
 
     It does so when a rotation is scheduled for later.
     """
@@ -619,7 +619,7 @@ def test_what_somebody_changed_meanwhile_is_not_undone(rig: Rig, kind: Kind, cha
 
 
 def test_a_version_without_value_is_not_finished(rig: Rig) -> None:
-    """finishSecret fails if createSecret has not stored a value yet."""
+    """The step finishSecret fails if createSecret has not stored a value yet."""
     rig.secret.rotate(SECOND)
     with pytest.raises(ConnectionInvalidError, match="createSecret comes first"):
         rig.take("finishSecret")
