@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -413,14 +414,18 @@ class Crowded(io.StringIO):
     def __init__(self) -> None:
         """Prepare for two threads."""
         super().__init__()
-        self._both = threading.Barrier(2)
+        self.half = threading.Event()
+        """Set once a text has been written that does not end a line."""
+        self._between = threading.Event()
 
     def write(self, text: str) -> int:
-        """Write a text. After a text that does not end a line, wait briefly for another such write."""
+        """Write a text. After a text that does not end a line, wait briefly for another write."""
+        if self.half.is_set():
+            self._between.set()
         count = super().write(text)
         if not text.endswith("\n"):
-            with suppress(threading.BrokenBarrierError):
-                self._both.wait(0.5)
+            self.half.set()
+            self._between.wait(0.2)
         return count
 
 
@@ -429,13 +434,57 @@ def test_metrics_of_threads_do_not_run_into_each_other(monkeypatch: pytest.Monke
     output = Crowded()
     monkeypatch.setattr(sys, "stdout", output)
     monkeypatch.setattr(telemetry.logger.registered_handler, "stream", io.StringIO())
-    error = TwilioRejectedError("refused", twilio=TwilioDetails(status=400))
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(telemetry.failure, [error] * 2))
+        list(pool.map(telemetry.failure, [REFUSED] * 2))
 
     assert {"TwilioErrors:TwilioRejectedError": [1.0, 1.0]} == metrics(
         [json.loads(line) for line in output.getvalue().splitlines()]
     )
+
+
+def count_and_flush() -> None:
+    """Count a message, and write the metrics of the invocation."""
+    telemetry.count("MessagesSent")
+    telemetry.flush()
+
+
+REFUSED = TwilioRejectedError("refused", twilio=TwilioDetails(status=400))
+
+
+@pytest.mark.parametrize(
+    ("write_metrics", "write_line"),
+    [
+        (lambda: telemetry.failure(REFUSED), lambda: telemetry.logger.error("failed")),
+        (count_and_flush, lambda: telemetry.success("sent")),
+        (
+            lambda: [telemetry.count("MessagesSent") for _ in range(101)],
+            lambda: logging.getLogger("library").warning("slow"),
+        ),
+    ],
+    ids=["an error", "an invocation", "a hundred values"],
+)
+@pytest.mark.usefixtures("counted")
+def test_metrics_and_log_lines_of_threads_do_not_run_into_each_other(
+    monkeypatch: pytest.MonkeyPatch, write_metrics: Callable[[], object], write_line: Callable[[], object]
+) -> None:
+    """A log line never comes between the two parts of a metric's line, because CloudWatch would read neither."""
+    output = Crowded()
+    monkeypatch.setattr(sys, "stdout", output)
+    monkeypatch.setattr(telemetry.logger.registered_handler, "stream", output)
+    with ThreadPoolExecutor(2) as pool:
+        writing = pool.submit(write_metrics)
+        assert output.half.wait(5)
+        pool.submit(write_line).result()
+        writing.result()
+
+    written = [json.loads(line) for line in output.getvalue().splitlines() if line]
+    assert metrics(written)
+    assert [line for line in written if "_aws" not in line]
+
+
+def test_a_warning_of_a_library_waits_for_no_other_lock() -> None:
+    """Warnings and lines take one lock, so that no thread holds one and waits for another that holds the other."""
+    assert telemetry.logger.registered_handler.lock is telemetry._libraries.lock
 
 
 def test_a_dry_run_is_a_call_and_no_message(twilio: FaultServer, context: Context, lines: Log) -> None:

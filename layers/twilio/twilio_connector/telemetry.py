@@ -2,7 +2,6 @@
 
 import logging
 import os
-import threading
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -44,6 +43,12 @@ class _Lines(LambdaPowertoolsFormatter):
 logger = Logger(logger_formatter=_Lines())
 _python_logger = logger._logger  # noqa: SLF001 Powertools has no public way to its level
 _output: Any = logger.registered_handler
+_lock = _output.lock
+"""Held while a thread counts or writes a line.
+
+Records of a batch run in threads, and Powertools' metrics are not thread-safe. They also `print` a line in two parts:
+without the lock, another thread's line could come in between, and CloudWatch would read neither.
+"""
 
 
 class _Libraries(logging.Handler):
@@ -60,11 +65,11 @@ class _Libraries(logging.Handler):
 _python_logger.setLevel(os.environ.get("LOG_LEVEL", "INFO"))
 
 metrics = Metrics(namespace=_NAMESPACE)
-_counting = threading.Lock()  # records of a batch run in threads, and Powertools' metrics are not thread-safe
-
 
 # Lambda's own handler would write the texts of libraries. Below WARNING, libraries log every request.
-logging.root.handlers = [_Libraries(logging.WARNING)]
+_libraries = _Libraries(logging.WARNING)
+_libraries.lock = _lock  # one lock for both, so that no thread holds one while it waits for the other
+logging.root.handlers = [_libraries]
 logging.root.setLevel(logging.WARNING)
 logging.captureWarnings(capture=True)
 
@@ -106,7 +111,7 @@ def scope(**more: Any) -> Iterator[None]:
 
 def count(name: str, value: int = 1) -> None:
     """Add to one of the counters that docs/reference.md lists."""
-    with _counting:
+    with _lock:
         metrics.add_metric(name=name, unit=MetricUnit.Count, value=value)
 
 
@@ -117,13 +122,13 @@ def waited(name: str, sent_at: float | None) -> None:
     (https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-available-cloudwatch-metrics.html).
     """
     if sent_at is not None:
-        with _counting:
+        with _lock:
             metrics.add_metric(name=name, unit=MetricUnit.Seconds, value=max(0, round(clock.now() - sent_at)))
 
 
 def latency(seconds: float) -> None:
     """Report the duration of one request to Twilio."""
-    with _counting:
+    with _lock:
         metrics.add_metric(name="TwilioLatency", unit=MetricUnit.Milliseconds, value=round(seconds * 1000, 1))
 
 
@@ -143,7 +148,7 @@ def success(message: str, **more: Any) -> None:
             break
         fields.pop(name, None)
         line = msgspec.json.encode(fields)
-    with _output.lock:
+    with _lock:
         _output.stream.write(line.decode() + "\n")
     _output.flush()
 
@@ -161,7 +166,7 @@ def failure(error: ConnectorError, **more: Any) -> None:
     logger.error(str(error), extra={"error": name, "retryable": error.retryable, **details})
     if error.twilio or name.startswith(("Twilio", "OutcomeUnknown")):
         with (
-            _counting,
+            _lock,
             single_metric(name="TwilioErrors", unit=MetricUnit.Count, value=1, namespace=_NAMESPACE) as metric,
         ):
             metric.add_dimension(name="service", value=metrics.service)
@@ -188,5 +193,6 @@ def _file(path: str) -> str:
 
 def flush() -> None:
     """Write the metrics of the invocation to the log."""
-    if metrics.metric_set:
-        metrics.flush_metrics()
+    with _lock:
+        if metrics.metric_set:
+            metrics.flush_metrics()
