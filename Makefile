@@ -43,7 +43,7 @@ test:  ## Run all tests, with coverage
 	@$(RUN) $(PYTEST) 4 -m "exhaustive or integration" tests
 
 unit:  ## Run the tests that need no stack, but the exhaustive ones
-	@+$(MAKE) --silent $(PARALLEL) .venv/synced .venv-sam/synced .venv-lint/synced
+	@+$(MAKE) --silent $(PARALLEL) $(LINT)
 	@$(RUN) $(QUICK)
 
 integration:  ## Run the tests on the stack on this machine
@@ -73,14 +73,15 @@ check:  ## Run all that must pass before a change lands: lint, test, mutation-te
 	@.ci/run
 
 lint:  ## Check code, types, template, lock files
-	@+$(MAKE) --silent $(PARALLEL) .venv/synced .venv-sam/synced .venv-lint/synced
+	@+$(MAKE) --silent $(PARALLEL) $(LINT)
 	@.venv/bin/python .ci/lint.py
 
 format: .venv/synced  ## Format the code, fix what can be fixed
 	@.venv/bin/ruff check --fix-only --quiet
 	@.venv/bin/ruff format
 
-policy: .venv/synced .venv-sam/synced .venv-lint/synced  ## Write examples/deployer-policy.json anew, from the template
+policy:  ## Write examples/deployer-policy.json anew, from the template
+	@+$(MAKE) --silent $(PARALLEL) $(LINT)
 	@$(RUN) local.rights
 
 build: .venv-sam/synced  ## Build the functions and the layer
@@ -112,6 +113,7 @@ clean:  ## End the stack, delete everything that these targets made
 # One for each set of packages whose pins clash with another's, filled when its lock file changes. pip installs only
 # uv, which fills them in seconds.
 
+LINT = .venv/synced .venv-sam/synced .venv-lint/synced
 LOCAL = .venv/synced .venv-sam/synced .venv-ministack/synced .venv-lambda/synced
 TESTS = $(LOCAL) .venv-aws/synced .venv-lint/synced .venv-oldest/synced
 BENCH = $(LOCAL)

@@ -480,7 +480,7 @@ def test_metrics_and_log_lines_of_threads_do_not_run_into_each_other(
         pool.submit(write_line).result()
         writing.result()
 
-    written = [json.loads(line) for line in output.getvalue().splitlines() if line]
+    written = [json.loads(line) for line in output.getvalue().splitlines()]
     assert metrics(written)
     assert [line for line in written if "_aws" not in line]
 
