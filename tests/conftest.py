@@ -1,7 +1,9 @@
 """Shared set-up of all tests: the functions' environment, events from files, and a Lambda context."""
 
+import gc
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,8 @@ from tests.aws_wire import CHECKED
 ROOT = Path(__file__).parent.parent
 DEPLOYED = sorted([*(ROOT / "functions").glob("*.py"), *(ROOT / "layers/twilio/twilio_connector").rglob("*.py")])
 """The files that Lambda runs."""
-SHARING = ("tests/integration/", "tests/unit/test_layer_build.py")
-"""The test files whose tests share fixtures that take seconds to set up."""
+SHARING = ("tests/integration/", "tests/template/", "tests/unit/test_layer_build.py")
+"""The test files whose tests share what takes seconds to set up."""
 
 
 def module_name(path: Path) -> str:
@@ -56,6 +58,11 @@ os.environ |= {
     "POWERTOOLS_SERVICE_NAME": "twilio-connector",
 }
 
+# Without these two, a tenth of the tests' time goes into garbage collection, and into compiling the phone numbers'
+# patterns again: there are more of them than Python remembers.
+gc.set_threshold(50_000, 20, 100)
+re._MAXCACHE = 10_000  # type: ignore[attr-defined]
+
 settings.register_profile("default", derandomize=True, deadline=None, print_blob=True)
 settings.load_profile("default")
 
@@ -86,12 +93,24 @@ class Scheduler(LoadScopeScheduling):  # type: ignore[misc]
         file = nodeid.partition("::")[0]
         return file if file.startswith(SHARING) else nodeid.partition("[")[0]
 
+    def _pending_of(self, workload: dict[str, dict[str, bool]]) -> int:
+        """Return the number of a worker's tests that wait, and forget the groups that ended, to count only a few."""
+        for name in [name for name, tests in workload.items() if all(tests.values())]:
+            del workload[name]
+        return int(super()._pending_of(workload))
+
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduler:
     """Return our scheduler, and keep the order of the files."""
     config.option.loadscopereorder = False
     return Scheduler(config, log)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """Leave what is loaded out of the garbage collections."""
+    gc.freeze()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -10,7 +10,6 @@ import pytest
 from local import LocalError, rights
 from tests.conftest import ROOT
 
-TEMPLATE = rights.transformed()
 DOCUMENT = json.loads(rights.POLICY.read_text())
 STATEMENTS = DOCUMENT["Statement"]
 ALLOWED = {action for statement in STATEMENTS for action in statement["Action"]}
@@ -30,12 +29,12 @@ VALUES = {
 
 def test_file_is_what_the_script_makes() -> None:
     """The policy file is the one that `make policy` writes from the template, the schemas and the reference."""
-    assert rights.text(rights.policy(TEMPLATE)) == rights.POLICY.read_text()
+    assert rights.text(rights.policy(rights.transformed())) == rights.POLICY.read_text()
 
 
 def with_resource(resource: dict[str, Any]) -> dict[str, Any]:
     """Return the template with one more resource."""
-    template = copy.deepcopy(TEMPLATE)
+    template = copy.deepcopy(rights.transformed())
     template["Resources"]["New"] = resource
     return template
 
@@ -91,7 +90,7 @@ def test_a_property_whose_resource_is_unknown_is_refused(specification: dict[str
 @pytest.mark.parametrize("kind", sorted(rights.TABLE["types"]))
 def test_the_table_has_no_more_than_it_needs(kind: str) -> None:
     """Each type in the table is in the template, with exactly these properties, and each pattern matches an action."""
-    resources = [each for each in TEMPLATE["Resources"].values() if each["Type"] == kind]
+    resources = [each for each in rights.transformed()["Resources"].values() if each["Type"] == kind]
     entry = rights.TABLE["types"][kind]
     used = {name for each in resources for name in each.get("Properties", {})}
     schema = rights.schema(kind)["properties"]
@@ -153,7 +152,7 @@ def test_names_are_not_shortened() -> None:
     name has 16 characters.
     """
     kinds = ("AWS::IAM::Role", "AWS::Lambda::Function", "AWS::Scheduler::Schedule")
-    names = [name for name, each in TEMPLATE["Resources"].items() if each["Type"] in kinds]
+    names = [name for name, each in rights.transformed()["Resources"].items() if each["Type"] in kinds]
 
     assert 64 >= max(map(len, names)) + len("twilio-connector") + 13 + 2
     assert "at 16 characters or fewer" in (ROOT / "docs" / "security.md").read_text()

@@ -9,10 +9,10 @@ import pytest
 
 from local.rights import schema, transformed
 from tests.cloudformation import EARLIER, Resolver, defaults, of_type
+from tests.unit import test_bundle
 
-TEMPLATE = transformed()
-FUNCTIONS = of_type(TEMPLATE, "AWS::Lambda::Function")
-VERSIONS = {each["FunctionName"]["Ref"]: each for each in of_type(TEMPLATE, "AWS::Lambda::Version").values()}
+FUNCTIONS = sorted(test_bundle.of_type(test_bundle.FUNCTION))
+"""The functions' names in the template."""
 
 REPLACED = {"AWS::Lambda::Version", "AWS::Lambda::LayerVersion", "AWS::Scheduler::Schedule"}
 """Resource types that hold no data of users, so that an update may replace them."""
@@ -61,9 +61,19 @@ OTHERS = {
 FIVE_MORE = 5 * len("|x")
 
 
+def functions() -> dict[str, Any]:
+    """Return the functions' properties by their names."""
+    return of_type(transformed(), "AWS::Lambda::Function")
+
+
+def versions() -> dict[str, Any]:
+    """Return the properties of the functions' versions by the functions' names."""
+    return {each["FunctionName"]["Ref"]: each for each in of_type(transformed(), "AWS::Lambda::Version").values()}
+
+
 def allowed(name: str, value: str) -> bool:
     """Return whether the template accepts a parameter's value."""
-    parameter = TEMPLATE["Parameters"][name]
+    parameter = transformed()["Parameters"][name]
     if "AllowedValues" in parameter:
         return value in map(str, parameter["AllowedValues"])
     if parameter["Type"] == "Number":
@@ -78,10 +88,10 @@ def allowed(name: str, value: str) -> bool:
 
 def test_no_physical_name_is_fixed() -> None:
     """Every name in the template contains the stack's name, so that two stacks of an account have nothing in common."""
-    resolve = Resolver(TEMPLATE)
+    resolve = Resolver(transformed())
     fixed = [
         (name, key)
-        for name, resource in TEMPLATE["Resources"].items()
+        for name, resource in transformed()["Resources"].items()
         if resource["Type"] not in INNER
         for key in names(resource["Type"]) & resource.get("Properties", {}).keys()
         if "stack" not in str(resolve(resource["Properties"][key]))
@@ -102,7 +112,7 @@ def names(resource_type: str) -> set[str]:
 
 def test_schedules_are_named_by_cloudformation() -> None:
     """CloudFormation names the schedules, because SAM's own names would be the same in every stack of an account."""
-    schedules = of_type(TEMPLATE, "AWS::Scheduler::Schedule").values()
+    schedules = of_type(transformed(), "AWS::Scheduler::Schedule").values()
 
     assert 2 == len(schedules)
     assert [] == [schedule for schedule in schedules if "Name" in schedule]
@@ -113,7 +123,7 @@ def test_schedules_are_named_by_cloudformation() -> None:
 
 def test_an_update_replaces_nothing_of_users() -> None:
     """An update from commit b2091fe keeps tables, queues, the bus and its rules, the APIs and their URLs, and logs."""
-    earlier, now = transformed(EARLIER)["Resources"], TEMPLATE["Resources"]
+    earlier, now = transformed(EARLIER)["Resources"], transformed()["Resources"]
     kept = {
         name: resource
         for name, resource in earlier.items()
@@ -152,7 +162,7 @@ def test_what_cannot_be_had_again_outlives_the_stack() -> None:
     """The ledger and the failed queue, which has the only copy of unsent messages, are kept when a stack is deleted."""
     kept = {
         name
-        for name, resource in TEMPLATE["Resources"].items()
+        for name, resource in transformed()["Resources"].items()
         if {"Retain"} == {resource.get("DeletionPolicy"), resource.get("UpdateReplacePolicy")}
     }
 
@@ -161,7 +171,7 @@ def test_what_cannot_be_had_again_outlives_the_stack() -> None:
 
 def test_no_length_shrank() -> None:
     """Each parameter still accepts the values and lengths that it accepted at commit b2091fe."""
-    earlier, now = transformed(EARLIER)["Parameters"], TEMPLATE["Parameters"]
+    earlier, now = transformed(EARLIER)["Parameters"], transformed()["Parameters"]
     shrunk = [
         name
         for name in earlier.keys() & now.keys()
@@ -177,9 +187,14 @@ def test_no_length_shrank() -> None:
 # ---------------------------------------------------------------- versions
 
 
+def test_every_function_has_a_version() -> None:
+    """Each function of the template is one after the transform, and has a version."""
+    assert FUNCTIONS == sorted(functions()) == sorted(versions())
+
+
 def test_every_parameter_is_tried() -> None:
     """Each parameter has other values in these tests, and the template accepts them."""
-    assert TEMPLATE["Parameters"].keys() == OTHERS.keys()
+    assert transformed()["Parameters"].keys() == OTHERS.keys()
     assert [] == [
         (name, value)
         for name, values in OTHERS.items()
@@ -191,46 +206,46 @@ def test_every_parameter_is_tried() -> None:
 def settings() -> list[dict[str, str]]:
     """Return the defaults, each parameter changed alone, and each pair of changes that are in descriptions."""
     changes = [{name: value} for name, values in OTHERS.items() for value in values]
-    resolve = {name: json.dumps(VERSIONS[name]["Description"]) for name in FUNCTIONS}
+    resolve = {name: json.dumps(versions()[name]["Description"]) for name in FUNCTIONS}
     described = [each for each in changes if any(f'"{next(iter(each))}"' in text for text in resolve.values())]
     pairs = [one | other for one, other in itertools.combinations(described, 2) if one.keys() != other.keys()]
     return [{}, *changes, *pairs]
 
 
-@pytest.mark.parametrize("name", sorted(FUNCTIONS))
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_version_and_function_change_together(name: str) -> None:
     """The description of a function's version changes exactly when the function changes.
 
     A new description publishes a version, which Lambda refuses if the function did not change. A function that changes
     under the same description is not published.
     """
-    functions: dict[str, set[str]] = {}
-    descriptions: dict[str, set[str]] = {}
+    by_description: dict[str, set[str]] = {}
+    by_function: dict[str, set[str]] = {}
     for values in settings():
-        resolve = Resolver(TEMPLATE, values)
-        description = resolve(VERSIONS[name]["Description"])
-        function = json.dumps(resolve({**FUNCTIONS[name], "Tags": None}), sort_keys=True)
-        functions.setdefault(description, set()).add(function)
-        descriptions.setdefault(function, set()).add(description)
+        resolve = Resolver(transformed(), values)
+        description = resolve(versions()[name]["Description"])
+        function = json.dumps(resolve({**functions()[name], "Tags": None}), sort_keys=True)
+        by_description.setdefault(description, set()).add(function)
+        by_function.setdefault(function, set()).add(description)
 
-    assert 1 < len(functions)
-    assert [] == [each for each in functions.values() if len(each) > 1]
-    assert [] == [each for each in descriptions.values() if len(each) > 1]
+    assert 1 < len(by_description)
+    assert [] == [each for each in by_description.values() if len(each) > 1]
+    assert [] == [each for each in by_function.values() if len(each) > 1]
 
 
-@pytest.mark.parametrize("name", sorted(FUNCTIONS))
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_description_has_room(name: str) -> None:
     """The longest description, with codes for five more parameters, is within Lambda's 256 characters.
 
     https://docs.aws.amazon.com/lambda/latest/api/API_PublishVersion.html
     """
     longest = {
-        parameter: "x" * int(TEMPLATE["Parameters"][parameter].get("MaxLength", 0))
+        parameter: "x" * int(transformed()["Parameters"][parameter].get("MaxLength", 0))
         for parameter in ("ConnectionPrefix", "WebhookBaseUrl")
     }
     longest |= {"DefaultConnection": "x" * 64, "SendThreads": "50", "SendLease": "3600", "SendSmsTimeout": "300"}
     longest |= {"UnknownReportAfter": "1440", "TwilioApiUrl": f"https://{'x' * (50 - len('https://'))}"}
-    description = Resolver(TEMPLATE, longest)(VERSIONS[name]["Description"])
+    description = Resolver(transformed(), longest)(versions()[name]["Description"])
 
     assert len(description) + FIVE_MORE <= 256
 
@@ -242,7 +257,7 @@ def test_functions_have_no_tags_of_their_own() -> None:
     """
     sam = [{"Key": "lambda:createdBy", "Value": "SAM"}]
 
-    assert [] == [name for name, function in FUNCTIONS.items() if function["Tags"] != sam]
+    assert [] == [name for name, function in functions().items() if function["Tags"] != sam]
 
 
 # ---------------------------------------------------------------- values that contradict each other
@@ -256,13 +271,13 @@ CONTRADICTIONS = [
 @pytest.mark.parametrize("values", CONTRADICTIONS, ids=str)
 def test_contradictions_are_refused(values: dict[str, str]) -> None:
     """A rule of the template refuses values that contradict each other, before anything is created."""
-    assert 1 == len(list(Resolver(TEMPLATE, values).rules()))
+    assert 1 == len(list(Resolver(transformed(), values).rules()))
 
 
 @pytest.mark.parametrize("values", [{}, {"SendBatchSize": "11", "SendBatchWindow": "1"}], ids=str)
 def test_what_fits_is_not_refused(values: dict[str, str]) -> None:
     """The rules accept the defaults, and larger batches that have a window to fill."""
-    assert [] == list(Resolver(TEMPLATE, values).rules())
+    assert [] == list(Resolver(transformed(), values).rules())
 
 
 @pytest.mark.parametrize("seconds", ["20", "30", "75", "300"])
@@ -273,9 +288,9 @@ def test_records_come_again_after_the_invocation(seconds: str) -> None:
 
     https://docs.aws.amazon.com/lambda/latest/dg/services-sqs-configure.html
     """
-    resolve = Resolver(TEMPLATE, {"SendSmsTimeout": seconds})
-    function = int(resolve(FUNCTIONS["SendSmsFunction"]["Timeout"]))
-    queue = int(resolve(TEMPLATE["Resources"]["SendQueue"]["Properties"]["VisibilityTimeout"]))
+    resolve = Resolver(transformed(), {"SendSmsTimeout": seconds})
+    function = int(resolve(functions()["SendSmsFunction"]["Timeout"]))
+    queue = int(resolve(transformed()["Resources"]["SendQueue"]["Properties"]["VisibilityTimeout"]))
 
     assert int(seconds) == function
     assert 6 * function <= queue
@@ -283,11 +298,11 @@ def test_records_come_again_after_the_invocation(seconds: str) -> None:
 
 def test_a_new_account_keeps_half_of_its_concurrency() -> None:
     """The queues use at most five of a new account's ten executions, and no function reserves concurrency."""
-    mappings = of_type(TEMPLATE, "AWS::Lambda::EventSourceMapping").values()
-    resolve = Resolver(TEMPLATE)
+    mappings = of_type(transformed(), "AWS::Lambda::EventSourceMapping").values()
+    resolve = Resolver(transformed())
 
     assert 5 >= sum(int(resolve(each["ScalingConfig"]["MaximumConcurrency"])) for each in mappings)
-    assert [] == [name for name, each in FUNCTIONS.items() if "ReservedConcurrentExecutions" in each]
+    assert [] == [name for name, each in functions().items() if "ReservedConcurrentExecutions" in each]
 
 
 # ---------------------------------------------------------------- alarms
@@ -298,7 +313,7 @@ def test_no_alarm_on_the_age_of_a_queue() -> None:
 
     https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-available-cloudwatch-metrics.html
     """
-    alarms = of_type(TEMPLATE, "AWS::CloudWatch::Alarm")
+    alarms = of_type(transformed(), "AWS::CloudWatch::Alarm")
 
     assert alarms
     assert [] == [name for name, each in alarms.items() if each["MetricName"] == "ApproximateAgeOfOldestMessage"]
@@ -307,4 +322,4 @@ def test_no_alarm_on_the_age_of_a_queue() -> None:
 
 def test_defaults_are_allowed() -> None:
     """The template accepts its own defaults."""
-    assert [] == [(name, value) for name, value in defaults(TEMPLATE).items() if not allowed(name, value)]
+    assert [] == [(name, value) for name, value in defaults(transformed()).items() if not allowed(name, value)]

@@ -4,6 +4,7 @@ import ast
 import re
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -42,6 +43,7 @@ type Modules = dict[str, ast.Module]
 """Syntax trees by names such as `aws.client` and `functions.send_sms`; the layer's own `__init__` is left out."""
 
 
+@cache
 def modules() -> Modules:
     """Return the modules of the layer and the functions."""
     paths = {*LAYER.rglob("*.py")} - {LAYER / "__init__.py"}
@@ -105,13 +107,9 @@ def drawing() -> str:
     return "\n".join(lines) + "\n"
 
 
-SOURCES = modules()
-IMPORTED = graph(SOURCES)
-
-
 def test_imports_go_one_way() -> None:
     """A module imports only from its own package and from earlier packages."""
-    assert [] == wrong(IMPORTED)
+    assert [] == wrong(graph(modules()))
 
 
 def test_modules_import_each_other_in_no_circle() -> None:
@@ -119,14 +117,16 @@ def test_modules_import_each_other_in_no_circle() -> None:
 
     A person can therefore read every module after all the modules that it imports.
     """
-    assert set(IMPORTED) == set(TopologicalSorter(IMPORTED).static_order())
+    imported = graph(modules())
+
+    assert set(imported) == set(TopologicalSorter(imported).static_order())
 
 
 def test_a_name_means_one_thing() -> None:
     """Public classes, functions and types have unique names in all modules, except for the functions' `handler`."""
     defined = Counter(
         name
-        for module in SOURCES.values()
+        for module in modules().values()
         for name in {
             node.name.id if isinstance(node, ast.TypeAlias) else node.name
             for node in module.body
@@ -141,7 +141,7 @@ def test_a_name_means_one_thing() -> None:
 
 def test_packages_are_those_that_exist() -> None:
     """Every existing package has a place in the order, and every place names an existing package."""
-    assert sorted(PACKAGES) == sorted({name.partition(".")[0] for name in SOURCES})
+    assert sorted(PACKAGES) == sorted({name.partition(".")[0] for name in modules()})
 
 
 def test_page_draws_the_order() -> None:
@@ -231,7 +231,7 @@ def test_time_comes_from_one_clock() -> None:
     """Only `clock` and `http` read the time: tests set the clock, and only socket timeouts use real seconds."""
     timed = {
         name
-        for name, module in SOURCES.items()
+        for name, module in modules().items()
         for node in ast.walk(module)
         if (isinstance(node, ast.Import) and "time" in {each.name for each in node.names})
         or (isinstance(node, ast.ImportFrom) and node.module == "time")

@@ -42,7 +42,7 @@ DENIED = {"sqs:*", "logs:*"}
 """Actions that policies deny: calls of queues without TLS, and logs that are not the functions' own."""
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.CSafeLoader):
     """A YAML loader that reads CloudFormation's short forms as their long ones."""
 
 

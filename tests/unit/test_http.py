@@ -435,10 +435,9 @@ def needed(server: FaultServer, how: str, max_bytes: int) -> int:
 def test_memory_is_bounded_whatever_arrives(server: FaultServer, how: str) -> None:
     """A process needs less than 32 MB over the limit, even for a gigabyte or an endless answer."""
     megabytes = 6
-    server.named["nested_bomb"] = replace(
-        faults.answer(gzip.compress(gzip.compress(bytes(1 << 28), 1), 9), headers={"Content-Encoding": "gzip, gzip"}),
-        name="nested_bomb",
-    )
+    if how == "nested_bomb":
+        body = gzip.compress(gzip.compress(bytes(1 << 28), 1), 9)
+        server.named[how] = replace(faults.answer(body, headers={"Content-Encoding": "gzip, gzip"}), name=how)
 
     assert needed(server, how, megabytes << 20) < megabytes + 32
 

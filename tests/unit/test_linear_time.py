@@ -88,9 +88,7 @@ def patterns(path: Path) -> Iterator[Found]:
     """Yield the patterns of a module."""
     tree = ast.parse(path.read_text())
     names = Names(vars(importlib.import_module(module_name(path))))
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Call):
-            continue
+    for node in (node for node in nodes(tree) if isinstance(node, ast.Call)):
         function = ast.unparse(node.func)
         given = [keyword.value for keyword in node.keywords if keyword.arg == "pattern"]
         if re.fullmatch(rf"re\.({'|'.join(METHODS)}|compile)", function):
@@ -116,7 +114,7 @@ def used(tree: ast.Module, node: ast.Call, function: str) -> frozenset[str]:
         return frozenset({function.removeprefix("re.")})
     names = [
         ast.unparse(target)
-        for each in ast.walk(tree)
+        for each in nodes(tree)
         if isinstance(each, ast.Assign) and each.value is node
         for target in each.targets
     ]
@@ -125,9 +123,15 @@ def used(tree: ast.Module, node: ast.Call, function: str) -> frozenset[str]:
 
 
 @cache
+def nodes(tree: ast.Module) -> list[ast.AST]:
+    """Return all nodes of a syntax tree."""
+    return list(ast.walk(tree))
+
+
+@cache
 def attributes(tree: ast.Module) -> set[tuple[str, str]]:
     """Return the attributes that a module reads, each with the name of its object."""
-    return {(ast.unparse(each.value), each.attr) for each in ast.walk(tree) if isinstance(each, ast.Attribute)}
+    return {(ast.unparse(each.value), each.attr) for each in nodes(tree) if isinstance(each, ast.Attribute)}
 
 
 FOUND = [found for path in DEPLOYED for found in patterns(path)]
@@ -260,8 +264,13 @@ TEXTS = ["a", "0", " ", "0 ", "(", "+", "-", "+1 ", "/", "/a", "%41", ".", "a.",
 TEXTS += ['"', "\\", "https://a/", "whatsapp:", "tel:", "SM0", "2026-01-01", "=", "\u00b9", "A" * 40 + " "]
 
 
-def values(size: int) -> Iterator[tuple[str, Any]]:
-    """Yield large values of all kinds, each with the name of its kind."""
+@cache
+def values(size: int) -> dict[str, Any]:
+    """Return large values of all kinds, by the names of their kinds."""
+    return dict(_values(size))
+
+
+def _values(size: int) -> Iterator[tuple[str, Any]]:
     for text in TEXTS:
         yield f"text {text[:10]!a}", text * (size // len(text))
     yield "digits", int("9" * 4000)  # Python's JSON reader takes no longer numbers
@@ -327,8 +336,8 @@ def test_no_field_is_slow(action: str, name: str) -> None:
     It takes at most twice the time of Python's JSON reader, or the factor in `DEARER`.
     """
     parse(*ACTIONS[action])  # load what is loaded only once
-    for (made_of, short), (_, long) in zip(values(SHORT), values(LONG), strict=True):
-        assert any(is_cheap(action, name, made_of, short, long) for _ in range(10)), made_of
+    for made_of, long in values(LONG).items():
+        assert any(is_cheap(action, name, made_of, values(SHORT)[made_of], long) for _ in range(10)), made_of
 
 
 @pytest.mark.parametrize("action", ACTIONS)

@@ -237,11 +237,9 @@ def _variant(service: str, region: str, configured: str | None, *, fips: bool, d
     # These imports take some milliseconds, and only stacks that set these variables need them.
     from botocore.endpoint_provider import EndpointProvider  # noqa: PLC0415
     from botocore.exceptions import EndpointProviderError  # noqa: PLC0415
-    from botocore.loaders import Loader  # noqa: PLC0415
 
-    loader = Loader()
-    rules = loader.load_service_model(service, "endpoint-rule-set-1")
-    provider = EndpointProvider(ruleset_data=rules, partition_data=loader.load_data("partitions"))
+    rules = _loader().load_service_model(service, "endpoint-rule-set-1")
+    provider = EndpointProvider(ruleset_data=rules, partition_data=_loader().load_data("partitions"))
     given = {"Region": region, "UseFIPS": fips, "UseDualStack": dual_stack}
     try:
         return str(provider.resolve_endpoint(**given, **({"Endpoint": configured} if configured else {})).url)
@@ -250,6 +248,14 @@ def _variant(service: str, region: str, configured: str | None, *, fips: bool, d
             "environment variables AWS_USE_FIPS_ENDPOINT and AWS_USE_DUALSTACK_ENDPOINT: "
             f"{service} has no such endpoint in {region}, or another variable sets its URL ({type(error).__name__})"
         ) from None
+
+
+@cache
+def _loader() -> Any:
+    """Return botocore's loader of its data, which lists the folders of all services only once."""
+    from botocore.loaders import Loader  # noqa: PLC0415 as in _variant
+
+    return Loader()
 
 
 def _keys() -> _Keys:
