@@ -24,6 +24,7 @@ type Evil = Literal[
 
 NEWEST = datetime(2026, 1, 31, 12, tzinfo=UTC)
 """The time at which the newest message of a history was sent."""
+_CREATED = format_datetime(NEWEST)
 
 OTHER_ACCOUNT = "AC" + "f" * 32
 RECIPIENTS = [f"+1555010{number:04}" for number in range(4)]
@@ -152,7 +153,7 @@ class History:
         if self._evil == "repeated_message":
             start = max(start - 1, 0) if number else 0
         rows = [] if self._evil == "empty_pages" else found[start : start + size]
-        rows = [each | _owner(account, each) for each in rows]
+        rows = [each | _owner(account, each["sid"]) for each in rows]
         last = (rows or found or [{"sid": "SM" + "0" * 32}])[-1]["sid"]
         following = wanted | {"PageSize": str(size), "Page": str(number + 1), "PageToken": f"PA{last}"}
         next_page = f"{request.path}?{urlencode(following)}"
@@ -186,14 +187,13 @@ def message(account: str, sid: str, form: dict[str, str] | None = None) -> Messa
     """Return the message object that Twilio creates from the form of a request."""
     form = form or {"To": RECIPIENTS[0], "From": SENDERS[0], "Body": "Hello"}
     service = form.get("MessagingServiceSid")
-    created = format_datetime(NEWEST)
     return {
-        "account_sid": account,
+        **_owner(account, sid),
         "api_version": "2010-04-01",
         "body": form.get("Body", ""),
-        "date_created": created,
+        "date_created": _CREATED,
         "date_sent": None,
-        "date_updated": created,
+        "date_updated": _CREATED,
         "direction": "outbound-api",
         "error_code": None,
         "error_message": None,
@@ -205,9 +205,7 @@ def message(account: str, sid: str, form: dict[str, str] | None = None) -> Messa
         "price_unit": "USD",
         "sid": sid,
         "status": "accepted" if service else "queued",
-        "subresource_uris": {"media": f"/2010-04-01/Accounts/{account}/Messages/{sid}/Media.json"},
         "to": form.get("To"),
-        "uri": f"/2010-04-01/Accounts/{account}/Messages/{sid}.json",
     }
 
 
@@ -222,10 +220,10 @@ def _sent(number: int, sent: datetime, body: str) -> Message:
     return message("AC" + "0" * 32, sid, form) | {"status": "delivered", "date_sent": format_datetime(sent)}
 
 
-def _owner(account: str, each: Message) -> Message:
+def _owner(account: str, sid: str) -> Message:
     """Return the fields of a message that contain the account SID."""
-    whole = message(account, each["sid"])
-    return {name: whole[name] for name in ("account_sid", "subresource_uris", "uri")}
+    path = f"/2010-04-01/Accounts/{account}/Messages/{sid}"
+    return {"account_sid": account, "subresource_uris": {"media": f"{path}/Media.json"}, "uri": f"{path}.json"}
 
 
 def _matches(each: Message, wanted: dict[str, str]) -> bool:

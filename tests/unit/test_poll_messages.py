@@ -1079,6 +1079,7 @@ _PAGES = {"list": [0, 2, 4], "media": [1, 3]}
 """The positions of each kind of request: of three pages, the first two have a message with media."""
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", ["refused", "lost"])
 @pytest.mark.parametrize("operation", ["GetItem", "PutItem", "BatchGetItem", "PutEvents", "list", "media"])
 @pytest.mark.usefixtures("delays", "memory")
