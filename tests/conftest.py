@@ -102,8 +102,7 @@ class Scheduler(LoadScopeScheduling):  # type: ignore[misc]
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduler:
-    """Return our scheduler, and keep the order of the files."""
-    config.option.loadscopereorder = False
+    """Return our scheduler, which begins with the largest groups."""
     return Scheduler(config, log)
 
 
