@@ -34,20 +34,6 @@ def operation(name: str) -> OperationModel:
 
 def faults(name: str, parameters: Mapping[str, Any]) -> list[str]:
     """Return the errors in a call's parameters: those that botocore validates, and those that only AWS would."""
-    call = hash((name, repr(parameters)))
-    if call in _VALID:
-        return []
-    found = _faults(name, parameters)
-    if not found:
-        _VALID.add(call)
-    return found
-
-
-_VALID: set[int] = set()
-"""The calls without errors: tests repeat them thousands of times, and each check takes longer than the call."""
-
-
-def _faults(name: str, parameters: Mapping[str, Any]) -> list[str]:
     shape = operation(name).input_shape
     report = ParamValidator().validate(parameters, shape)
     found = [report.generate_report()] if report.has_errors() else list(_beyond(parameters, shape, name))
