@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+from functools import cache
 from typing import Any
 
 import pytest
@@ -61,11 +62,13 @@ OTHERS = {
 FIVE_MORE = 5 * len("|x")
 
 
+@cache
 def functions() -> dict[str, Any]:
     """Return the functions' properties by their names."""
     return of_type(transformed(), "AWS::Lambda::Function")
 
 
+@cache
 def versions() -> dict[str, Any]:
     """Return the properties of the functions' versions by the functions' names."""
     return {each["FunctionName"]["Ref"]: each for each in of_type(transformed(), "AWS::Lambda::Version").values()}
